@@ -1,0 +1,146 @@
+"""The import table of docs/architecture.md, enforced: every import of every file of tf_infer."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "tf_infer"
+
+EVERYTHING = {"errors", "version", "config", "manifest", "wire", "client", "text", "networks",
+              "decoding", "tasks", "train", "verify", "export", "server", "cli"}
+
+# package -> what it may import from tf_infer
+INSIDE: dict[str, set[str]] = {
+    "errors": set(),
+    "version": set(),
+    "config": {"errors"},
+    "manifest": {"config", "errors"},
+    "wire": {"errors"},
+    "client": {"wire", "manifest", "errors", "version"},
+    "text": {"config", "errors"},
+    "networks": {"config", "errors"},
+    "decoding": {"config", "errors"},
+    "tasks": {"text", "networks", "decoding", "config", "manifest", "errors"},
+    "train": {"tasks", "config", "errors"},
+    "verify": {"client", "manifest", "config", "errors"},
+    "export": {"tasks", "wire", "manifest", "config", "errors", "version"},
+    "server": {"wire", "manifest", "config", "errors", "version"},
+    "cli": EVERYTHING,
+}
+
+# package -> top-level packages from outside, beside the standard library
+OUTSIDE: dict[str, set[str]] = {
+    "errors": set(),
+    "version": set(),
+    "config": set(),
+    "manifest": {"numpy"},
+    "wire": {"numpy", "google", "ml_dtypes"},
+    "client": {"numpy", "google", "grpc"},
+    "text": {"numpy", "tensorflow", "tensorflow_text"},
+    "networks": {"numpy", "tensorflow", "keras", "keras_hub", "safetensors"},
+    "decoding": {"numpy", "tensorflow"},
+    "tasks": {"numpy", "tensorflow", "keras"},
+    "train": {"numpy", "tensorflow", "keras", "tqdm"},
+    "verify": {"numpy"},
+    "export": {"numpy", "tensorflow", "keras", "tensorflow_serving", "tensorflow_text"},
+    "server": {"numpy", "google", "grpc"},
+    "cli": {"numpy"},
+}
+
+# one file may import more than its package
+FILES: dict[str, set[str]] = {
+    "verify/predictors.py": {"tensorflow", "tensorflow_text"},
+    "server/servable.py": {"tensorflow", "tensorflow_text"},
+    "server/grpc_service.py": {"grpc_health"},
+    "server/app.py": {"grpc_health"},
+}
+
+
+def part_of(path: Path) -> str:
+    """Return the package a file belongs to: its folder, or its own name at the top."""
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """Return (line, module) of every import of a file, also those inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import; write it in full"
+            base = node.module or ""
+            found += [(node.lineno, f"{base}.{alias.name}" if base == "tf_infer" else base)
+                      for alias in node.names]
+    return found
+
+
+def forbidden(path: Path) -> list[str]:
+    """Return the edges of a file that the table does not allow, as 'file:line: text'."""
+    part = part_of(path)
+    if part in ("__init__", "__main__"):
+        return []
+    faults = []
+    name = path.relative_to(PACKAGE).as_posix()
+    for line, module in imports(path):
+        top, _, rest = module.partition(".")
+        if top == "tf_infer":
+            target = rest.split(".")[0]
+            if target in EVERYTHING and target != part and target not in INSIDE[part]:
+                faults.append(f"tf_infer/{name}:{line}: {part} may not import tf_infer.{target}")
+        elif top not in sys.stdlib_module_names and top not in OUTSIDE[part] | FILES.get(
+                name, set()):
+            faults.append(f"tf_infer/{name}:{line}: {part} may not import {top}")
+    return faults
+
+
+def sources() -> list[Path]:
+    return sorted(p for p in PACKAGE.rglob("*.py") if not p.name.endswith("_pb2.py"))
+
+
+def test_every_import_is_in_the_table() -> None:
+    faults = [fault for path in sources() for fault in forbidden(path)]
+    assert not faults, "\n".join(faults)
+
+
+def test_every_part_has_a_row() -> None:
+    parts = {part_of(path) for path in sources()} - {"__init__", "__main__"}
+    assert parts == set(INSIDE) == set(OUTSIDE) == EVERYTHING
+
+
+def test_the_table_has_no_circle() -> None:
+    seen: set[str] = set()
+
+    def visit(part: str, trail: tuple[str, ...]) -> None:
+        assert part not in trail, f"a circle: {' -> '.join((*trail, part))}"
+        if part not in seen:
+            for target in INSIDE[part]:
+                visit(target, (*trail, part))
+            seen.add(part)
+
+    for part in INSIDE:
+        if part != "cli":
+            visit(part, ())
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("import tensorflow\n", "wire may not import tensorflow"),
+    ("def f():\n    from tf_infer.server import app\n", "wire may not import tf_infer.server"),
+    ("from tf_infer import tasks\n", "wire may not import tf_infer.tasks"),
+])
+def test_a_forbidden_edge_is_named_with_its_line(
+        text: str, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    (tmp_path / "wire").mkdir()
+    path = tmp_path / "wire" / "bad.py"
+    path.write_text(text)
+    faults = forbidden(path)
+    assert len(faults) == 1
+    assert expected in faults[0]
+    assert f"bad.py:{text.count(chr(10))}:" in faults[0]

@@ -1,0 +1,101 @@
+"""The argument parser of `tf-infer`; imports a command's module only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from tf_infer.errors import TfInferError
+
+# name -> what it does, in the order of a model's and then a request's life. The module
+# tf_infer.cli.<name> has `configure(parser)` and `run(arguments) -> int`, and may import nothing
+# heavy at its top.
+COMMANDS: dict[str, str] = {
+    "quickstart": "train, verify, export, serve and ask, in one command",
+    "build": "make a model from a configuration or a checkpoint",
+    "train": "fit a model to a file of examples",
+    "verify": "prove that every path of a model gives the same answers",
+    "export": "write a version directory that a server can load",
+    "serve": "answer over TensorFlow Serving's API",
+    "predict": "ask a server",
+    "status": "ask a server what it serves, and wait for it",
+    "inspect": "show what a version directory or a server's model takes and gives",
+}
+
+EPILOG = """examples:
+  tf-infer quickstart
+  tf-infer serve --model_name=intents --model_base_path=$PWD/saved_models/intents
+  tf-infer predict intents "where is my parcel?" --address localhost:8500
+  tf-infer COMMAND --help
+"""
+
+
+def _versions() -> str:
+    from importlib import metadata
+
+    from tf_infer.version import __version__
+
+    names = ("grpcio", "protobuf", "numpy", "tensorflow", "tensorflow-text", "keras", "keras-hub",
+             "tensorflow-serving-api", "ai-edge-litert")
+    lines = [f"tf-infer {__version__}", f"python {sys.version.split()[0]}"]
+    for name in names:
+        try:
+            lines.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            lines.append(f"{name} not installed")
+    return "\n".join(lines)
+
+
+class _VersionAction(argparse.Action):
+    """Print our version and those of the packages we stand on."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        print(_versions())
+        parser.exit()
+
+
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser.
+
+    Args:
+        only: configure this command alone (the one that is called); the others are listed by name.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tf-infer", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Keras text models as one graph, served through TensorFlow Serving's API.")
+    parser.add_argument("--version", action=_VersionAction, nargs=0,
+                        help="print the versions of tf-infer and of what it stands on")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter)
+        if only in (None, name):
+            importlib.import_module(f"tf_infer.cli.{name}").configure(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    called = next((word for word in argv if not word.startswith("-")), "")
+    arguments = build_parser(only=called).parse_args(argv)
+    try:
+        command = importlib.import_module(f"tf_infer.cli.{arguments.command}")
+        code: int = command.run(arguments)
+        return code
+    except TfInferError as error:
+        print(f"tf-infer {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"tf-infer {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

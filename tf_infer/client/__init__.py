@@ -1,0 +1,1 @@
+"""ASKING: the thin client, which knows no TensorFlow. May import: wire, manifest, errors, version."""

@@ -1,0 +1,527 @@
+"""Frozen dataclasses for all that is written to JSON, and the strict reader for them.
+
+An unknown key is an error that names the nearest known one; a missing key takes its default; every
+rule is checked once, when the object is built. Dtypes and kinds are strings, so that reading a
+configuration needs no TensorFlow. Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from tf_infer.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def check(rule: bool, where: str, expected: str, got: object, hint: str = "") -> None:
+    """Raise ConfigError in the house form unless `rule` holds."""
+    if not rule:
+        tail = f" {hint}" if hint else ""
+        raise ConfigError(f"{where}: expected {expected}, got {got!r}.{tail}")
+
+
+# ---------------------------------------------------------------------------- text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AddedToken:
+    """A token that is found in the text before anything else is split.
+
+    Attributes:
+        text: what stands in the text, never empty.
+        id: its id.
+        special: dropped by `decode`.
+        left_strip, right_strip: swallow the white space before, after it.
+        single_word: only where no letter, digit or underscore touches it.
+        normalized: looked for after normalisation (lower-casing) instead of before.
+    """
+
+    text: str
+    id: int
+    special: bool = True
+    left_strip: bool = False
+    right_strip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.text != "", "AddedToken.text", "at least one character", self.text)
+        check(self.id >= 0, "AddedToken.id", "an id >= 0", self.id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordPieceConfig:
+    """BERT-style tokenizer: normalise, split on white space and punctuation, longest match first.
+
+    File: `vocab.txt` in the tokenizer folder, one token a line, the line number is the id.
+    """
+
+    kind: Literal["wordpiece"] = "wordpiece"
+    clean_text: bool = True
+    lowercase: bool = True
+    strip_accents: bool = True
+    split_chinese: bool = True
+    prefix: str = "##"
+    max_word_chars: int = 100
+    unknown_token: str = "[UNK]"
+    pad_token: str = "[PAD]"
+    start_token: str | None = "[CLS]"
+    end_token: str | None = "[SEP]"
+    added_tokens: tuple[AddedToken, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(self.max_word_chars > 0, "WordPieceConfig.max_word_chars", "> 0", self.max_word_chars)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SentencePieceConfig:
+    """Unigram or BPE model file of the sentencepiece library.
+
+    File: `tokenizer.model` in the tokenizer folder. Normalisation, dummy prefix and byte fallback
+    are what the model file says. Ids of None take what the model file says; -1 means none.
+    """
+
+    kind: Literal["sentencepiece"] = "sentencepiece"
+    pad_id: int | None = None
+    start_id: int | None = None
+    end_id: int | None = None
+    added_tokens: tuple[AddedToken, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BytePairConfig:
+    """Byte-level BPE, GPT-2 style.
+
+    Files: `vocab.json` (token -> id, in the byte alphabet) and `merges.txt` in the tokenizer folder.
+
+    Attributes:
+        split: the regular expression that cuts text into words: "gpt2", "llama3" (tiktoken's cl100k
+            form), or "none" (no cut: the whole text between added tokens is one word).
+        add_prefix_space: put a space before the text unless it starts with one.
+        ignore_merges: a word that is itself in the vocabulary is taken whole.
+    """
+
+    kind: Literal["bytepair"] = "bytepair"
+    split: Literal["gpt2", "llama3", "none"] = "gpt2"
+    add_prefix_space: bool = False
+    ignore_merges: bool = False
+    pad_token: str | None = None
+    start_token: str | None = None
+    end_token: str | None = "<|endoftext|>"
+    unknown_token: str | None = None
+    added_tokens: tuple[AddedToken, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BytesConfig:
+    """One id per byte: pad 0, start 1, end 2, byte b is id b + 3. Needs no file."""
+
+    kind: Literal["bytes"] = "bytes"
+
+
+CodecConfig = Union[WordPieceConfig, SentencePieceConfig, BytePairConfig, BytesConfig]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackingConfig:
+    """How ids become one row of the network.
+
+    Attributes:
+        max_tokens: longest row, special ids included.
+        start, end: put the codec's start id before, its end id after a text.
+        pair_separators: end ids between the two texts of a pair: 1 (BERT) or 2 (RoBERTa).
+        truncation: "longest_first" takes ids from the end of the longer text of a pair;
+            "left" keeps the end of the text instead of its beginning (prompts).
+    """
+
+    max_tokens: int = 128
+    start: bool = True
+    end: bool = True
+    pair_separators: int = 1
+    truncation: Literal["longest_first", "left"] = "longest_first"
+
+    def __post_init__(self) -> None:
+        check(self.max_tokens >= 4, "PackingConfig.max_tokens", ">= 4", self.max_tokens)
+        check(self.pair_separators in (1, 2), "PackingConfig.pair_separators", "1 or 2",
+              self.pair_separators)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShapeGrid:
+    """All shapes that the dense part of a graph may see: rows x tokens.
+
+    Attributes:
+        rows: batch buckets, ascending.
+        tokens: length buckets, ascending; the last one is the longest row.
+    """
+
+    rows: tuple[int, ...] = (1, 8, 32)
+    tokens: tuple[int, ...] = (16, 32, 64, 128)
+
+    def __post_init__(self) -> None:
+        for name, sizes in (("rows", self.rows), ("tokens", self.tokens)):
+            ascending = all(a < b for a, b in itertools.pairwise(sizes))
+            check(bool(sizes) and sizes[0] > 0 and ascending, f"ShapeGrid.{name}",
+                  "one or more ascending sizes > 0", sizes)
+
+
+# ---------------------------------------------------------------------------- networks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HubConfig:
+    """A backbone of KerasHub, built from its constructor's arguments.
+
+    Attributes:
+        backbone: class name in `keras_hub.models`, such as "BertBackbone".
+        arguments: its constructor's arguments, JSON values only.
+        activation: feed-forward activation where the checkpoint says another than KerasHub's
+            ("gelu" is the exact one, "gelu_tanh" the approximation); None leaves it.
+    """
+
+    kind: Literal["hub"] = "hub"
+    backbone: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    activation: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingBagConfig:
+    """Mean of word vectors, and of vectors of hashed n-grams of ids; a few MB, trains in seconds."""
+
+    kind: Literal["embedding_bag"] = "embedding_bag"
+    width: int = 96
+    ngrams: int = 2
+    hash_buckets: int = 20_000
+    dropout: float = 0.3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvConfig:
+    """Embeddings and parallel convolutions over them (Kim 2014, arXiv:1408.5882)."""
+
+    kind: Literal["conv"] = "conv"
+    width: int = 128
+    filters: int = 128
+    kernel_sizes: tuple[int, ...] = (2, 3, 4)
+    dropout: float = 0.3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SmallTransformerConfig:
+    """Pre-norm transformer; as an encoder it looks both ways, as a decoder backwards only."""
+
+    kind: Literal["small_transformer"] = "small_transformer"
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    hidden: int = 512
+    max_positions: int = 512
+    dropout: float = 0.1
+
+
+NetworkConfig = Union[HubConfig, EmbeddingBagConfig, ConvConfig, SmallTransformerConfig]
+
+
+# ---------------------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierConfig:
+    """Text, or a pair of texts, to one or several labels.
+
+    Attributes:
+        classes: names in the order of the logits, at least two, no name twice.
+        multi_label: every class is decided for itself (sigmoid) instead of one of all (softmax).
+        thresholds: score from which a label is given, one for all classes or one each; only with
+            `multi_label`.
+        pair: the signature takes `text` and `text_pair`.
+        pooling: how [B, T, D] becomes [B, D]: "first" token, "mean" of real tokens, "max", or
+            "pooler" (the backbone's own pooled output, tanh of a dense layer).
+        normalize: scale the pooled vector to length 1.
+        frozen: the backbone is not trained.
+        hidden: widths of dense layers between the pooled vector and the logits, with `activation`.
+        temperature: divides the logits before they become scores (calibration).
+    """
+
+    kind: Literal["classifier"] = "classifier"
+    name: str = "classifier"
+    classes: tuple[str, ...]
+    codec: CodecConfig = field(default_factory=BytesConfig)
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    network: NetworkConfig = field(default_factory=SmallTransformerConfig)
+    grid: ShapeGrid = field(default_factory=ShapeGrid)
+    multi_label: bool = False
+    thresholds: tuple[float, ...] = (0.5,)
+    pair: bool = False
+    pooling: Literal["first", "mean", "max", "pooler"] = "mean"
+    normalize: bool = False
+    frozen: bool = False
+    hidden: tuple[int, ...] = ()
+    activation: str = "relu"
+    dropout: float = 0.1
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        where = "ClassifierConfig"
+        check(len(self.classes) >= 2, f"{where}.classes", "two or more names", self.classes)
+        check(len(set(self.classes)) == len(self.classes), f"{where}.classes", "no name twice",
+              self.classes)
+        check(len(self.thresholds) in (1, len(self.classes)), f"{where}.thresholds",
+              f"1 or {len(self.classes)} numbers", self.thresholds)
+        check(all(0.0 <= t <= 1.0 for t in self.thresholds), f"{where}.thresholds",
+              "numbers from 0 to 1", self.thresholds)
+        check(math.isfinite(self.temperature) and self.temperature > 0, f"{where}.temperature",
+              "a number > 0", self.temperature)
+        check(0.0 <= self.dropout < 1.0, f"{where}.dropout", "0 <= dropout < 1", self.dropout)
+        check_grid(self.grid, self.packing, where)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationDefaults:
+    """What `serving_default` of a decoder uses, and the client when an option is left out.
+
+    Attributes:
+        max_new_tokens: at most the task's capacity.
+        temperature: 0 is greedy.
+        top_k: 0 is off.
+        top_p: 1 is off.
+        seed: of row 0; row i takes a seed derived from it and i.
+    """
+
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        where = "GenerationDefaults"
+        check(self.max_new_tokens >= 0, f"{where}.max_new_tokens", ">= 0", self.max_new_tokens)
+        check(math.isfinite(self.temperature) and self.temperature >= 0, f"{where}.temperature",
+              "a number >= 0", self.temperature)
+        check(self.top_k >= 0, f"{where}.top_k", ">= 0", self.top_k)
+        check(0.0 < self.top_p <= 1.0, f"{where}.top_p", "0 < top_p <= 1", self.top_p)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CausalLMConfig:
+    """Prompt to continuation.
+
+    Attributes:
+        packing: of the prompt; `end` must be False.
+        grid: `tokens` are the buckets of the prompt's length.
+        capacity: most new tokens of one call; size of the output buffer, fixed when traced.
+        end_ids: ids that end a continuation; empty takes the codec's end id.
+    """
+
+    kind: Literal["causal_lm"] = "causal_lm"
+    name: str = "causal_lm"
+    codec: CodecConfig = field(default_factory=BytesConfig)
+    packing: PackingConfig = field(
+        default_factory=lambda: PackingConfig(end=False, truncation="left"))
+    network: NetworkConfig = field(default_factory=SmallTransformerConfig)
+    grid: ShapeGrid = field(default_factory=ShapeGrid)
+    capacity: int = 128
+    end_ids: tuple[int, ...] = ()
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+
+    def __post_init__(self) -> None:
+        where = "CausalLMConfig"
+        check(not self.packing.end, f"{where}.packing.end", "False: a prompt has no end",
+              self.packing.end)
+        check(self.capacity >= 1, f"{where}.capacity", ">= 1", self.capacity)
+        check(self.defaults.max_new_tokens <= self.capacity, f"{where}.defaults.max_new_tokens",
+              f"at most capacity = {self.capacity}", self.defaults.max_new_tokens)
+        check_grid(self.grid, self.packing, where)
+
+
+TaskConfig = Union[ClassifierConfig, CausalLMConfig]
+
+
+def check_grid(grid: ShapeGrid, packing: PackingConfig, where: str) -> None:
+    """Raise ConfigError unless the longest packed row has a bucket of its own size."""
+    check(grid.tokens[-1] == packing.max_tokens, f"{where}.grid.tokens",
+          f"a last bucket equal to packing.max_tokens = {packing.max_tokens}", grid.tokens)
+
+
+# ---------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How weights are changed.
+
+    Attributes:
+        epochs: passes over the data.
+        batch_rows: rows of one step.
+        learning_rate: highest rate, reached after the warm-up.
+        warmup_fraction: share of all steps in which the rate grows from 0.
+        decay: "linear" to 0, "cosine" to 0, or "none".
+        weight_decay: decoupled (AdamW, arXiv:1711.05101), not on biases and norms.
+        clip_norm: global norm of the gradient; None is off.
+        label_smoothing: of single-label classifiers.
+        patience: epochs without a better validation result before the end; None never ends early.
+        seed: of weights, shuffling and dropout.
+        validation_fraction: taken from the training rows when no validation file is given.
+        block_tokens: length of a training row of a decoder.
+    """
+
+    epochs: int = 10
+    batch_rows: int = 32
+    learning_rate: float = 1e-3
+    warmup_fraction: float = 0.1
+    decay: Literal["linear", "cosine", "none"] = "linear"
+    weight_decay: float = 0.01
+    clip_norm: float | None = 1.0
+    label_smoothing: float = 0.0
+    patience: int | None = 3
+    seed: int = 0
+    validation_fraction: float = 0.1
+    block_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        where = "TrainConfig"
+        check(self.epochs >= 1, f"{where}.epochs", ">= 1", self.epochs)
+        check(self.batch_rows >= 1, f"{where}.batch_rows", ">= 1", self.batch_rows)
+        check(math.isfinite(self.learning_rate) and self.learning_rate > 0,
+              f"{where}.learning_rate", "a number > 0", self.learning_rate)
+        check(0 <= self.warmup_fraction < 1, f"{where}.warmup_fraction", "0 <= share < 1",
+              self.warmup_fraction)
+        check(0 < self.validation_fraction < 1, f"{where}.validation_fraction", "0 < share < 1",
+              self.validation_fraction)
+        check(self.patience is None or self.patience >= 1, f"{where}.patience", "None or >= 1",
+              self.patience)
+        check(self.block_tokens >= 2, f"{where}.block_tokens", ">= 2", self.block_tokens)
+
+
+# ---------------------------------------------------------------------------- JSON
+
+
+def to_json(value: Any) -> Any:
+    """Return `value` as what `json.dumps` takes; dataclasses become objects with every field."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(kind: Any, data: Any, *, where: str = "config") -> Any:
+    """Read JSON data as `kind`, strictly.
+
+    Args:
+        kind: a dataclass, a union of dataclasses told apart by their `kind` field, or a type that
+            may stand in one of their fields.
+        data: what `json.loads` gave.
+        where: what the data is called in messages.
+
+    Raises:
+        ConfigError: wrong type, unknown key (names the nearest known one), missing key, or a rule
+            of the dataclass itself.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return data
+    if origin in (Union, types.UnionType):
+        return _read_union(arguments, data, where)
+    if origin is Literal:
+        check(data in arguments, where, f"one of {list(arguments)}", data)
+        return data
+    if origin is tuple:
+        check(isinstance(data, list), where, "a list", data)
+        return tuple(from_json(arguments[0], item, where=f"{where}[{i}]")
+                     for i, item in enumerate(data))
+    if origin in (Mapping, dict):
+        check(isinstance(data, dict), where, "an object", data)
+        return {key: from_json(arguments[1], item, where=f"{where}.{key}")
+                for key, item in data.items()}
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, data, where)
+    return _read_plain(kind, data, where)
+
+
+@lru_cache(maxsize=None)
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _read_dataclass(kind: Any, data: Any, where: str) -> Any:
+    check(isinstance(data, dict), where, "an object", data)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key in data:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "Remove it."
+            check(False, f"{where}.{key}", f"one of {sorted(fields)}", key, hint)
+    missing = [name for name, f in fields.items() if name not in data
+               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    check(not missing, where, f"the keys {missing}", sorted(data))
+    hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]
+    return kind(**{key: from_json(hints[key], item, where=f"{where}.{key}")
+                   for key, item in data.items()})
+
+
+def _read_union(members: Sequence[Any], data: Any, where: str) -> Any:
+    if data is None and type(None) in members:
+        return None
+    rest = [member for member in members if member is not type(None)]
+    tagged = {_hints(member)["kind"]: member for member in rest
+              if dataclasses.is_dataclass(member)}
+    if not tagged:
+        return from_json(rest[0], data, where=where)
+    names = {typing.get_args(tag)[0]: member for tag, member in tagged.items()}
+    check(isinstance(data, dict), where, "an object", data)
+    found = data.get("kind")
+    near = difflib.get_close_matches(str(found), names, n=1)
+    check(found in names, f"{where}.kind", f"one of {sorted(names)}", found,
+          f"Did you mean {near[0]!r}?" if near else "")
+    return _read_dataclass(names[found], data, where)
+
+
+def _read_plain(kind: Any, data: Any, where: str) -> Any:
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    exact = type(data) is kind if kind in (int, float, bool, str) else isinstance(data, kind)
+    check(exact, where, f"a value of type {kind.__name__}", data)
+    return data
+
+
+def load(kind: Any, path: Path) -> Any:
+    """Read the JSON file at `path` as `kind`.
+
+    Raises:
+        ConfigError: the file is missing, is not JSON (with line and column), or breaks a rule.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(f"{path}: cannot be read: {reason}.") from error
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path}: expected JSON, got an error at line {error.lineno}, column {error.colno}: "
+            f"{error.msg}.") from error
+    return from_json(kind, data, where=Path(path).name)
+
+
+def dump(value: Any, path: Path) -> None:
+    """Write a configuration as indented JSON with a final newline."""
+    text = json.dumps(to_json(value), indent=2, ensure_ascii=False, allow_nan=False)
+    Path(path).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,280 @@
+"""What travels with a model: its manifest, its golden samples, its verification report.
+
+Files of `<version>/assets.extra/`: `tf_infer.json` (ModelManifest), `golden.jsonl` (Samples),
+`report.json` (Report). Standard library and numpy only, so that a client can read them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tf_infer import config as configs
+from tf_infer.config import ShapeGrid, TaskConfig
+from tf_infer.errors import ConfigError
+
+EXTRA_FOLDER = "assets.extra"
+MANIFEST_FILE = "tf_infer.json"
+GOLDEN_FILE = "golden.jsonl"
+REPORT_FILE = "report.json"
+WARMUP_FILE = "tf_serving_warmup_requests"
+MANIFEST_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """One input or output of a signature.
+
+    Attributes:
+        name: its key in the signature.
+        dtype: numpy's name of it ("float32", "int32", "int64", "bool", ...) or "string".
+        shape: None for a free axis; the first axis is the rows.
+        note: what it means, with its unit.
+        default: of an option that a caller may leave out through another signature; a scalar.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    note: str = ""
+    default: Any = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SignatureSpec:
+    """A named function of the SavedModel: what goes in, what comes out."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    method_name: str = "tensorflow/serving/predict"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelManifest:
+    """What the model is, how it was made, and which shapes it may see.
+
+    Attributes:
+        format: version of this file's form.
+        name: model name, the folder above the version.
+        version: version number, the folder's name.
+        task: its configuration; holds codec, network, classes, grid.
+        signatures: all that a caller may use.
+        grid: rows x tokens, the shapes that warm-up visits.
+        compiled: "none", or "xla" when the dense part is compiled and the server needs XLA.
+        plan: the optimisation plan that was applied, empty for none.
+        packages: versions of the packages that wrote it.
+        source_commit: of tf_infer, empty when not built from a checkout.
+        created: UTC, ISO 8601.
+        files: sha256 of every other file of the version directory, by relative path.
+    """
+
+    format: int = MANIFEST_FORMAT
+    name: str
+    version: int
+    task: TaskConfig
+    signatures: tuple[SignatureSpec, ...]
+    grid: ShapeGrid
+    compiled: Literal["none", "xla"] = "none"
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    packages: Mapping[str, str] = field(default_factory=dict)
+    source_commit: str = ""
+    created: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        configs.check(self.format == MANIFEST_FORMAT, "ModelManifest.format",
+                      f"{MANIFEST_FORMAT}", self.format, "Export the model again.")
+
+    def signature(self, name: str) -> SignatureSpec:
+        """Return the signature called `name`.
+
+        Raises:
+            ConfigError: there is none; the message lists those that there are.
+        """
+        for spec in self.signatures:
+            if spec.name == name:
+                return spec
+        known = [spec.name for spec in self.signatures]
+        raise ConfigError(f"signature {name!r}: expected one of {known}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One request with the reference's answer: what was proven, and is proven again at load.
+
+    Attributes:
+        signature: name of the signature.
+        inputs: name -> array, rows first; strings as object arrays of bytes.
+        outputs: name -> array, the reference's.
+    """
+
+    signature: str
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputDifference:
+    """How far one output of the candidate is from the reference's, over all samples.
+
+    Attributes:
+        signature, output: which.
+        dtype: of the reference.
+        max_abs: largest absolute difference; for strings, ints and bools 1.0 where any differs.
+        max_rel: largest difference relative to 1 + |reference|.
+        mismatches: elements outside the tolerance.
+        elements: elements compared.
+        first_sample: index of the first sample outside the tolerance, None when all are inside.
+        reason: what was wrong when it was not a number ("shape (2, 3) instead of (2, 4)").
+    """
+
+    signature: str
+    output: str
+    dtype: str
+    max_abs: float
+    max_rel: float
+    mismatches: int
+    elements: int
+    first_sample: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PathReport:
+    """The comparison of one path ("xla", "saved_model", ...) with the reference.
+
+    Attributes:
+        skipped: why this path was not compared; empty when it was.
+    """
+
+    path: str
+    atol: float
+    rtol: float
+    samples: int
+    seconds: float
+    differences: tuple[OutputDifference, ...]
+    skipped: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """True when no output left the tolerance, and the path was compared at all."""
+        return not self.skipped and all(d.first_sample is None for d in self.differences)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """All comparisons that allowed, or forbade, an export."""
+
+    reference: str
+    paths: tuple[PathReport, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True when at least one path was compared and none that was compared failed."""
+        compared = [path for path in self.paths if not path.skipped]
+        return bool(compared) and all(path.passed for path in compared)
+
+
+def read_manifest(version_dir: Path) -> ModelManifest:
+    """Read `tf_infer.json` of a version directory.
+
+    Raises:
+        ConfigError: missing, not JSON, or not a manifest; the message names the file.
+    """
+    manifest: ModelManifest = configs.load(
+        ModelManifest, Path(version_dir) / EXTRA_FOLDER / MANIFEST_FILE)
+    return manifest
+
+
+def array_to_json(array: np.ndarray) -> dict[str, Any]:
+    """Return an array as {"dtype", "shape", "values"}; floats keep every bit (repr round trip)."""
+    array = np.asarray(array)
+    if array.dtype.kind in "OSU":
+        values = [_bytes_to_json(item) for item in array.reshape(-1)]
+        return {"dtype": "string", "shape": list(array.shape), "values": values}
+    flat = array.reshape(-1)
+    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+        flat = flat.astype(np.float64)
+        values = [v if np.isfinite(v) else repr(v) for v in flat.tolist()]
+    else:
+        values = flat.tolist()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "values": values}
+
+
+def array_from_json(data: Mapping[str, Any], *, where: str = "array") -> np.ndarray:
+    """Read what `array_to_json` wrote.
+
+    Raises:
+        ConfigError: keys, dtype, shape or values do not fit each other.
+    """
+    try:
+        shape, values, dtype = tuple(data["shape"]), data["values"], data["dtype"]
+        if dtype == "string":
+            array = np.empty(len(values), dtype=object)
+            array[:] = [_bytes_from_json(value) for value in values]
+        else:
+            array = np.array([float(v) if isinstance(v, str) else v for v in values],
+                             dtype=np.dtype(dtype))
+        return array.reshape(shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: expected {{dtype, shape, values}} that fit each other.") from error
+
+
+def _bytes_to_json(item: Any) -> Any:
+    raw = item.encode("utf-8") if isinstance(item, str) else bytes(item)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(raw).decode("ascii")}
+
+
+def _bytes_from_json(item: Any) -> bytes:
+    if isinstance(item, Mapping):
+        return base64.b64decode(item["b64"], validate=True)
+    if not isinstance(item, str):
+        raise TypeError("a string or an object with b64")
+    return item.encode("utf-8")
+
+
+def write_samples(samples: Iterable[Sample], path: Path) -> None:
+    """Write samples as JSON lines."""
+    with open(path, "w", encoding="utf-8") as file:
+        for sample in samples:
+            line = {"signature": sample.signature,
+                    "inputs": {k: array_to_json(v) for k, v in sample.inputs.items()},
+                    "outputs": {k: array_to_json(v) for k, v in sample.outputs.items()}}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def read_samples(path: Path) -> tuple[Sample, ...]:
+    """Read what `write_samples` wrote.
+
+    Raises:
+        ConfigError: the file is missing or a line is broken; names the line.
+    """
+    samples = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                samples.append(_read_sample(line, f"{Path(path).name} line {number}"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as golden samples.") from error
+    return tuple(samples)
+
+
+def _read_sample(line: str, where: str) -> Sample:
+    try:
+        data = json.loads(line)
+        sides = [{name: array_from_json(value, where=f"{where}, {name}")
+                  for name, value in data[side].items()} for side in ("inputs", "outputs")]
+        return Sample(data["signature"], *sides)
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{where}: expected a sample as JSON.") from error

@@ -1,0 +1,1 @@
+"""STAGE: change weights. May import: tasks, config, errors."""

@@ -1,0 +1,1 @@
+"""STAGE: prove that two paths agree. May import: client, manifest, config, errors."""
