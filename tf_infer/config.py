@@ -104,7 +104,8 @@ class SentencePieceConfig:
 class BytePairConfig:
     """Byte-level BPE, GPT-2 style.
 
-    Files: `vocab.json` (token -> id, in the byte alphabet) and `merges.txt` in the tokenizer folder.
+    Files: `vocab.json` (token -> id, in the byte alphabet) and `merges.txt` in the tokenizer
+    folder.
 
     Attributes:
         split: the regular expression that cuts text into words: "gpt2", "llama3" (tiktoken's cl100k
@@ -199,7 +200,7 @@ class HubConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingBagConfig:
-    """Mean of word vectors, and of vectors of hashed n-grams of ids; a few MB, trains in seconds."""
+    """Mean of word vectors and of vectors of hashed n-grams of ids; trains in seconds."""
 
     kind: Literal["embedding_bag"] = "embedding_bag"
     width: int = 96
@@ -450,9 +451,13 @@ def from_json(kind: Any, data: Any, *, where: str = "config") -> Any:
         check(isinstance(data, dict), where, "an object", data)
         return {key: from_json(arguments[1], item, where=f"{where}.{key}")
                 for key, item in data.items()}
-    if dataclasses.is_dataclass(kind):
+    if _is_record(kind):
         return _read_dataclass(kind, data, where)
     return _read_plain(kind, data, where)
+
+
+def _is_record(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind)
 
 
 @lru_cache(maxsize=None)
@@ -460,7 +465,7 @@ def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _read_dataclass(kind: Any, data: Any, where: str) -> Any:
+def _read_dataclass(kind: type[Any], data: Any, where: str) -> Any:
     check(isinstance(data, dict), where, "an object", data)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in data:
@@ -471,7 +476,7 @@ def _read_dataclass(kind: Any, data: Any, where: str) -> Any:
     missing = [name for name, f in fields.items() if name not in data
                and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     check(not missing, where, f"the keys {missing}", sorted(data))
-    hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]
+    hints = _hints(kind)
     return kind(**{key: from_json(hints[key], item, where=f"{where}.{key}")
                    for key, item in data.items()})
 
@@ -481,7 +486,7 @@ def _read_union(members: Sequence[Any], data: Any, where: str) -> Any:
         return None
     rest = [member for member in members if member is not type(None)]
     tagged = {_hints(member)["kind"]: member for member in rest
-              if dataclasses.is_dataclass(member)}
+              if _is_record(member)}
     if not tagged:
         return from_json(rest[0], data, where=where)
     names = {typing.get_args(tag)[0]: member for tag, member in tagged.items()}

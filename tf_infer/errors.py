@@ -147,7 +147,7 @@ class BackendMissing(TfInferError, ImportError):
 
 
 class Row(NamedTuple):
-    """One line of the table: what a code is called on each side, and whether a call may be repeated."""
+    """A code on each side, and whether a call that ended with it may be repeated."""
 
     code: Code
     http_status: int

@@ -1,1 +1,4 @@
-"""`tf-infer`: one file a command; a command's module, and all it needs, is imported only when it is called."""
+"""`tf-infer`: one file a command.
+
+A command's module, and all that it needs, is imported only when it is called.
+"""

@@ -1,1 +1,4 @@
-"""ASKING: the thin client, which knows no TensorFlow. May import: wire, manifest, errors, version."""
+"""ASKING: the thin client, which knows no TensorFlow.
+
+May import: wire, manifest, errors, version.
+"""

@@ -1,1 +1,4 @@
-"""STAGE: write a servable directory, never a half-written one. May import: tasks, wire, manifest, config, errors, version."""
+"""STAGE: write a servable directory, never a half-written one.
+
+May import: tasks, wire, manifest, config, errors, version.
+"""

@@ -1,4 +1,4 @@
-"""What a network promises to a task: Encoder, Decoder, and the Cache that a decoder hands around."""
+"""What a network promises to a task: Encoder, Decoder, and the Cache that is handed around."""
 
 from __future__ import annotations
 
