@@ -16,7 +16,6 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -460,7 +459,6 @@ def _is_record(kind: Any) -> bool:
     return dataclasses.is_dataclass(kind)
 
 
-@lru_cache(maxsize=None)
 def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
