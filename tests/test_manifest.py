@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tf_infer import config, manifest
-from tf_infer.errors import ConfigError
+from tf_infer.errors import ConfigError, ExportError
 
 SPEC = manifest.SignatureSpec(
     name="serving_default",
@@ -105,3 +106,20 @@ def test_a_report_passes_only_if_something_was_compared_and_nothing_failed() -> 
 def test_a_report_survives_json() -> None:
     report = manifest.Report(reference="eager", paths=(path_report(4),))
     assert config.from_json(manifest.Report, config.to_json(report)) == report
+
+
+def test_a_changed_or_missing_file_is_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "variables").mkdir()
+    for name in ("saved_model.pb", "variables/variables.index"):
+        (tmp_path / name).write_bytes(b"abc")
+    hashes = manifest.hash_files(tmp_path)
+    assert set(hashes) == {"saved_model.pb", "variables/variables.index"}
+    assert hashes["saved_model.pb"].startswith("ba7816bf")  # FIPS 180-2, appendix B.1
+    described = dataclasses.replace(MANIFEST, files=hashes)
+    manifest.check_files(tmp_path, described)
+    (tmp_path / "saved_model.pb").write_bytes(b"abd")
+    (tmp_path / "variables/variables.index").unlink()
+    with pytest.raises(ExportError, match=r"saved_model\.pb has changed; variables/variables\.index "
+                                          r"is missing"):
+        manifest.check_files(tmp_path, described)

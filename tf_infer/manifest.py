@@ -7,17 +7,18 @@ Files of `<version>/assets.extra/`: `tf_infer.json` (ModelManifest), `golden.jso
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from tf_infer import config as configs
 from tf_infer.config import ShapeGrid, TaskConfig
-from tf_infer.errors import ConfigError
+from tf_infer.errors import ConfigError, ExportError
 
 EXTRA_FOLDER = "assets.extra"
 MANIFEST_FILE = "tf_infer.json"
@@ -191,6 +192,38 @@ def read_manifest(version_dir: Path) -> ModelManifest:
     manifest: ModelManifest = configs.load(
         ModelManifest, Path(version_dir) / EXTRA_FOLDER / MANIFEST_FILE)
     return manifest
+
+
+def hash_files(version_dir: Path) -> dict[str, str]:
+    """Return the sha256 of every file of a version directory but the manifest, by relative path."""
+    version_dir = Path(version_dir)
+    manifest_path = version_dir / EXTRA_FOLDER / MANIFEST_FILE
+    hashes = {}
+    for path in sorted(version_dir.rglob("*")):
+        if path.is_file() and path != manifest_path:
+            with open(path, "rb") as file:
+                hashes[path.relative_to(version_dir).as_posix()] = _sha256(file)
+    return hashes
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def check_files(version_dir: Path, manifest: ModelManifest) -> None:
+    """Raise ExportError unless the directory holds the files of its manifest, byte for byte.
+
+    Files that the manifest does not name are allowed. Cost: every file is read once.
+    """
+    found = hash_files(version_dir)
+    faults = [f"{name} is missing" if name not in found else f"{name} has changed"
+              for name, digest in sorted(manifest.files.items()) if found.get(name) != digest]
+    if faults:
+        raise ExportError(f"{version_dir}: expected the files of its {MANIFEST_FILE}, got: "
+                          f"{'; '.join(faults)}. Copy the directory again, or export it again.")
 
 
 def array_to_json(array: np.ndarray) -> dict[str, Any]:
