@@ -120,6 +120,6 @@ def test_a_changed_or_missing_file_is_named(tmp_path: Path) -> None:
     manifest.check_files(tmp_path, described)
     (tmp_path / "saved_model.pb").write_bytes(b"abd")
     (tmp_path / "variables/variables.index").unlink()
-    with pytest.raises(ExportError, match=r"saved_model\.pb has changed; variables/variables\.index "
+    with pytest.raises(ExportError, match=r"model\.pb has changed; variables/variables\.index "
                                           r"is missing"):
         manifest.check_files(tmp_path, described)
