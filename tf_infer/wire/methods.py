@@ -1,0 +1,85 @@
+"""Every gRPC method of the API: its full path and its request and response types.
+
+The client calls by these paths, the server registers its generic handlers by them. Sources:
+tensorflow_serving/apis/{prediction_service,model_service}.proto, grpc/health/v1/health.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+
+from tf_infer.errors import InvalidRequest
+from tf_infer.wire import serving_pb2
+
+PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
+MODEL_SERVICE = "tensorflow.serving.ModelService"
+HEALTH_SERVICE = "grpc.health.v1.Health"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One unary gRPC method.
+
+    Attributes:
+        service: full service name.
+        name: method name.
+        request, response: message classes of `serving_pb2`.
+    """
+
+    service: str
+    name: str
+    request: Callable[..., Any]
+    response: Callable[..., Any]
+
+    @property
+    def path(self) -> str:
+        """What stands in the HTTP/2 `:path` header."""
+        return f"/{self.service}/{self.name}"
+
+
+PREDICT = Method(PREDICTION_SERVICE, "Predict",
+                 serving_pb2.PredictRequest, serving_pb2.PredictResponse)
+CLASSIFY = Method(PREDICTION_SERVICE, "Classify",
+                  serving_pb2.ClassificationRequest, serving_pb2.ClassificationResponse)
+REGRESS = Method(PREDICTION_SERVICE, "Regress",
+                 serving_pb2.RegressionRequest, serving_pb2.RegressionResponse)
+MULTI_INFERENCE = Method(PREDICTION_SERVICE, "MultiInference",
+                         serving_pb2.MultiInferenceRequest, serving_pb2.MultiInferenceResponse)
+GET_MODEL_METADATA = Method(PREDICTION_SERVICE, "GetModelMetadata",
+                            serving_pb2.GetModelMetadataRequest,
+                            serving_pb2.GetModelMetadataResponse)
+GET_MODEL_STATUS = Method(MODEL_SERVICE, "GetModelStatus",
+                          serving_pb2.GetModelStatusRequest, serving_pb2.GetModelStatusResponse)
+RELOAD_CONFIG = Method(MODEL_SERVICE, "HandleReloadConfigRequest",
+                       serving_pb2.ReloadConfigRequest, serving_pb2.ReloadConfigResponse)
+HEALTH_CHECK = Method(HEALTH_SERVICE, "Check",
+                      serving_pb2.HealthCheckRequest, serving_pb2.HealthCheckResponse)
+
+METHODS: tuple[Method, ...] = (
+    PREDICT, CLASSIFY, REGRESS, MULTI_INFERENCE, GET_MODEL_METADATA, GET_MODEL_STATUS,
+    RELOAD_CONFIG, HEALTH_CHECK)
+BY_PATH: dict[str, Method] = {method.path: method for method in METHODS}
+
+
+def parse(message_type: Callable[..., Any], data: bytes, *, where: str) -> Any:
+    """Return the message that `data` holds.
+
+    Args:
+        message_type: class of the message.
+        data: its bytes.
+        where: what it is, for the error ("PredictResponse of the server").
+
+    Raises:
+        InvalidRequest: the bytes are not such a message; the cause is protobuf's own error.
+    """
+    message: Message = message_type()
+    try:
+        message.ParseFromString(data)
+    except (DecodeError, RuntimeError) as error:
+        raise InvalidRequest(f"{where}: expected a {message.DESCRIPTOR.name} message, "
+                             f"got {len(data)} bytes that are none.") from error
+    return message
