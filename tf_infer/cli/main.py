@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 
-from tf_infer.errors import TfInferError
+from tf_infer.errors import BackendMissing, TfInferError
 
 # name -> what it does, in the order of a model's and then a request's life. The module
 # tf_infer.cli.<name> has `configure(parser)` and `run(arguments) -> int`, and may import nothing
@@ -23,6 +24,10 @@ COMMANDS: dict[str, str] = {
     "status": "ask a server what it serves, and wait for it",
     "inspect": "show what a version directory or a server's model takes and gives",
 }
+
+# commands that import TensorFlow, and the extra that brings what they need
+NEEDS: dict[str, str] = {"quickstart": "server", "build": "models", "train": "models",
+                         "verify": "models", "export": "models", "serve": "server"}
 
 EPILOG = """examples:
   tf-infer quickstart
@@ -46,6 +51,27 @@ def _versions() -> str:
         except metadata.PackageNotFoundError:
             lines.append(f"{name} not installed")
     return "\n".join(lines)
+
+
+def require_models(command: str, *, python: tuple[int, int] = sys.version_info[:2]) -> None:
+    """Raise BackendMissing, naming the fix, when `command` needs TensorFlow and it is not there.
+
+    Args:
+        command: name of the command.
+        python: version of the interpreter.
+    """
+    extra = NEEDS.get(command)
+    if extra is None:
+        return
+    if python < (3, 11):
+        raise BackendMissing(
+            f"python: expected 3.11 to 3.13 for {command!r} (keras-hub needs 3.11), got "
+            f"{python[0]}.{python[1]}. Use a newer Python; the client runs on 3.10 as well.")
+    missing = [name for name in ("tensorflow", "tensorflow_text", "keras_hub")
+               if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendMissing(f"{command!r} needs {', '.join(missing)}, not installed here. "
+                             f"Run: pip install 'tf_infer[{extra}]'")
 
 
 class _VersionAction(argparse.Action):
@@ -83,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     called = next((word for word in argv if not word.startswith("-")), "")
     arguments = build_parser(only=called).parse_args(argv)
     try:
+        require_models(arguments.command)
         command = importlib.import_module(f"tf_infer.cli.{arguments.command}")
         code: int = command.run(arguments)
         return code
