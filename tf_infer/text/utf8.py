@@ -1,0 +1,99 @@
+"""Invalid UTF-8 -> U+FFFD in the graph, and the way back to the bytes that were given."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tf_infer.text.contracts import Tokens
+
+# RE2 compiles the two ranges to the byte sequences of well-formed UTF-8 and to no other.
+_WELL_FORMED = r"[\x{0}-\x{d7ff}\x{e000}-\x{10ffff}]*"
+REPLACEMENT = 0xFFFD
+
+
+class Repaired(NamedTuple):
+    """Texts that are well-formed UTF-8.
+
+    Attributes:
+        texts: [B] string.
+        changed: [] bool, whether any row differs from its source.
+        origins: [B, (n + 1)] int32, source byte of each byte of the repaired row and of its end;
+            without values unless `changed`; None when offsets were not asked for.
+    """
+
+    texts: tf.Tensor
+    changed: tf.Tensor
+    origins: tf.RaggedTensor | None
+
+
+def repair(texts: tf.Tensor, *, offsets: bool) -> Repaired:
+    """Replace each maximal ill-formed part of each text by U+FFFD.
+
+    Args:
+        texts: [B] string, any bytes.
+        offsets: whether `origins` is wanted.
+
+    The rule is that of Unicode 15, section 3.9 (best practice for U+FFFD), which Python's
+    `bytes.decode("utf-8", "replace")` follows too. Cost: one scan where all rows are well-formed.
+    """
+    changed = tf.logical_not(
+        tf.reduce_all(tf.strings.regex_full_match(texts, _WELL_FORMED)))
+    repaired = tf.cond(
+        changed,
+        lambda: tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace",
+                                             replacement_char=REPLACEMENT),
+        lambda: texts)
+    repaired.set_shape(texts.shape)
+    if not offsets:
+        return Repaired(repaired, changed, None)
+    values, splits = tf.cond(
+        changed,
+        lambda: _origins(texts),
+        lambda: (tf.zeros([0], tf.int32), tf.zeros([tf.size(texts) + 1], tf.int64)))
+    origins = tf.RaggedTensor.from_row_splits(values, splits, validate=False)
+    return Repaired(repaired, changed, origins)
+
+
+def to_source(tokens: Tokens, repaired: Repaired) -> Tokens:
+    """Move the offsets of `tokens` from the repaired texts to the bytes that were given."""
+    if tokens.starts is None or tokens.ends is None or repaired.origins is None:
+        return tokens
+    origins = repaired.origins
+    first = tf.gather(origins.row_splits, tokens.starts.value_rowids())
+
+    def mapped(positions: tf.Tensor) -> tf.Tensor:
+        return tf.cond(
+            repaired.changed,
+            lambda: tf.gather(origins.values, first + tf.cast(positions, first.dtype)),
+            lambda: positions)
+
+    return tokens._replace(starts=tokens.starts.with_values(mapped(tokens.starts.values)),
+                           ends=tokens.ends.with_values(mapped(tokens.ends.values)))
+
+
+def code_widths(codes: tf.Tensor) -> tf.Tensor:
+    """Return how many bytes each code point takes in UTF-8: int32, 1 to 4."""
+    return (1 + tf.cast(codes > 0x7F, tf.int32) + tf.cast(codes > 0x7FF, tf.int32)
+            + tf.cast(codes > 0xFFFF, tf.int32))
+
+
+def _origins(texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return values [N] int32 and row splits [B + 1] int64 of `Repaired.origins`."""
+    codes, starts = tf.strings.unicode_decode_with_offsets(
+        texts, "UTF-8", errors="replace", replacement_char=REPLACEMENT)
+    rows = tf.shape(texts)[0]
+    ends = tf.cast(tf.strings.length(texts), tf.int64)[:, None]       # [B, 1]
+    starts = tf.concat([starts, ends], axis=1)                        # [B, (c + 1)]
+    widths = tf.concat([codes.with_values(code_widths(codes.values)),
+                        tf.ones([rows, 1], tf.int32)], axis=1)        # [B, (c + 1)]
+    stops = tf.concat([starts[:, 1:], ends], axis=1)                  # [B, (c + 1)]
+    index = tf.repeat(tf.range(tf.size(widths.values)), widths.values)
+    begin = tf.cumsum(widths.values, exclusive=True)
+    inside = tf.range(tf.size(index)) - tf.gather(begin, index)
+    values = tf.minimum(tf.gather(tf.cast(starts.values, tf.int32), index) + inside,
+                        tf.gather(tf.cast(stops.values, tf.int32), index))
+    total = tf.concat([[0], tf.cumsum(widths.values)], axis=0)        # [N + 1]
+    splits = tf.gather(total, widths.row_splits)
+    return values, tf.cast(splits, tf.int64)
