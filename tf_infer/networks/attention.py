@@ -1,0 +1,103 @@
+"""Attention and its cache, the same for every family: attend, write, rotate, causal mask.
+
+Axis letters: N rows, S new positions, C cache positions, H query heads, G key-value heads (H is a
+multiple of G), d head size.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+# Far below any score and still finite, so that a row with nothing to look at gives numbers.
+MASKED = -1e30
+
+
+def attend(query: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, allowed: tf.Tensor) -> tf.Tensor:
+    """Mix values by the softmax of scaled dot products (scaled dot-product attention).
+
+    Args:
+        query: [N, H, S, d] float32; query head h reads key-value head h // (H / G).
+        keys, values: [N, G, C, d] float32; what is not allowed may hold any finite number.
+        allowed: [N or 1, S or 1, C] bool, True where a query may look. A query that may look
+            nowhere gets finite numbers without meaning.
+
+    Returns:
+        [N, H, S, d] float32.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762; shared heads: Ainslie et al. 2023,
+    arXiv:2305.13245.
+    """
+    heads, size = query.shape[1], query.shape[3]
+    groups = keys.shape[1]
+    rows, steps = tf.shape(query)[0], tf.shape(query)[2]
+    query = query * (1.0 / float(size) ** 0.5)
+    if heads == groups:
+        scores = tf.matmul(query, keys, transpose_b=True)  # [N, H, S, C]
+        weights = tf.nn.softmax(tf.where(allowed[:, None], scores, MASKED))
+        return tf.matmul(weights, values)
+    folded = tf.reshape(query, [rows, groups, -1, size])  # [N, G, H/G * S, d]
+    scores = tf.matmul(folded, keys, transpose_b=True)
+    shape = [rows, groups, heads // groups, steps, tf.shape(keys)[2]]
+    scores = tf.where(allowed[:, None, None], tf.reshape(scores, shape), MASKED)
+    weights = tf.reshape(tf.nn.softmax(scores), [rows, groups, -1, shape[-1]])
+    return tf.reshape(tf.matmul(weights, values), [rows, heads, steps, size])
+
+
+def split_heads(flat: tf.Tensor, heads: int) -> tf.Tensor:
+    """[N, S, H * d] -> [N, H, S, d]."""
+    shape = tf.shape(flat)
+    size = flat.shape[2] // heads
+    return tf.transpose(tf.reshape(flat, [shape[0], shape[1], heads, size]), [0, 2, 1, 3])
+
+
+def join_heads(split: tf.Tensor) -> tf.Tensor:
+    """[N, H, S, d] -> [N, S, H * d]."""
+    shape = tf.shape(split)
+    flat = split.shape[1] * split.shape[3]
+    return tf.reshape(tf.transpose(split, [0, 2, 1, 3]), [shape[0], shape[2], flat])
+
+
+def causal(tokens: tf.Tensor | int) -> tf.Tensor:
+    """Return [1, T, T] bool: a position may look at itself and to its left."""
+    places = tf.range(tokens)
+    return (places[None, :] <= places[:, None])[None]
+
+
+def write(buffer: tf.Tensor, new: tf.Tensor, lengths: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
+    """Write each row's first `counts` new positions behind its `lengths` positions in use.
+
+    Args:
+        buffer: [N, G, C, d] float32.
+        new: [N, G, S, d] float32.
+        lengths: [N] int32, where a row's writing begins.
+        counts: [N] int32, 0 .. S; a row whose count is 0 is unchanged. What would stand behind
+            the last of the C positions is dropped.
+
+    Returns:
+        [N, G, C, d], the shape of `buffer`.
+    """
+    places = tf.range(tf.shape(buffer)[2])[None, :] - lengths[:, None]  # [N, C]
+    written = (places >= 0) & (places < counts[:, None])
+    if new.shape[2] != 1:
+        last = tf.shape(new)[2] - 1
+        new = tf.gather(new, tf.clip_by_value(places, 0, last), axis=2, batch_dims=1)
+    result = tf.where(written[:, None, :, None], new, buffer)
+    result.set_shape(buffer.shape)
+    return result
+
+
+def with_room(tensor: tf.Tensor, capacity: tf.Tensor | int) -> tf.Tensor:
+    """Pad [N, G, T, d] with zeros to [N, G, capacity, d]."""
+    tokens = tensor.shape[2] if tensor.shape[2] is not None else tf.shape(tensor)[2]
+    return tf.pad(tensor, [[0, 0], [0, 0], [0, capacity - tokens], [0, 0]])
+
+
+def rotate(tensor: tf.Tensor, angles: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    """Turn pairs (i, i + d/2) of [N, H, S, d] by (cosines, sines), each [N or 1, S, d/2].
+
+    Source: Su et al. 2021, arXiv:2104.09864, in the half-split layout of Hugging Face.
+    """
+    cosines, sines = (angle[:, None] for angle in angles)
+    first, second = tf.split(tensor, 2, axis=-1)
+    return tf.concat(
+        [first * cosines - second * sines, second * cosines + first * sines], axis=-1)
