@@ -1,0 +1,182 @@
+"""Choose the next token of every row: greedy, or drawn with temperature, top-k and top-p.
+
+`choose` is the whole decision and keeps nothing: it runs in a graph's loop, under XLA, eagerly, and
+as one call of a host loop around an engine's step. Rows with different options share a batch.
+
+How a row is drawn depends on that row alone, never on its neighbours:
+  greedy      temperature 0: the best token.
+  plain       top-k and top-p off: from all V probabilities, no sort.
+  shortlist   the filters are decided within its SHORTLIST best tokens: from these.
+  sorted      the rest: from all V in descending order.
+A branch that no row of the batch needs is not run.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tf_infer.decoding.argmax import best
+from tf_infer.decoding.contracts import Hypotheses, Limits, SamplingOptions, Start, StepFn
+from tf_infer.decoding.loop import decode
+from tf_infer.decoding.random import uniforms
+from tf_infer.decoding.score import finite
+
+SHORTLIST = 256  # best tokens in which nearly every nucleus ends; a full sort costs 2.4x a token
+BLOCK = 128      # tokens whose probabilities are summed before the row's are
+
+
+def sample(step: StepFn, start: Start, limits: Limits, options: SamplingOptions) -> Hypotheses:
+    """Draw one continuation for each row (Monte Carlo decoding); temperature 0 is greedy.
+
+    Args:
+        step: reads one token of each row; see `StepFn`.
+        start: what prefill gave, B rows.
+        limits: buffer size, tokens allowed for each row, end ids.
+        options: temperature, top_k, top_p, seed of each row.
+
+    Returns:
+        Hypotheses with K = 1; `scores` are the model's own, before temperature and filters.
+    """
+    return decode(step, start, limits,
+                  lambda logits, produced: choose(logits, options, produced))
+
+
+def choose(logits: tf.Tensor, options: SamplingOptions, produced: tf.Tensor) -> tf.Tensor:
+    """Choose the next token of each row.
+
+    Args:
+        logits: [N, V] float32. NaN counts as minus infinity; several plus infinities share all the
+            mass; a row of nothing but minus infinities is a row of equals.
+        options: one value of each for each row.
+        produced: [N] int32, tokens the row has produced so far: the number of its draw.
+
+    Returns:
+        [N] int32. Ties go to the lower id.
+
+    Temperature first, then top-k, then top-p of what top-k left (the order of Hugging Face's
+    `generate`); of tokens with equal probability the lower ids are kept.
+    """
+    logits = finite(logits)
+    greedy = best(logits)
+    drawn = options.temperature > 0.0
+    return tf.cond(tf.reduce_any(drawn),
+                   lambda: tf.where(drawn, _draw(logits, options, produced), greedy),
+                   lambda: greedy)
+
+
+class _Rows(NamedTuple):
+    """What the three ways to draw need: [N, V] weights, options, and one uniform for each row."""
+
+    weights: tf.Tensor
+    top_k: tf.Tensor
+    top_p: tf.Tensor
+    uniform: tf.Tensor
+
+
+def _draw(logits: tf.Tensor, options: SamplingOptions, produced: tf.Tensor) -> tf.Tensor:
+    """[N, V] finite logits -> [N] int32, drawn; greedy rows get some token."""
+    temperature = tf.where(options.temperature > 0.0, options.temperature, 1.0)
+    shifted = logits - tf.reduce_max(logits, axis=-1, keepdims=True)
+    size = tf.shape(logits)[1]
+    rows = _Rows(
+        weights=tf.exp(shifted / temperature[:, None]),
+        top_k=tf.where(options.top_k > 0, tf.minimum(options.top_k, size), size),
+        top_p=tf.cast(options.top_p, tf.float64), uniform=uniforms(options.seed, produced))
+    drawn = options.temperature > 0.0
+    plain = (rows.top_k >= size) & (options.top_p >= 1.0)
+    filtered = drawn & ~plain
+    token = tf.zeros_like(produced)
+    token = tf.cond(tf.reduce_any(drawn & plain), lambda: pick(rows.weights, rows.uniform),
+                    lambda: token)
+    short, decided = tf.cond(tf.reduce_any(filtered), lambda: _from_shortlist(rows),
+                             lambda: (token, tf.zeros_like(drawn)))
+    token = tf.where(filtered & decided, short, token)
+    rest = filtered & ~decided
+    return tf.cond(tf.reduce_any(rest), lambda: tf.where(rest, _from_sorted(rows), token),
+                   lambda: token)
+
+
+def _from_shortlist(rows: _Rows) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draw from the best tokens: [N] int32 tokens, [N] bool where the filters end within them."""
+    size = tf.shape(rows.weights)[1]
+    width = tf.minimum(SHORTLIST, size)
+    values, ids = tf.math.top_k(rows.weights, k=width)                       # [N, S]
+    everything = tf.reduce_sum(tf.cast(rows.weights, tf.float64), axis=-1)   # [N]
+    kept, reached = keep(values, rows.top_k, rows.top_p, everything)
+    # With top-k off the mass of all tokens is known; with a larger k than the list holds it is not.
+    decided = (rows.top_k <= width) | ((rows.top_k >= size) & reached)
+    place = pick(tf.where(kept, values, 0.0), rows.uniform)
+    return tf.gather(ids, place, batch_dims=1), decided
+
+
+def _from_sorted(rows: _Rows) -> tf.Tensor:
+    """Draw from all tokens in descending order: [N] int32."""
+    values, ids = tf.math.top_k(rows.weights, k=tf.shape(rows.weights)[1])
+    everything = tf.reduce_sum(tf.cast(rows.weights, tf.float64), axis=-1)
+    kept, _ = keep(values, rows.top_k, rows.top_p, everything)
+    place = pick(tf.where(kept, values, 0.0), rows.uniform)
+    return tf.gather(ids, place, batch_dims=1)
+
+
+def keep(values: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor, everything: tf.Tensor
+         ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Say which of a row's best tokens top-k and top-p leave.
+
+    Args:
+        values: [N, S] float32, unnormalised probabilities in descending order, the best S of V.
+        top_k: [N] int32, 1 .. V; V is off.
+        top_p: [N] float64 in (0, 1].
+        everything: [N] float64, the sum over all V tokens.
+
+    Returns:
+        kept: [N, S] bool, the k best, and of these the smallest set whose share of their mass is at
+            least top_p; the best one always.
+        reached: [N] bool, whether that mass lies within the S values, should top-k be off.
+    """
+    places = tf.range(tf.shape(values)[1])
+    within = places < top_k[:, None]                                         # [N, S]
+    weights = tf.where(within, tf.cast(values, tf.float64), 0.0)
+    sums = tf.cumsum(weights, axis=-1)
+    total = tf.where(top_k > tf.shape(values)[1], everything, sums[:, -1])   # [N]
+    wanted = top_p * total
+    before = tf.concat([tf.zeros_like(sums[:, :1]), sums[:, :-1]], axis=-1)  # mass of the better
+    off = (top_p >= 1.0)[:, None]
+    kept = within & (off | (before < wanted[:, None]) | (places == 0))
+    return kept, sums[:, -1] >= wanted
+
+
+def pick(weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    """Pick an index of each row with probability in proportion to its weight.
+
+    Args:
+        weights: [N, M] float32 >= 0, at least one > 0 in each row; need not sum to 1.
+        uniform: [N] float32 in [0, 1).
+
+    Returns:
+        [N] int32, the first index at which the running sum exceeds uniform x total; never one of
+        weight 0.
+
+    Sums are float64, so that their order, which differs between graph and XLA, does not show.
+    Cost: O(N·M) time; the running sums are taken over blocks, then inside one.
+    """
+    rows, size = tf.shape(weights)[0], tf.shape(weights)[1]
+    blocks = (size + BLOCK - 1) // BLOCK
+    padded = tf.pad(weights, [[0, 0], [0, blocks * BLOCK - size]])
+    cells = tf.cast(tf.reshape(padded, [rows, blocks, BLOCK]), tf.float64)   # [N, M / 128, 128]
+    masses = tf.reduce_sum(cells, axis=-1)                                   # [N, M / 128]
+    sums = tf.cumsum(masses, axis=-1)
+    wanted = tf.cast(uniform, tf.float64) * sums[:, -1]                      # [N]
+    block = _first((sums > wanted[:, None]) & (masses > 0.0))                # [N]
+    before = tf.gather(sums - masses, block, batch_dims=1)
+    cell = tf.gather(cells, block, batch_dims=1)                             # [N, 128]
+    reached = (before[:, None] + tf.cumsum(cell, axis=-1) > wanted[:, None]) & (cell > 0.0)
+    # Rounding may leave the last sum of a block below what the sum of blocks promised.
+    last = BLOCK - 1 - _first(tf.reverse(cell > 0.0, axis=[-1]))
+    return block * BLOCK + tf.where(tf.reduce_any(reached, axis=-1), _first(reached), last)
+
+
+def _first(marks: tf.Tensor) -> tf.Tensor:
+    """[N, M] bool -> [N] int32, index of the first True; 0 where there is none."""
+    return best(tf.cast(marks, tf.float32))

@@ -1,0 +1,42 @@
+"""Log-probability of given tokens under the model."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def token_log_probs(logits: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+    """Return the natural-log probability of one token in each place.
+
+    Args:
+        logits: [..., V] float32; infinities and NaN count as in `sampling.choose`.
+        tokens: [...] int32, 0 .. V - 1.
+
+    Returns:
+        [...] float32, nats, <= 0.
+    """
+    logits = finite(logits)
+    taken = tf.gather(logits, tokens, batch_dims=tokens.shape.rank)
+    top = tf.reduce_max(logits, axis=-1)
+    return taken - top - tf.math.log(tf.reduce_sum(tf.exp(logits - top[..., None]), axis=-1))
+
+
+def finite(logits: tf.Tensor) -> tf.Tensor:
+    """Return logits with NaN as the least finite number and infinities as the extreme ones."""
+    low, high = logits.dtype.min, logits.dtype.max
+    return tf.clip_by_value(tf.where(tf.math.is_nan(logits), low, logits), low, high)
+
+
+def sequence_scores(logits: tf.Tensor, ids: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
+    """Return the log-probability of the counted ids of each row, each given all ids before it.
+
+    Args:
+        logits: [B, T, V] float32, place t holding those of the id behind ids[:, t].
+        ids: [B, T] int32.
+        counted: [B, T] bool; place 0 is never counted, since nothing stands before it.
+
+    Returns:
+        [B] float32, nats.
+    """
+    log_probs = token_log_probs(logits[:, :-1], ids[:, 1:])                  # [B, T - 1]
+    return tf.reduce_sum(tf.where(counted[:, 1:], log_probs, 0.0), axis=-1)
