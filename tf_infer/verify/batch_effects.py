@@ -1,0 +1,75 @@
+"""One row alone = the same row in a crowd, wherever it stands in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tf_infer.manifest import OutputDifference, PathReport, Sample
+from tf_infer.verify.parity import Tolerance, differences, worst_of_each
+from tf_infer.verify.predictors import Outputs, Predictor
+
+
+def batch_effects(predictor: Predictor, samples: Sequence[Sample], tolerance: Tolerance, *,
+                  seed: int = 0) -> tuple[PathReport, PathReport]:
+    """Compare every row of every sample with itself alone, and in a shuffled batch.
+
+    Args:
+        predictor: the path under test; it is its own reference.
+        samples: requests of several rows; outputs recorded in them are not looked at.
+        tolerance: what counts as equal.
+        seed: of the shuffle.
+
+    Returns:
+        alone, shuffled: one report each, with the paths "alone" and "shuffled".
+
+    Two outputs of different width (a batch is as wide as its longest row needs) are compared on
+    the columns that both have; the columns beyond must hold one value, the padding.
+    """
+    generator = np.random.default_rng(seed)
+    alone: list[OutputDifference] = []
+    shuffled: list[OutputDifference] = []
+    started_s = time.perf_counter()
+    for index, sample in enumerate(samples):
+        crowd = predictor(sample.signature, sample.inputs)
+        rows = len(next(iter(sample.inputs.values())))
+        for row in range(rows):
+            alone += _differences(predictor, sample, crowd, np.array([row]), tolerance, index)
+        order = generator.permutation(rows)
+        shuffled += _differences(predictor, sample, crowd, order, tolerance, index)
+    seconds = round(time.perf_counter() - started_s, 3)
+    first, second = (
+        PathReport(path=path, atol=tolerance.atol, rtol=tolerance.rtol, samples=len(samples),
+                   seconds=seconds, differences=worst_of_each(found))
+        for path, found in (("alone", alone), ("shuffled", shuffled)))
+    return first, second
+
+
+def _differences(predictor: Predictor, sample: Sample, crowd: Outputs, rows: np.ndarray,
+                 tolerance: Tolerance, index: int) -> list[OutputDifference]:
+    """Compare the given rows, asked for by themselves, with the same rows of the crowd."""
+    inputs = {name: array[rows] for name, array in sample.inputs.items()}
+    answer = predictor(sample.signature, inputs)
+    reference, candidate = _of_one_width({n: a[rows] for n, a in crowd.items()}, answer)
+    return differences(replace(sample, inputs=inputs, outputs=reference), candidate, tolerance,
+                       index=index)
+
+
+def _of_one_width(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]
+                  ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    cut_left, cut_right = dict(left), dict(right)
+    for name in left.keys() & right.keys():
+        one, other = left[name], right[name]
+        if one.ndim >= 2 and one.ndim == other.ndim and one.shape[2:] == other.shape[2:]:
+            width = min(one.shape[1], other.shape[1])
+            if _is_padding(one[:, width:]) and _is_padding(other[:, width:]):
+                cut_left[name], cut_right[name] = one[:, :width], other[:, :width]
+    return cut_left, cut_right
+
+
+def _is_padding(columns: np.ndarray) -> bool:
+    flat = columns.reshape(-1)
+    return flat.size == 0 or all(item == flat[0] for item in flat)
