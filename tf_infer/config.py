@@ -189,12 +189,27 @@ class HubConfig:
         arguments: its constructor's arguments, JSON values only.
         activation: feed-forward activation where the checkpoint says another than KerasHub's
             ("gelu" is the exact one, "gelu_tanh" the approximation); None leaves it.
+        epsilon: of the layer norms where the checkpoint says another than KerasHub's; None leaves
+            it.
+        max_positions: longest row; None takes the backbone's own position table. A backbone with
+            rotary positions has none and needs it.
+        pooler: whether the checkpoint brought weights for the backbone's pooled output.
     """
 
     kind: Literal["hub"] = "hub"
     backbone: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     activation: str | None = None
+    epsilon: float | None = None
+    max_positions: int | None = None
+    pooler: bool = True
+
+    def __post_init__(self) -> None:
+        where = "HubConfig"
+        check(self.epsilon is None or 0 < self.epsilon < 1, f"{where}.epsilon",
+              "None or 0 < epsilon < 1", self.epsilon)
+        check(self.max_positions is None or self.max_positions > 0, f"{where}.max_positions",
+              "None or > 0", self.max_positions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
