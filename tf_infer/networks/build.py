@@ -88,7 +88,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 def save_weights(layer: keras.layers.Layer, directory: Path) -> None:
     """Write all weights as `weights.safetensors`, named by their path inside the layer."""
-    tensors = {name: np.ascontiguousarray(variable.numpy()) for name, variable in _named(layer).items()}
+    tensors = {name: np.ascontiguousarray(variable.numpy())
+               for name, variable in _named(layer).items()}
     Path(directory).mkdir(parents=True, exist_ok=True)
     save_file(tensors, Path(directory) / WEIGHTS_FILE)
 
