@@ -386,11 +386,17 @@ class TrainConfig:
         warmup_fraction: share of all steps in which the rate grows from 0.
         decay: "linear" to 0, "cosine" to 0, or "none".
         weight_decay: decoupled (AdamW, arXiv:1711.05101), not on biases and norms.
+        epsilon: added to the root of the second moment. A large one (1e-3) leaves steps of seldom
+            used rows of an embedding as small as their gradients, which bags of n-grams need.
         clip_norm: global norm of the gradient; None is off.
         label_smoothing: of single-label classifiers.
+        token_dropout: share of a training row's ids that are replaced by the unknown id.
+        average_decay: the weights kept and judged are a moving average over the steps, with this
+            decay, such as 0.998; None keeps the last ones.
         patience: epochs without a better validation result before the end; None never ends early.
         seed: of weights, shuffling and dropout.
-        validation_fraction: taken from the training rows when no validation file is given.
+        validation_fraction: taken from the training rows when no validation rows are given; 0 takes
+            none: every epoch is run and the last weights are kept.
         block_tokens: length of a training row of a decoder.
     """
 
@@ -400,8 +406,11 @@ class TrainConfig:
     warmup_fraction: float = 0.1
     decay: Literal["linear", "cosine", "none"] = "linear"
     weight_decay: float = 0.01
+    epsilon: float = 1e-7
     clip_norm: float | None = 1.0
     label_smoothing: float = 0.0
+    token_dropout: float = 0.0
+    average_decay: float | None = None
     patience: int | None = 3
     seed: int = 0
     validation_fraction: float = 0.1
@@ -415,8 +424,19 @@ class TrainConfig:
               f"{where}.learning_rate", "a number > 0", self.learning_rate)
         check(0 <= self.warmup_fraction < 1, f"{where}.warmup_fraction", "0 <= share < 1",
               self.warmup_fraction)
-        check(0 < self.validation_fraction < 1, f"{where}.validation_fraction", "0 < share < 1",
+        check(0 <= self.validation_fraction < 1, f"{where}.validation_fraction", "0 <= share < 1",
               self.validation_fraction)
+        check(math.isfinite(self.epsilon) and self.epsilon > 0, f"{where}.epsilon", "a number > 0",
+              self.epsilon)
+        for name in ("label_smoothing", "token_dropout"):
+            check(0 <= getattr(self, name) < 1, f"{where}.{name}", "0 <= share < 1",
+                  getattr(self, name))
+        check(self.average_decay is None or 0 < self.average_decay < 1, f"{where}.average_decay",
+              "None or 0 < decay < 1", self.average_decay)
+        check(self.clip_norm is None or self.clip_norm > 0, f"{where}.clip_norm", "None or > 0",
+              self.clip_norm)
+        check(math.isfinite(self.weight_decay) and self.weight_decay >= 0,
+              f"{where}.weight_decay", "a number >= 0", self.weight_decay)
         check(self.patience is None or self.patience >= 1, f"{where}.patience", "None or >= 1",
               self.patience)
         check(self.block_tokens >= 2, f"{where}.block_tokens", ">= 2", self.block_tokens)
