@@ -1,0 +1,120 @@
+"""Warm-up records: real token lengths, every point of the grid, readable by TensorFlow Serving."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+
+from tests.fakes.word_task import GRID, WordTask, strings, word_task
+from tf_infer.config import ShapeGrid
+from tf_infer.errors import ExportError
+from tf_infer.export import warmup
+from tf_infer.manifest import Sample, SignatureSpec
+from tf_infer.tasks.base import Signature, rows
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> WordTask:
+    return word_task(tmp_path_factory.mktemp("words"))
+
+
+def count_words(texts: Sequence[bytes]) -> list[int]:
+    """Two special ids and one a word, at most 16."""
+    return [min(16, 2 + len(text.split())) for text in texts]
+
+
+@pytest.mark.parametrize("text", ["a bb ccc dddd", "", "  ", "wordwordwordwordword x", "词 语"])
+def test_texts_have_exactly_as_many_tokens_as_their_bucket(text: str) -> None:
+    buckets = (3, 4, 8, 16)
+    texts = warmup.texts_of_lengths(count_words, text, buckets)
+    assert tuple(count_words(texts)) == buckets
+
+
+def test_bytes_are_cut_between_characters() -> None:
+    def count(texts: Sequence[bytes]) -> list[int]:
+        return [min(16, len(text)) for text in texts]
+
+    texts = warmup.texts_of_lengths(count, "中", (4, 8, 16))
+    assert [text.decode() for text in texts] == ["中 ", "中 中 ", "中 中 中 中 "]
+
+
+@pytest.mark.parametrize(("buckets", "message"), [
+    ((1, 16), "expected a text of 1 to 1 tokens"), ((4, 32), "no text is packed into so many")])
+def test_a_bucket_that_no_text_reaches_is_named(buckets: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        warmup.texts_of_lengths(count_words, "word", buckets)
+
+
+def read(path: Path) -> list[prediction_log_pb2.PredictionLog]:
+    return [prediction_log_pb2.PredictionLog.FromString(record.numpy())
+            for record in tf.data.TFRecordDataset(str(path))]
+
+
+def test_every_signature_visits_every_point_of_the_grid(task: WordTask, tmp_path: Path) -> None:
+    signatures = task.signatures()
+    written = warmup.write_warmup(tmp_path / "warm", signatures, GRID, model="words")
+    logs = read(tmp_path / "warm")
+    assert len(logs) == written == len(signatures) * 4
+    seen = set()
+    for log in logs:
+        if log.WhichOneof("log_type") == "classify_log":
+            request = log.classify_log.request
+            examples = request.input.example_list.examples
+            texts = [one.features.feature["text"].bytes_list.value[0] for one in examples]
+            assert request.model_spec.signature_name == "classify"
+        else:
+            request = log.predict_log.request
+            arrays = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
+            name = request.model_spec.signature_name
+            tensors = {k: tf.constant(v) for k, v in arrays.items()}
+            signatures[name].function(**tensors)
+            if "ids" in arrays:
+                assert arrays["ids"].dtype == np.int32
+                seen.add((name, *arrays["ids"].shape))
+                continue
+            texts = list(arrays["text"])
+        assert request.model_spec.name == "words"
+        width = task.codec.pack(tf.constant(texts))[0].shape[1]
+        seen.add((request.model_spec.signature_name, len(texts), width))
+    assert seen == set(itertools.product(signatures, GRID.rows, GRID.tokens))
+
+
+def test_the_limit_keeps_whole_signatures_and_the_default_first(
+        task: WordTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "MAX_RECORDS", 9)
+    assert warmup.write_warmup(tmp_path / "warm", task.signatures(), GRID, model="words") == 8
+    assert read(tmp_path / "warm")[0].predict_log.request.model_spec.signature_name == (
+        "serving_default")
+    monkeypatch.setattr(warmup, "MAX_RECORDS", 3)
+    with pytest.raises(ExportError, match="at most 3 points, got 4"):
+        warmup.write_warmup(tmp_path / "warm", task.signatures(), GRID, model="words")
+
+
+def test_a_codec_that_does_not_pack_to_the_grid_is_found(task: WordTask, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="packed into 5 columns, got 8"):
+        warmup.write_warmup(tmp_path / "warm", task.signatures(), ShapeGrid(rows=(1,), tokens=(5,)),
+                            model="words")
+
+
+def test_options_take_their_default_and_other_inputs_a_golden_row(task: WordTask) -> None:
+    spec = SignatureSpec(name="s", outputs=(), inputs=(
+        rows("text", "string"), rows("seed", "int64", default=7), rows("state", "float32", 2)))
+    signatures = {**task.signatures(), "s": Signature(spec, lambda **tensors: {})}
+    golden = [Sample("s", {"state": np.float32([[1, 2], [3, 4]])})]
+    row = warmup._one_row(spec, b"the parcel", signatures["encode"], golden)
+    assert row["text"].tolist() == strings(b"the parcel").tolist()
+    assert (row["seed"].tolist(), row["seed"].dtype) == ([7], np.int64)
+    assert row["state"].tolist() == [[1, 2]]
+    with pytest.raises(ExportError, match="signature 's', input 'state'"):
+        warmup._one_row(spec, b"the parcel", signatures["encode"], [])
+
+
+def test_a_task_without_encode_is_refused() -> None:
+    with pytest.raises(ExportError, match="expected 'encode' among them"):
+        warmup.token_counter({})

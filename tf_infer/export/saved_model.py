@@ -1,0 +1,197 @@
+"""Save a task as a version directory: staged, checked, and only then renamed.
+
+    base_dir/.tmp-7/7/    written here, where no server looks
+    base_dir/7/           by one rename, after the checks passed and everything is on disk
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_infer import config
+from tf_infer.errors import ExportError, VerificationError
+from tf_infer.export.signatures import check_signature_defs, check_specs, set_method_names
+from tf_infer.export.versions import staging
+from tf_infer.export.warmup import write_warmup
+from tf_infer.manifest import (
+    EXTRA_FOLDER,
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    REPORT_FILE,
+    WARMUP_FILE,
+    ModelManifest,
+    Report,
+    Sample,
+    hash_files,
+    write_samples,
+)
+from tf_infer.tasks.base import Signature, Task
+from tf_infer.version import __version__
+
+PACKAGES = ("tensorflow", "tensorflow-text", "keras", "keras-hub", "numpy", "protobuf")
+
+
+def save(task: Task, base_dir: Path, *, name: str, check: Callable[[Path], Report],
+         golden: Sequence[Sample], version: int | None = None, warmup_text: str = "",
+         plan: Mapping[str, Any] | None = None,
+         progress: Callable[[str], None] = lambda line: None) -> Path:
+    """Write a task as `base_dir/<version>/`, complete and checked, or write nothing.
+
+    Args:
+        task: what to save; its signatures become those of the SavedModel.
+        base_dir: of the model; the folder that a server is pointed at.
+        name: of the model, for the manifest and the warm-up requests.
+        check: takes the staged version directory (its parent can be served) and returns a report,
+            or raises; what it should do is up to the caller: reload, session loader, server.
+        golden: requests with the reference's outputs, at least one of each signature.
+        version: number; None takes the next. A number is never used twice.
+        warmup_text: cut to the lengths of the grid; empty takes a text of ours.
+        plan: of optimisation, for the manifest.
+        progress: is told what happens next.
+
+    Returns:
+        The version directory.
+
+    Raises:
+        VerificationError: `check` raised it, or its report did not pass.
+        ExportError: golden samples that prove nothing; a number used before; another export under
+            way; a file that cannot be written (a full disk).
+
+    Whatever happens, also when interrupted, nothing half-written stands under the final name.
+    """
+    signatures = task.signatures()
+    check_specs(one.spec for one in signatures.values())
+    check_golden(golden, signatures)
+    base_dir = Path(base_dir)
+    try:
+        with staging(base_dir, version) as stage:
+            progress(f"writing version {stage.version}")
+            manifest = _describe(task, name=name, version=stage.version, plan=plan or {})
+            write_saved_model(task, stage.folder)
+            extra = stage.folder / EXTRA_FOLDER
+            extra.mkdir()
+            write_samples(golden, extra / GOLDEN_FILE)
+            progress("writing warm-up requests")
+            write_warmup(extra / WARMUP_FILE, signatures, manifest.grid, model=name,
+                         text=warmup_text, golden=golden)
+            _write_manifest(manifest, stage.folder)
+            progress("checking what was written")
+            config.dump(_checked(check, stage.folder), extra / REPORT_FILE)
+            _write_manifest(manifest, stage.folder)
+            return stage.publish()
+    except (OSError, tf.errors.OpError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise ExportError(
+            f"{base_dir}: expected to write a version, got {type(error).__name__}: {reason}. "
+            "Nothing was left under its number; make room or give the right, and export again."
+        ) from error
+
+
+def write_saved_model(task: Task, folder: Path) -> None:
+    """Write graph, weights and tokenizer files of a task into `folder`, with named signatures.
+
+    A plain tf.Module around a Keras 3 network would load with `tf.saved_model.load` and fail in
+    TensorFlow Serving's loader; keras.export.ExportArchive loads in both.
+    """
+    signatures = task.signatures()
+    archive = keras.export.ExportArchive()
+    archive.track(task.network)
+    archive.track(task.codec)
+    for name, signature in signatures.items():
+        specs = signature.input_specs()
+        archive.add_endpoint(name, _positional(signature, tuple(specs)), list(specs.values()))
+    archive.write_out(str(folder), verbose=False)
+    specs_written = [signature.spec for signature in signatures.values()]
+    set_method_names(folder, specs_written)
+    check_signature_defs(folder, specs_written)
+
+
+def _positional(signature: Signature, names: Sequence[str]) -> Callable[..., dict[str, tf.Tensor]]:
+    def call(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        return signature.function(**dict(zip(names, tensors)))
+
+    return call
+
+
+def check_golden(golden: Sequence[Sample], signatures: Mapping[str, Signature]) -> None:
+    """Raise ExportError unless there is a sample of every signature, with outputs, without NaN."""
+    faults = [f"signature {name!r} has no sample" for name in signatures
+              if all(sample.signature != name for sample in golden)]
+    for index, sample in enumerate(golden):
+        if sample.signature not in signatures:
+            faults.append(f"sample {index} asks for {sample.signature!r}, which is no signature")
+            continue
+        wanted = {one.name for one in signatures[sample.signature].spec.outputs}
+        if set(sample.outputs) != wanted:
+            faults.append(f"sample {index} ({sample.signature}) has the outputs "
+                          f"{sorted(sample.outputs)} instead of {sorted(wanted)}")
+        faults += [f"sample {index} ({sample.signature}) has NaN in output {output!r}, row {row}"
+                   for output, row in _first_nan(sample)]
+    if faults:
+        raise ExportError(f"golden: expected samples of every signature with the reference's "
+                          f"outputs, got: {'; '.join(faults)}.")
+
+
+def _first_nan(sample: Sample) -> list[tuple[str, int]]:
+    found = []
+    for output, array in sample.outputs.items():
+        if array.dtype.kind in "fc" and np.isnan(array).any():
+            found.append((output, int(np.argwhere(np.isnan(array))[0, 0])))
+    return found
+
+
+def _checked(check: Callable[[Path], Report], folder: Path) -> Report:
+    report = check(folder)
+    if not report.passed:
+        raise VerificationError(
+            f"version {folder.name}: expected a report that passed, got one that did not. Nothing "
+            "was exported.", report=report)
+    return report
+
+
+def _describe(task: Task, *, name: str, version: int, plan: Mapping[str, Any]) -> ModelManifest:
+    return ModelManifest(
+        name=name, version=version, task=task.config,
+        signatures=tuple(one.spec for one in task.signatures().values()), grid=task.config.grid,
+        compiled=task.compiled, plan=plan, packages=package_versions(),
+        source_commit=source_commit(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+
+def _write_manifest(manifest: ModelManifest, folder: Path) -> None:
+    described = replace(manifest, files=hash_files(folder))
+    config.dump(described, folder / EXTRA_FOLDER / MANIFEST_FILE)
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of tf-infer and of the packages that decide what is written."""
+    versions = {"tf-infer": __version__}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def source_commit() -> str:
+    """Return the commit of the checkout that tf_infer runs from; empty when it is installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True,
+                              text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

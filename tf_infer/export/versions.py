@@ -1,0 +1,166 @@
+"""Version numbers of one model: which there are, which comes next, which may go.
+
+A base directory holds the versions, one folder a number, and two kinds of entries that servers
+ignore because their names are no numbers: `.last_version`, the highest number ever written, and
+`.tmp-<number>` while an export is under way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tf_infer.config import check
+from tf_infer.errors import ExportError
+
+RECORD_FILE = ".last_version"
+STAGE_PREFIX = ".tmp-"
+
+
+def list_versions(base_dir: Path) -> tuple[int, ...]:
+    """Return the version numbers under `base_dir`, ascending; none when it does not exist.
+
+    As TensorFlow Serving does, every folder whose name is a decimal number counts, complete or not.
+    """
+    try:
+        entries = list(Path(base_dir).iterdir())
+    except FileNotFoundError:
+        return ()
+    return tuple(sorted(int(entry.name) for entry in entries
+                        if entry.name.isascii() and entry.name.isdecimal() and entry.is_dir()))
+
+
+def plan_version(existing: tuple[int, ...], last: int, wanted: int | None) -> int:
+    """Return the number of the next version.
+
+    Args:
+        existing: numbers that stand on disk.
+        last: the highest number ever written, 0 for none; deleted versions count.
+        wanted: by the caller; None takes the next one.
+
+    Raises:
+        ExportError: `wanted` is not above all that ever were: a number is never used twice.
+    """
+    highest = max((last, *existing))
+    if wanted is None:
+        return highest + 1
+    if wanted <= highest:
+        raise ExportError(
+            f"version: expected a number above {highest}, got {wanted}. Versions are never written "
+            "twice, not even after they were deleted; leave the number out to take the next.")
+    return wanted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """A folder that no server sees, which becomes a version by one rename.
+
+    Attributes:
+        base_dir: of the model.
+        version: the number it will have.
+        folder: `base_dir/.tmp-<version>/<version>`, so that `folder.parent` is itself a base
+            directory, which a server can be pointed at before the rename.
+    """
+
+    base_dir: Path
+    version: int
+    folder: Path
+
+    def publish(self) -> Path:
+        """Write everything to disk, record the number, rename once; return the final folder."""
+        sync_tree(self.folder)
+        final = self.base_dir / str(self.version)
+        write_record(self.base_dir, self.version)
+        os.rename(self.folder, final)
+        sync_folder(self.base_dir)
+        return final
+
+
+@contextlib.contextmanager
+def staging(base_dir: Path, wanted: int | None = None) -> Iterator[Stage]:
+    """Give an empty stage for the next version; whatever is left in it at the end is removed.
+
+    One export at a time may write to a base directory; what an export left behind that was killed
+    is removed here.
+
+    Args:
+        base_dir: of the model; made when it does not exist.
+        wanted: version number; None takes the next one.
+
+    Raises:
+        ExportError: another export is under way, or the number was used before.
+    """
+    base_dir = Path(base_dir)
+    base_dir.mkdir(parents=True, exist_ok=True)
+    with _lock(base_dir) as last:
+        for left_behind in base_dir.glob(f"{STAGE_PREFIX}*"):
+            shutil.rmtree(left_behind)
+        version = plan_version(list_versions(base_dir), last, wanted)
+        area = base_dir / f"{STAGE_PREFIX}{version}"
+        try:
+            folder = area / str(version)
+            folder.mkdir(parents=True)
+            yield Stage(base_dir=base_dir, version=version, folder=folder)
+        finally:
+            shutil.rmtree(area, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(base_dir: Path) -> Iterator[int]:
+    """Hold the record file, which the system frees when the process ends; give its number."""
+    with open(base_dir / RECORD_FILE, "a+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ExportError(f"{base_dir}: expected no other export under way. Wait until it has "
+                              "ended, and export again.") from error
+        file.seek(0)
+        text = file.read().strip()
+        yield int(text) if text.isdecimal() else 0
+
+
+def write_record(base_dir: Path, version: int) -> None:
+    """Record that `version` was used, on disk, before it appears."""
+    with open(Path(base_dir) / RECORD_FILE, "r+", encoding="ascii") as file:
+        file.write(f"{version}\n")
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def prune(base_dir: Path, *, keep: int) -> tuple[int, ...]:
+    """Remove all versions but the newest `keep`; return the numbers that were removed.
+
+    A version first loses its name by one rename, so no server sees half of it. A server that still
+    has it loaded keeps answering from memory.
+    """
+    check(keep >= 1, "prune.keep", ">= 1", keep)
+    removed = list_versions(base_dir)[:-keep]
+    with _lock(Path(base_dir)) as last:
+        if removed and last < removed[-1]:
+            write_record(base_dir, list_versions(base_dir)[-1])
+        for version in removed:
+            hidden = Path(base_dir) / f"{STAGE_PREFIX}removed-{version}"
+            os.rename(Path(base_dir) / str(version), hidden)
+            shutil.rmtree(hidden)
+    return removed
+
+
+def sync_tree(folder: Path) -> None:
+    """Force every file and folder under `folder` to disk."""
+    for path in [*Path(folder).rglob("*"), Path(folder)]:
+        sync_folder(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Force one file, or the list of names of one folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
