@@ -85,7 +85,12 @@ def test_an_int_may_stand_for_a_float_but_not_the_other_way() -> None:
     ({"epochs": 0}, "TrainConfig.epochs"), ({"batch_rows": 0}, "TrainConfig.batch_rows"),
     ({"learning_rate": float("nan")}, "TrainConfig.learning_rate"),
     ({"warmup_fraction": 1.0}, "TrainConfig.warmup_fraction"),
-    ({"validation_fraction": 0.0}, "TrainConfig.validation_fraction"),
+    ({"validation_fraction": 1.0}, "TrainConfig.validation_fraction"),
+    ({"epsilon": 0.0}, "TrainConfig.epsilon"), ({"clip_norm": 0.0}, "TrainConfig.clip_norm"),
+    ({"label_smoothing": 1.0}, "TrainConfig.label_smoothing"),
+    ({"token_dropout": -0.1}, "TrainConfig.token_dropout"),
+    ({"average_decay": 1.0}, "TrainConfig.average_decay"),
+    ({"weight_decay": -1.0}, "TrainConfig.weight_decay"),
     ({"patience": 0}, "TrainConfig.patience"), ({"block_tokens": 1}, "TrainConfig.block_tokens"),
 ])
 def test_training_rules(change: dict[str, Any], message: str) -> None:
