@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import keras
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from tf_infer.config import TaskConfig
 from tf_infer.manifest import SignatureSpec, TensorSpec
+from tf_infer.tasks.grid import in_chunks
 from tf_infer.text.contracts import TextCodec
 
 Compiled = Literal["none", "xla"]
@@ -43,17 +45,21 @@ class Task:
         codec: the tokenizer, a tf.Module with tracked assets.
         network: the Keras layer that holds every weight.
         compiled: whether `core` is compiled by XLA.
+        tokenizer_dir: where the codec's files lie, for saving; None where it has none.
     """
 
     def __init__(self, config: TaskConfig, codec: TextCodec, network: keras.layers.Layer, *,
-                 compiled: Compiled = "none") -> None:
+                 compiled: Compiled = "none", tokenizer_dir: Path | None = None) -> None:
         self.config = config
         self.codec = codec
         self.network = network
         self.compiled = compiled
-        self._compiled_core = (
-            tf.function(self.core, jit_compile=True, reduce_retracing=False)
-            if compiled == "xla" else self.core)
+        self.tokenizer_dir = tokenizer_dir
+        self._compiled_core = self._compile() if compiled == "xla" else None
+
+    def core_specs(self) -> dict[str, tf.TensorSpec]:
+        """Return what `core` takes, by name in the order of its arguments; rows are free."""
+        raise NotImplementedError
 
     def preprocess(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         """Turn a signature's inputs, strings among them, into what `core` takes."""
@@ -68,9 +74,26 @@ class Task:
         raise NotImplementedError
 
     def run_core(self, **dense: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Run `core` the way this task is compiled."""
-        outputs: dict[str, tf.Tensor] = self._compiled_core(**dense)
-        return outputs
+        """Run `core` the way this task is compiled.
+
+        Under XLA rows are padded to a size of the grid, and more rows than its largest size run in
+        chunks of that, so that every shape is compiled once and no shape is met by surprise.
+        """
+        if self._compiled_core is None:
+            return self.core(**dense)
+        ordered = {name: dense[name] for name in self.core_specs()}
+        return in_chunks(self._compiled_core, ordered, self.config.grid)
+
+    def _compile(self) -> Callable[..., dict[str, tf.Tensor]]:
+        # One trace with free rows serves every size; XLA compiles it once for each that it meets.
+        names = tuple(self.core_specs())
+
+        def core(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+            return self.core(**dict(zip(names, tensors)))
+
+        function: Callable[..., dict[str, tf.Tensor]] = tf.function(
+            core, input_signature=tuple(self.core_specs().values()), jit_compile=True)
+        return function
 
     def signatures(self) -> Mapping[str, Signature]:
         """Return all functions a server offers, by name; "serving_default" is one of them."""
@@ -78,7 +101,8 @@ class Task:
 
     def recompiled(self, compiled: Compiled) -> Self:
         """Return a task of the same codec and weights whose core is compiled another way."""
-        return type(self)(self.config, self.codec, self.network, compiled=compiled)
+        return type(self)(self.config, self.codec, self.network, compiled=compiled,
+                          tokenizer_dir=self.tokenizer_dir)
 
 
 _DTYPES: dict[str, tf.DType] = {"string": tf.string}

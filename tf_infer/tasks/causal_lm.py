@@ -1,0 +1,273 @@
+"""Prompt to continuation: greedy or sampled, with options and seed for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from tf_infer.config import CausalLMConfig
+from tf_infer.decoding import sampling
+from tf_infer.decoding.contracts import Limits, SamplingOptions, Start
+from tf_infer.decoding.loop import run
+from tf_infer.decoding.score import sequence_scores
+from tf_infer.manifest import SignatureSpec, TensorSpec
+from tf_infer.networks.contracts import Cache
+from tf_infer.tasks import options
+from tf_infer.tasks.base import Signature, Task, rows
+from tf_infer.tasks.grid import require, same_rows
+from tf_infer.text.contracts import TokenBatch, Tokens
+from tf_infer.text.packing import pack, pad_id
+
+OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+SAMPLING = OPTIONS[1:]
+
+
+class CausalLM(Task):
+    """Text -> continuation, its ids, its log-probability, and why it ended.
+
+    Signatures, B rows, L = `config.capacity`, P = `positions`:
+        serving_default: `prompt` -> `text`, `ids`, `length`, `score`, `finish_reason`, with every
+            option at its default (the seed too: the same in each row, so that a row's text does
+            not depend on its place in a batch).
+        generate: `prompt` and every option -> the same.
+        score: `prompt`, `continuation` -> `score` in nats and `length`, over those ids of prompt +
+            continuation, encoded as one text, that reach into the continuation.
+        encode: `text` -> `ids`, `mask`, `starts`, `ends`, as a prompt is read.
+        decode: `ids`, `length` -> `text`.
+        steps: read ids, then produce `count` tokens, for loops of the host; see `_steps`.
+
+    A prompt is cut on the left to `packing.max_tokens`. Where the codec has no start id, an empty
+    prompt is read as its end id (GPT-2's habit), else as id 0. Prompt and continuation together
+    never exceed the network's `max_positions`: such a row ends early, with reason "length".
+    `text` is what the continuation adds to the decoded prompt, spaces included.
+    """
+
+    config: CausalLMConfig
+
+    @property
+    def positions(self) -> int:
+        """P, positions of the cache that `steps` hands around."""
+        return int(min(self.network.max_positions,
+                       self.config.grid.tokens[-1] + self.config.capacity))
+
+    # ------------------------------------------------------------------ strings -> dense -> strings
+
+    def preprocess(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`prompt` [B] string and every option [B] -> what `core` takes."""
+        same_rows(inputs)
+        options.check(inputs, self.config.capacity)
+        batch = self._encode(inputs["prompt"], offsets=False)
+        lengths = _lengths(batch)
+        room = self.network.max_positions - lengths
+        return {"ids": batch.ids, "lengths": lengths,
+                "max_new_tokens": tf.minimum(inputs["max_new_tokens"], room),
+                **{name: inputs[name] for name in SAMPLING}}
+
+    def core_specs(self) -> dict[str, tf.TensorSpec]:
+        """Prompt ids [B, T], their lengths [B], and every option [B]."""
+        given = {option.name: tf.TensorSpec([None], option.dtype)
+                 for option in options.options(self.config.capacity)}
+        return {"ids": tf.TensorSpec([None, None], tf.int32),
+                "lengths": tf.TensorSpec([None], tf.int32), **given}
+
+    def core(self, **dense: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Prefill and the whole loop: -> `ids` [B, L], `length`, `score`, `finished` [B]."""
+        width = tf.shape(dense["ids"])[1]
+        capacity = tf.minimum(width + self.config.capacity, self.network.max_positions)
+        logits, cache = self.network.prefill(
+            dense["ids"], tf.maximum(dense["lengths"], 1), capacity=capacity)
+        found = sampling.sample(
+            self._step, Start(tf.cast(logits, tf.float32), cache),
+            self._limits(dense["max_new_tokens"]),
+            SamplingOptions(*(dense[name] for name in SAMPLING)))
+        return {"ids": found.ids[:, 0], "length": found.lengths[:, 0],
+                "score": found.scores[:, 0], "finished": found.finished[:, 0]}
+
+    def postprocess(self, **dense: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What `core` gave, and the prompt's `prompt_ids`, `prompt_lengths` -> the outputs."""
+        text = self._continuation(dense["prompt_ids"], dense["prompt_lengths"], dense["ids"],
+                                  dense["length"])
+        return {"text": text, "ids": dense["ids"], "length": dense["length"],
+                "score": dense["score"],
+                "finish_reason": tf.where(dense["finished"], "stop", "length")}
+
+    def _step(self, tokens: tf.Tensor, live: tf.Tensor, cache: Cache) -> tuple[tf.Tensor, Cache]:
+        logits, cache = self.network.extend(tokens[:, None], tf.cast(live, tf.int32), cache)
+        return tf.cast(logits[:, 0], tf.float32), cache
+
+    def _limits(self, max_new_tokens: tf.Tensor) -> Limits:
+        end_ids = self.config.end_ids
+        if not end_ids and self.codec.end_id is not None:
+            end_ids = (self.codec.end_id,)
+        return Limits(self.config.capacity, max_new_tokens, end_ids, pad_id(self.codec))
+
+    def _encode(self, texts: tf.Tensor, *, offsets: bool) -> TokenBatch:
+        """[B] string -> rows of at least one id each."""
+        tokens = self.codec.encode(texts, offsets=offsets)
+        if not self.config.packing.start:
+            tokens = self._without_empty_rows(tokens)
+        return pack(tokens, self.codec, self.config.packing, self.config.grid)
+
+    def _without_empty_rows(self, tokens: Tokens) -> Tokens:
+        candidates = (self.codec.start_id, self.codec.end_id, 0)
+        first = next(candidate for candidate in candidates if candidate is not None)
+        empty = tf.cast(tokens.ids.row_lengths() == 0, tf.int64)
+
+        def filled(ragged: tf.RaggedTensor | None, value: int) -> tf.RaggedTensor | None:
+            if ragged is None:
+                return None
+            values = tf.fill([tf.reduce_sum(empty)], value)
+            return tf.concat([tf.RaggedTensor.from_row_lengths(values, empty), ragged], axis=1)
+
+        return Tokens(filled(tokens.ids, first), filled(tokens.starts, 0), filled(tokens.ends, 0))
+
+    def _continuation(self, prompt_ids: tf.Tensor, prompt_lengths: tf.Tensor, ids: tf.Tensor,
+                      lengths: tf.Tensor) -> tf.Tensor:
+        """Decode prompt and continuation as one, and cut off what the prompt alone gives.
+
+        Decoded alone, a continuation would lose the space before its first word (SentencePiece).
+        Where the whole does not begin with the prompt (a character was cut in two, and is whole
+        only now) the continuation is decoded alone.
+        """
+        prompt = tf.RaggedTensor.from_tensor(prompt_ids, prompt_lengths)
+        whole = tf.concat([prompt, tf.RaggedTensor.from_tensor(ids, lengths)], axis=1).to_tensor()
+        before = self.codec.decode(prompt_ids, prompt_lengths)               # [B] string
+        after = self.codec.decode(whole, prompt_lengths + lengths)
+        alone = self.codec.decode(ids, lengths)
+        size = tf.minimum(tf.strings.length(before), tf.strings.length(after))
+        added = tf.strings.substr(after, size, tf.strings.length(after) - size)
+        begins = tf.strings.substr(after, tf.zeros_like(size), size) == before
+        return tf.where(begins, added, alone)
+
+    # ------------------------------------------------------------------ signatures
+
+    def signatures(self) -> Mapping[str, Signature]:
+        """Return serving_default, generate, score, encode, decode, steps."""
+        capacity = self.config.capacity
+        prompt = rows("prompt", "string", note="UTF-8 text")
+        text = rows("text", "string", note="UTF-8 text")
+        ids = rows("ids", "int32", None, note="token ids")
+        length = rows("length", "int32", note="ids that count")
+        score = rows("score", "float32", note="log-probability, nats")
+        answer = (
+            rows("text", "string", note="the continuation alone"),
+            rows("ids", "int32", capacity, note="its ids, padding behind them"), length, score,
+            rows("finish_reason", "string", note="stop (an end id) or length (the limit)"))
+        packed = (
+            ids, rows("mask", "int32", None, note="1 on ids that count, first in each row"),
+            rows("starts", "int32", None, note="first byte in the text"),
+            rows("ends", "int32", None, note="one past its last byte"))
+        given = options.specs(capacity, self.config.defaults)
+        steps_in, steps_out = self._steps_specs()
+        found = (
+            (SignatureSpec(name="serving_default", inputs=(prompt,), outputs=answer),
+             self._with_defaults),
+            (SignatureSpec(name="generate", inputs=(prompt, *given), outputs=answer),
+             self._generate),
+            (SignatureSpec(name="score", outputs=(score, length), inputs=(
+                prompt, rows("continuation", "string", note="UTF-8 text"))), self._score),
+            (SignatureSpec(name="encode", inputs=(text,), outputs=packed), self._encoded),
+            (SignatureSpec(name="decode", inputs=(ids, length), outputs=(text,)), self._decoded),
+            (SignatureSpec(name="steps", inputs=steps_in, outputs=steps_out), self._steps))
+        return {spec.name: Signature(spec, function) for spec, function in found}
+
+    def _with_defaults(self, *, prompt: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._generate(prompt=prompt, **options.defaults_for(
+            tf.shape(prompt)[0], self.config.capacity, self.config.defaults))
+
+    def _generate(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        dense = self.preprocess(**inputs)
+        return self.postprocess(**self.run_core(**dense), prompt_ids=dense["ids"],
+                                prompt_lengths=dense["lengths"])
+
+    def _score(self, *, prompt: tf.Tensor, continuation: tf.Tensor) -> dict[str, tf.Tensor]:
+        same_rows({"prompt": prompt, "continuation": continuation})
+        whole = tf.strings.join([prompt, continuation])
+        tokens = self.codec.encode(whole, offsets=True)
+        prompt_bytes = tf.strings.length(prompt)[:, None]                    # [B, 1]
+        wanted = tf.reduce_sum(tf.cast(tokens.ends > prompt_bytes, tf.int32), axis=1)
+        batch = self._encode(whole, offsets=True)
+        counted = batch.mask & (batch.ends > prompt_bytes)
+        # Cut on the left, or with nothing before it, an id of the continuation goes unscored.
+        counted &= tf.range(tf.shape(counted)[1]) > 0
+        length = tf.reduce_sum(tf.cast(counted, tf.int32), axis=-1)
+        require(tf.equal(length, wanted),
+                f"continuation: expected room for all its ids behind at least one other, in rows "
+                f"of {self.config.grid.tokens[-1]}.", wanted)
+        logits = tf.cast(self.network(batch.ids, batch.mask, training=False), tf.float32)
+        return {"score": sequence_scores(logits, batch.ids, counted), "length": length}
+
+    def _encoded(self, *, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        batch = self._encode(text, offsets=True)
+        return {"ids": batch.ids, "mask": tf.cast(batch.mask, tf.int32),
+                "starts": batch.starts, "ends": batch.ends}
+
+    def _decoded(self, *, ids: tf.Tensor, length: tf.Tensor) -> dict[str, tf.Tensor]:
+        same_rows({"ids": ids, "length": length})
+        require((length >= 0) & (length <= tf.shape(ids)[1]),
+                "length: expected 0 <= length <= ids in the row.", length)
+        return {"text": self.codec.decode(ids, length)}
+
+    # ------------------------------------------------------------------ steps
+
+    def _steps_specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        with tf.init_scope():
+            _, cache = self.network.prefill(tf.zeros([1, 1], tf.int32), tf.ones([1], tf.int32),
+                                            capacity=1)
+        _, heads, _, size = cache.layers[0][0].shape
+        state = (rows("cache", "float32", 2 * len(cache.layers), heads, self.positions, size,
+                      note="keys of layer i at 2i, its values at 2i + 1; zeros to begin"),
+                 rows("lengths", "int32", note="positions in use; 0 to begin"))
+        given = options.specs(self.config.capacity, self.config.defaults)[1:]
+        inputs = (
+            rows("ids", "int32", None, note="to read first: the prompt, or the last token"),
+            rows("id_count", "int32", note="how many of them; 0 leaves the row as it is"),
+            *state, rows("count", "int32", note="tokens to produce"), *given,
+            rows("produced", "int32", note="tokens produced by earlier calls: number of the draw"))
+        outputs = (
+            rows("tokens", "int32", self.config.capacity, note="produced, padding behind them"),
+            rows("token_count", "int32", note="how many; the end id does not count"),
+            rows("finished", "bool", note="an end id came"),
+            rows("score", "float32", note="log-probability of tokens and end id, nats"), *state)
+        return inputs, outputs
+
+    def _steps(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Read `ids`, then produce `count` tokens in each row; all state goes in and comes out.
+
+        The last token of a call has not been read: the next call takes it as its `ids`. A row with
+        `id_count` 0 neither reads nor produces, so rows may join and leave between calls.
+        """
+        same_rows(inputs)
+        options.check(inputs, self.config.capacity)
+        ids, id_count, count = inputs["ids"], inputs["id_count"], inputs["count"]
+        require((id_count >= 0) & (id_count <= tf.shape(ids)[1]),
+                "id_count: expected 0 <= id_count <= ids in the row.", id_count)
+        require((count >= 0) & (count <= self.config.capacity),
+                f"count: expected 0 <= count <= {self.config.capacity}.", count)
+        require((count == 0) | (id_count > 0), "id_count: expected >= 1 where count is.", id_count)
+        require((inputs["lengths"] >= 0) & (
+            inputs["lengths"] + id_count + count <= self.positions),
+            f"lengths: expected lengths + id_count + count <= {self.positions}.",
+            inputs["lengths"])
+        logits, cache = self.network.extend(
+            ids, id_count, _unstacked(inputs["cache"], inputs["lengths"]))
+        last = tf.gather(logits, tf.maximum(id_count, 1) - 1, batch_dims=1)  # [B, V]
+        chosen = SamplingOptions(*(inputs[name] for name in SAMPLING))
+        progress, cache = run(
+            self._step, Start(tf.cast(last, tf.float32), cache), self._limits(count),
+            lambda values, lengths: sampling.choose(values, chosen, inputs["produced"] + lengths))
+        flat = [tensor for layer in cache.layers for tensor in layer]
+        return {"tokens": progress.ids, "token_count": progress.lengths,
+                "finished": progress.finished, "score": progress.scores,
+                "cache": tf.stack(flat, axis=1), "lengths": cache.lengths}
+
+
+def _lengths(batch: TokenBatch) -> tf.Tensor:
+    return tf.reduce_sum(tf.cast(batch.mask, tf.int32), axis=-1)             # [B]
+
+
+def _unstacked(stacked: tf.Tensor, lengths: tf.Tensor) -> Cache:
+    """[B, 2 layers, heads, P, size] -> a Cache."""
+    flat = tf.unstack(stacked, axis=1)
+    return Cache(tuple(zip(flat[::2], flat[1::2])), lengths)

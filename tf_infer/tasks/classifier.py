@@ -1,0 +1,141 @@
+"""One label, or several, for a text or a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from tf_infer.config import ClassifierConfig
+from tf_infer.decoding.argmax import above, best
+from tf_infer.manifest import SignatureSpec, TensorSpec
+from tf_infer.tasks.base import Signature, Task, rows
+from tf_infer.tasks.grid import pad_tokens, require, same_rows
+from tf_infer.text.contracts import TokenBatch
+from tf_infer.text.packing import pack, pad_id
+
+CLASSIFY = "tensorflow/serving/classify"
+
+
+class Classifier(Task):
+    """Text -> label, scores of all classes, logits.
+
+    Signatures, B rows, C classes in the order of `config.classes`:
+        serving_default: `text` (pairs: and `text_pair`) -> `label`, `score`, `scores`, `logits`;
+            with `multi_label` also `labels`.
+        ids: `ids`, `mask` (pairs: and `segments`) -> `logits`, for those who tokenize outside.
+        classify: `inputs`, serialized tf.Examples -> `classes`, `scores`; TensorFlow Serving's own
+            Classify.
+        encode: `text` (pairs: and `text_pair`) -> `ids`, `mask`, `starts`, `ends` (pairs: and
+            `segments`), what `ids` takes.
+
+    `label` is always the class with the best score, ties going to the lower index. `labels` [B, C]
+    holds a class's name in its column where its score reaches the threshold, and "" where not.
+    """
+
+    config: ClassifierConfig
+
+    def preprocess(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`text` [B] string, `text_pair` [B] string of pairs -> ids, mask, segments [B, T]."""
+        batch = self._encode(inputs, offsets=False)
+        return {"ids": batch.ids, "mask": batch.mask, "segments": batch.segments}
+
+    def core_specs(self) -> dict[str, tf.TensorSpec]:
+        """ids [B, T] int32, mask [B, T] bool, segments [B, T] int32."""
+        return {"ids": tf.TensorSpec([None, None], tf.int32),
+                "mask": tf.TensorSpec([None, None], tf.bool),
+                "segments": tf.TensorSpec([None, None], tf.int32)}
+
+    def core(self, **dense: tf.Tensor) -> dict[str, tf.Tensor]:
+        """ids, mask, segments [B, T] -> `logits`, `scores` [B, C] float32."""
+        logits = self.network(dense["ids"], dense["mask"], dense["segments"], training=False)
+        logits = tf.cast(logits, tf.float32)                                 # [B, C]
+        calibrated = logits / self.config.temperature
+        scores = (tf.sigmoid(calibrated) if self.config.multi_label
+                  else tf.nn.softmax(calibrated, axis=-1))
+        return {"logits": logits, "scores": scores}
+
+    def postprocess(self, **dense: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`logits`, `scores` [B, C] -> the outputs of `serving_default`."""
+        scores, names = dense["scores"], tf.constant(self.config.classes)
+        # By logits: two scores may round to the same number where the logits still differ.
+        label = best(dense["logits"])                                        # [B]
+        outputs = {"label": tf.gather(names, label),
+                   "score": tf.gather(scores, label, batch_dims=1),
+                   "scores": scores, "logits": dense["logits"]}
+        if self.config.multi_label:
+            outputs["labels"] = tf.where(above(scores, self.config.thresholds), names, "")
+        return outputs
+
+    def signatures(self) -> Mapping[str, Signature]:
+        """Return serving_default, ids, classify, encode."""
+        size = len(self.config.classes)
+        texts = tuple(rows(name, "string", note="UTF-8 text") for name in self._text_names())
+        scores = rows("scores", "float32", size, note="of each class, 0 to 1")
+        logits = rows("logits", "float32", size, note="of each class, before temperature")
+        answer = [rows("label", "string", note="class with the best score"),
+                  rows("score", "float32", note="its score, 0 to 1"), scores, logits]
+        if self.config.multi_label:
+            answer.append(rows("labels", "string", size,
+                               note="class names from their thresholds on, \"\" elsewhere"))
+        packed = self._packed_specs()
+        examples = rows("inputs", "string",
+                        note=f"serialized tf.Example with {' and '.join(self._text_names())}")
+        specs = (
+            (SignatureSpec(name="serving_default", inputs=texts, outputs=tuple(answer)),
+             self._answer),
+            (SignatureSpec(name="ids", inputs=packed, outputs=(logits,)), self._from_ids),
+            (SignatureSpec(name="classify", inputs=(examples,), method_name=CLASSIFY, outputs=(
+                rows("classes", "string", size, note="class names, the same in every row"),
+                scores)), self._classify),
+            (SignatureSpec(name="encode", inputs=texts, outputs=(
+                *packed, rows("starts", "int32", None, note="first byte in the id's own text"),
+                rows("ends", "int32", None, note="one past its last byte"))), self._encoded))
+        return {spec.name: Signature(spec, function) for spec, function in specs}
+
+    def _text_names(self) -> tuple[str, ...]:
+        return ("text", "text_pair") if self.config.pair else ("text",)
+
+    def _packed_specs(self) -> tuple[TensorSpec, ...]:
+        specs = [rows("ids", "int32", None, note="token ids"),
+                 rows("mask", "int32", None, note="1 on ids that count, first in each row")]
+        if self.config.pair:
+            specs.append(rows("segments", "int32", None, note="1 on the second text of a pair"))
+        return tuple(specs)
+
+    def _encode(self, inputs: Mapping[str, tf.Tensor], *, offsets: bool) -> TokenBatch:
+        same_rows(inputs)
+        first, *second = (self.codec.encode(inputs[name], offsets=offsets)
+                          for name in self._text_names())
+        return pack(first, self.codec, self.config.packing, self.config.grid,
+                    pair=second[0] if second else None)
+
+    def _answer(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self.postprocess(**self.run_core(**self.preprocess(**inputs)))
+
+    def _from_ids(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        same_rows(inputs)
+        ids, mask = inputs["ids"], inputs["mask"]
+        require(tf.equal(tf.shape(mask)[1], tf.shape(ids)[1]),
+                "mask: expected as many tokens a row as ids.")
+        require(tf.reduce_all((ids >= 0) & (ids < self.codec.vocab_size), axis=-1),
+                f"ids: expected 0 <= id < {self.codec.vocab_size}.")
+        segments = inputs.get("segments", tf.zeros_like(ids))
+        require(tf.reduce_all((segments == 0) | (segments == 1), axis=-1),
+                "segments: expected 0 or 1.")
+        grid = self.config.grid
+        dense = {"ids": pad_tokens(ids, grid, pad_id(self.codec)),
+                 "mask": pad_tokens(mask, grid) != 0, "segments": pad_tokens(segments, grid)}
+        return {"logits": self.run_core(**dense)["logits"]}
+
+    def _classify(self, *, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        features = {name: tf.io.FixedLenFeature([], tf.string) for name in self._text_names()}
+        scores = self._answer(**tf.io.parse_example(inputs, features))["scores"]
+        names = tf.constant(self.config.classes)
+        return {"classes": tf.broadcast_to(names, tf.shape(scores)), "scores": scores}
+
+    def _encoded(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        batch = self._encode(inputs, offsets=True)
+        outputs = {"ids": batch.ids, "mask": tf.cast(batch.mask, tf.int32),
+                   "starts": batch.starts, "ends": batch.ends}
+        return {**outputs, "segments": batch.segments} if self.config.pair else outputs

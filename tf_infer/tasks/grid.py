@@ -1,0 +1,97 @@
+"""Finite shapes for a compiled core: rows and tokens are padded to sizes of the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tf_infer.config import ShapeGrid
+
+
+def in_chunks(core: Any, dense: Mapping[str, tf.Tensor], grid: ShapeGrid
+              ) -> dict[str, tf.Tensor]:
+    """Run a compiled core on any number of rows, showing it only numbers of rows of the grid.
+
+    Args:
+        core: a tf.function with an input signature; takes the tensors in the order of `dense`, must
+            bear rows of zeros, and returns a dict of tensors with the rows first.
+        dense: [B, ...] each, B >= 0.
+        grid: `grid.rows` are the allowed numbers of rows.
+
+    Returns:
+        core's outputs for the B rows.
+    """
+    rows = tf.shape(next(iter(dense.values())))[0]
+    size = bucket(rows, grid.rows)
+    chunks = tf.maximum(1, -(-rows // size))
+    cells = [_cut(tensor, chunks, size) for tensor in dense.values()]
+    if tf.executing_eagerly():
+        parts = [core(*(cell[i] for cell in cells)) for i in range(int(chunks))]
+        whole = {name: tf.concat([part[name] for part in parts], axis=0) for name in parts[0]}
+    else:
+        outputs = {name: tf.TensorSpec(value.shape, value.dtype) for name, value in
+                   core.get_concrete_function().structured_outputs.items()}
+        mapped = tf.map_fn(lambda cell: core(*cell), cells, parallel_iterations=1,
+                           fn_output_signature=outputs)
+        whole = {name: _joined(value) for name, value in mapped.items()}
+    return {name: value[:rows] for name, value in whole.items()}
+
+
+def _cut(tensor: tf.Tensor, chunks: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """[B, ...] -> [chunks, size, ...], zeros behind the last row."""
+    missing = chunks * size - tf.shape(tensor)[0]
+    padded = tf.pad(tensor, [[0, missing], *([0, 0] for _ in tensor.shape[1:])])
+    cut = tf.reshape(padded, tf.concat([[chunks, size], tf.shape(tensor)[1:]], axis=0))
+    return tf.ensure_shape(cut, [None, None, *tensor.shape[1:]])
+
+
+def _joined(tensor: tf.Tensor) -> tf.Tensor:
+    """[chunks, size, ...] -> [chunks * size, ...]."""
+    joined = tf.reshape(tensor, tf.concat([[-1], tf.shape(tensor)[2:]], axis=0))
+    return tf.ensure_shape(joined, [None, *tensor.shape[2:]])
+
+
+def pad_tokens(tensor: tf.Tensor, grid: ShapeGrid, filler: int = 0) -> tf.Tensor:
+    """Widen [B, T] to a length of the grid; T must not be more than its last one.
+
+    Raises:
+        tf.errors.InvalidArgumentError: T is more.
+    """
+    width = tf.shape(tensor)[1]
+    require(width <= grid.tokens[-1], f"ids: expected at most {grid.tokens[-1]} tokens a row.")
+    missing = tf.maximum(0, bucket(width, grid.tokens) - width)
+    return tf.pad(tensor, [[0, 0], [0, missing]], constant_values=filler)
+
+
+def bucket(count: tf.Tensor, sizes: tuple[int, ...]) -> tf.Tensor:
+    """Return the smallest size >= `count` [] int32, else the last one."""
+    allowed = tf.constant(sizes, tf.int32)
+    return tf.reduce_min(tf.where(allowed >= count, allowed, sizes[-1]))
+
+
+def require(rule: tf.Tensor, message: str, values: tf.Tensor | None = None) -> None:
+    """Fail with INVALID_ARGUMENT where a row breaks a rule; names its number, never its text.
+
+    Args:
+        rule: [B] bool, or [].
+        message: "<input>: expected <rule>."
+        values: [B] numbers to show the first wrong one of.
+    """
+    broken = tf.reshape(~rule, [-1])                                         # [B]
+    first = tf.argmax(tf.concat([broken, [True]], axis=0))
+    data = [tf.constant(message)]
+    if rule.shape.rank != 0:
+        data += [tf.constant("First such row:"), first]
+    if values is not None:
+        data += [tf.constant("got:"), tf.concat([values, tf.zeros([1], values.dtype)], 0)[first]]
+    tf.debugging.Assert(tf.reduce_all(rule), data)
+
+
+def same_rows(inputs: Mapping[str, tf.Tensor]) -> None:
+    """Fail with INVALID_ARGUMENT unless every input has as many rows as the first one."""
+    (leader, first), *others = inputs.items()
+    for name, tensor in others:
+        require(tf.equal(tf.shape(tensor)[0], tf.shape(first)[0]),
+                f"{name}: expected as many rows as {leader}.")
