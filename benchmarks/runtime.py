@@ -2,7 +2,7 @@
 
 Five ways of calling one SavedModel are measured in one process and printed as JSON: the public
 `Session.run`, the session's own run call beneath it, a session callable, a TF2 signature, and its
-flat form with a private cancellation manager. Read with docs/runtime.md, which draws the conclusion.
+flat form with a private cancellation manager. docs/runtime.md draws the conclusion.
 
     python benchmarks/runtime.py > runtime.json
 """
@@ -139,7 +139,7 @@ class Signature:
 
     def flat(self, signature: str, feeds: dict[str, Any], timeout_s: float | None) -> Any:
         function = self.loaded.signatures[signature]
-        flat = [tf.constant(feeds[name]) for name in sorted(feeds)]  # the order of captured arguments
+        flat = [tf.constant(feeds[name]) for name in sorted(feeds)]  # as captured
         result = function._call_flat(flat, function.captured_inputs)
         values = result.values() if isinstance(result, dict) else result
         return [v.numpy() for v in values]

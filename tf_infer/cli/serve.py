@@ -1,0 +1,82 @@
+"""`tf-infer serve`: the embedded server, with TensorFlow Serving's flags."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tf_infer.errors import TfInferError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Leave every word to our own reader: FL01 to FL04 are not argparse's."""
+    parser.prefix_chars = "\0"  # no word looks like an option to argparse
+    parser.add_argument("flags", nargs="*")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until the process is told to end; see `tf_infer.server.app.run` for the exit codes."""
+    from tf_infer.server import app, flags
+
+    try:
+        parsed = flags.parse(arguments.flags)
+    except TfInferError as error:
+        print(flags.usage())
+        print(app.failure(error), flush=True)
+        return app.START_FAILED
+    values = parsed.values
+    if values["help"]:
+        print(flags.usage())
+        return 0
+    if values["version"]:
+        print(versions())
+        return 0
+    for word in parsed.unknown:
+        print(f"unknown argument: {word}")
+    if parsed.unknown:
+        print(flags.usage(), flush=True)
+    try:
+        if values["write_tf_serving_config"]:
+            return _write(values)
+        config = flags.server_config(values)
+    except TfInferError as error:
+        print(app.failure(error), flush=True)
+        return app.START_FAILED
+    _log_to_stderr(verbose=values["verbose"])
+    return app.run(config)
+
+
+def versions() -> str:
+    """Return the two lines of `--version` (FL06)."""
+    from importlib import metadata
+
+    from tf_infer.version import __version__
+
+    try:
+        library = metadata.version("tensorflow")
+    except metadata.PackageNotFoundError:
+        library = "not installed"
+    return f"TensorFlow ModelServer: tf-infer {__version__}\nTensorFlow Library: {library}"
+
+
+def _write(values: Mapping[str, Any]) -> int:
+    from tf_infer.server import flags, tf_serving
+
+    written = tf_serving.write(flags.models_of(values), Path(values["write_tf_serving_config"]),
+                               model_root=values["model_root"])
+    for path in written:
+        print(f"wrote {path}")
+    return 0
+
+
+def _log_to_stderr(*, verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("tf_infer")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+

@@ -1,0 +1,221 @@
+"""Run a server: load, open the port, say so, answer, drain, stop.
+
+    from tf_infer.server.app import Server
+    with Server(config) as server:      # in this process, for tests and notebooks
+        ...
+    run(config)                         # a process of its own, until SIGTERM or Ctrl-C
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import grpc
+
+from tf_infer.errors import (
+    BackendMissing,
+    Code,
+    ConfigError,
+    ServerUnavailable,
+    ServingError,
+    TfInferError,
+)
+from tf_infer.server.config import ServerConfig
+from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
+from tf_infer.server.decide import State
+from tf_infer.server.grpc_service import Service
+from tf_infer.server.pipeline import Pipeline
+from tf_infer.server.versions import Versions
+from tf_infer.version import __version__
+
+log = logging.getLogger("tf_infer.server")
+
+START_FAILED = 255
+MAX_MESSAGE_BYTES = 2**31 - 1  # LI01
+
+
+class Server:
+    """One server in this process.
+
+    Args:
+        config: what to serve and how.
+        load: version directory -> servable; None loads SavedModels, which needs TensorFlow.
+
+    `start` returns when every model is available and the port is open (FL27).
+    """
+
+    def __init__(self, config: ServerConfig, *, load: LoadFn | None = None) -> None:
+        self.config = config
+        self.versions = Versions(
+            load or _saved_model_loader(config), max_load_retries=config.max_load_retries,
+            load_retry_interval_s=config.load_retry_interval_s,
+            labels_for_unavailable=config.labels_for_unavailable,
+            load_threads=config.load_threads, poll_s=config.poll_s)
+        self.pipeline = Pipeline(self.versions, max_running=config.max_running,
+                                 max_waiting=config.max_waiting)
+        self._service = Service(self.pipeline, tensor_content=config.tensor_content,
+                                check_method_names=config.check_method_names, health=config.health)
+        self._workers = ThreadPoolExecutor(config.threads, thread_name_prefix="tf-infer-grpc")
+        self._grpc: grpc.Server | None = None
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where gRPC answers, as a client writes it."""
+        host = "localhost" if self.config.host in ("0.0.0.0", "[::]") else self.config.host
+        tcp = (f"{host}:{self.config.port}",) if self.config.port else ()
+        return tcp + ((f"unix:{self.config.socket_path}",) if self.config.socket_path else ())
+
+    def start(self) -> None:
+        """Load all models, then open the port.
+
+        Raises:
+            ServingError: a model failed for good (FL30), or the port is taken (FL13).
+        """
+        self.versions.configure(self.config.models)
+        server = grpc.server(self._workers, options=(
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0), *self.config.channel_arguments))
+        server.add_generic_rpc_handlers(tuple(self._service.handlers()))
+        if self.config.port:
+            _bind(server, f"{self.config.host}:{self.config.port}")
+        if self.config.socket_path:
+            _bind(server, f"unix:{self.config.socket_path}")
+        server.start()
+        self._grpc = server
+        log.info("serving addresses=%s", ",".join(self.addresses))
+
+    def stop(self, drain_s: float | None = None) -> bool:
+        """Refuse new requests, wait for those that run, free all; return whether all had ended.
+
+        Args:
+            drain_s: how long to wait; None takes the configuration's.
+        """
+        drain_s = self.config.drain_s if drain_s is None else drain_s
+        ended = True
+        if self._grpc is not None:
+            end = time.monotonic() + drain_s
+            self._grpc.stop(drain_s).wait(drain_s + 5.0)
+            # gRPC gives cancelled calls up at once; their runs may go on.
+            ended = self.pipeline.wait_idle(max(0.0, end - time.monotonic()))
+            self._grpc = None
+        self._workers.shutdown(wait=ended)
+        if ended:
+            self.versions.stop()
+        log.info("stopped drained=%s", ended)
+        return ended
+
+    def summary(self) -> str:
+        """Return what is served where, and what it cost, for the start-up message."""
+        lines = [f"tf-infer {__version__} answers gRPC at {', '.join(self.addresses)}"]
+        for name in self.versions.names():
+            rows = [row for row in self.versions.status(name) if row.state is State.AVAILABLE]
+            lines += [f"  {name} version {row.version}: {_times(row.times)}" for row in rows]
+        return "\n".join(lines)
+
+    def __enter__(self) -> Server:
+        try:
+            self.start()
+        except BaseException:
+            self.versions.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.stop(0.0)
+
+
+def _times(times: LoadTimes) -> str:
+    parts = [f"loaded in {times.load_s:.2f} s"]
+    if times.warmup_records:
+        parts.append(f"{times.warmup_records} warm-up records in {times.warmup_s:.2f} s")
+    if times.golden_samples:
+        parts.append(f"{times.golden_samples} golden samples equal in {times.golden_s:.2f} s")
+    return ", ".join(parts)
+
+
+def _bind(server: grpc.Server, address: str) -> None:
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ServerUnavailable(f"{address} cannot be opened: another process has it, or it is "
+                                "not allowed. Choose another --port.")
+
+
+def _saved_model_loader(config: ServerConfig) -> LoadFn:
+    """Return a LoadFn for SavedModels; TensorFlow is imported here, once and not per version."""
+    try:
+        from tf_infer.server.servable import load_version
+    except ImportError as error:
+        raise BackendMissing("serving SavedModels needs TensorFlow: "
+                             "pip install 'tf_infer[server]'") from error
+
+    def load(path: Path) -> tuple[Servable, LoadTimes]:
+        return load_version(path, config)
+
+    return load
+
+
+def failure(error: TfInferError) -> str:
+    """Return the line that a start ends with when it fails (FL21)."""
+    code, text = Code.INVALID_ARGUMENT, str(error)
+    if isinstance(error, ServingError):
+        code, text = error.code, error.details
+    elif not isinstance(error, ConfigError):
+        code = Code.UNKNOWN
+    return f"Failed to start server. Error: {code.name}: {text}"
+
+
+def run(config: ServerConfig, *, load: LoadFn | None = None) -> int:
+    """Serve until SIGTERM or Ctrl-C, then drain; return the process's exit code.
+
+    A second signal ends the process at once. Runs that do not end within `drain_s` are left behind
+    and the process ends all the same. Call it from the main thread of a process of its own.
+    """
+    reader, writer = os.pipe()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os.write(writer, b"s"))
+    failures: list[TfInferError] = []
+    server: list[Server] = []
+
+    def start() -> None:
+        try:
+            server.append(Server(config, load=load))
+            server[0].start()
+            os.write(writer, b"r")
+        except TfInferError as error:
+            failures.append(error)
+            os.write(writer, b"f")
+
+    threading.Thread(target=start, name="tf-infer-start", daemon=True).start()
+    event = os.read(reader, 1)
+    if event == b"f":
+        print(failure(failures[0]), flush=True)
+        return _end(START_FAILED)
+    if event == b"r":
+        print(server[0].summary(), flush=True)
+        os.read(reader, 1)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
+    if event == b"r":
+        server[0].stop()
+    return _end(0)
+
+
+def _end(code: int) -> int:
+    """End the process: threads inside TensorFlow that do not come back must not hold it up."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,203 @@
+"""What a server serves and how: ServerConfig, and the reader of TensorFlow Serving's config file.
+
+Statements CF01 to CF29 and FL17 to FL20 of TensorFlow Serving's observed behaviour. No TensorFlow.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from google.protobuf import text_format
+
+from tf_infer.config import check
+from tf_infer.errors import ConfigError, InvalidRequest
+from tf_infer.wire import serving_pb2
+
+PLATFORM = "tensorflow"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VersionPolicy:
+    """Which of the versions on disk are served.
+
+    Attributes:
+        kind: the `count` highest, all, or exactly `versions`.
+        count: 0 counts as 1 (CF07).
+    """
+
+    kind: Literal["latest", "all", "specific"] = "latest"
+    count: int = 1
+    versions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """One model: its name, the folder of its versions, which of them, and their labels."""
+
+    name: str
+    base_path: str
+    policy: VersionPolicy = field(default_factory=VersionPolicy)
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """All settings of one server. Defaults are TensorFlow Serving's where it has the setting.
+
+    Attributes:
+        models: what is served.
+        port: TCP port of gRPC on `host`; 0 for none, which needs a `socket_path`.
+        socket_path: UNIX socket of gRPC, empty for none.
+        poll_s: how often the folders are looked at; 0 once, negative never.
+        max_load_retries: further attempts after a failed load, `load_retry_interval_s` apart.
+        load_threads: versions loaded at once.
+        warmup: replay `assets.extra/tf_serving_warmup_requests` before a version is available.
+        warmup_iterations: how often each record runs.
+        golden_replay: replay `assets.extra/golden.jsonl` too, and refuse a version that differs.
+        tensor_content: numeric outputs travel as `tensor_content` instead of typed fields.
+        check_method_names: FL38.
+        labels_for_unavailable: FL36.
+        health: offer grpc.health.v1.
+        tags: the meta graph to load.
+        threads: of gRPC; as many requests are worked on at once.
+        max_running: runs of models at once, 0 for as many as `threads`.
+        max_waiting: requests that may wait for a run beyond those; more are refused.
+        drain_s: how long running requests are waited for at the end.
+        channel_arguments: of gRPC, as TensorFlow Serving's `--grpc_channel_arguments`.
+        inter_op_threads, intra_op_threads: of TensorFlow, 0 for its own choice.
+    """
+
+    models: tuple[ModelConfig, ...]
+    host: str = "0.0.0.0"
+    port: int = 8500
+    socket_path: str = ""
+    poll_s: float = 1.0
+    max_load_retries: int = 5
+    load_retry_interval_s: float = 60.0
+    load_threads: int = 4
+    warmup: bool = True
+    warmup_iterations: int = 1
+    golden_replay: bool = True
+    tensor_content: bool = False
+    check_method_names: bool = False
+    labels_for_unavailable: bool = False
+    health: bool = False
+    tags: tuple[str, ...] = ("serve",)
+    threads: int = 32
+    max_running: int = 0
+    max_waiting: int = 1000
+    drain_s: float = 10.0
+    channel_arguments: tuple[tuple[str, str | int], ...] = ()
+    inter_op_threads: int = 0
+    intra_op_threads: int = 0
+
+    def __post_init__(self) -> None:
+        where = "ServerConfig"
+        check(0 <= self.port <= 65535, f"{where}.port", "0 to 65535", self.port)
+        check(self.port > 0 or self.socket_path != "", f"{where}.port",
+              "a port, or a --grpc_socket_path", self.port)
+        check(self.threads >= 1, f"{where}.threads", ">= 1", self.threads)
+        for name in ("max_load_retries", "max_running", "max_waiting", "drain_s"):
+            check(getattr(self, name) >= 0, f"{where}.{name}", ">= 0", getattr(self, name))
+        check_models(self.models)
+
+
+def check_models(models: Sequence[ModelConfig]) -> None:
+    """Raise InvalidRequest, as TensorFlow Serving does, for a list that cannot be served."""
+    names = [model.name for model in models]
+    for model in models:
+        if names.count(model.name) > 1:
+            raise InvalidRequest(
+                f"Illegal to list model {model.name} multiple times in config list")
+        if not os.path.isabs(model.base_path) and "://" not in model.base_path:
+            raise InvalidRequest(
+                f"Expected model {model.name} to have an absolute path or URI; got base_path()="
+                f"{model.base_path}")
+
+
+def read_config_file(path: str | Path) -> tuple[ModelConfig, ...]:
+    """Read a text file of TensorFlow Serving's ModelServerConfig.
+
+    Raises:
+        InvalidRequest: the file is missing, does not parse (FL25), or lists what is not allowed.
+    """
+    return models_from(read_text_proto(path, serving_pb2.ModelServerConfig()))
+
+
+def read_text_proto(path: str | Path, message: Any) -> Any:
+    """Fill `message` from a text file.
+
+    Raises:
+        InvalidRequest: the file is missing or does not parse.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        text_format.Parse(text, message)
+    except OSError as error:
+        raise InvalidRequest(f"{path}: cannot be read: {error.strerror}.") from error
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"Invalid protobuf file: '{path}'. {error}") from error
+    return message
+
+
+def models_from(message: serving_pb2.ModelServerConfig) -> tuple[ModelConfig, ...]:
+    """Return the models of a ModelServerConfig message.
+
+    Raises:
+        InvalidRequest: anything else than a good model_config_list (CF02 to CF05, CF27, CF29).
+    """
+    if message.WhichOneof("config") != "model_config_list":
+        raise InvalidRequest("Only ModelConfigList is currently supported")
+    models = tuple(_model_from(entry) for entry in message.model_config_list.config)
+    check_models(models)
+    return models
+
+
+def _model_from(entry: serving_pb2.ModelConfig) -> ModelConfig:
+    if entry.model_type and entry.model_platform:
+        raise InvalidRequest("Illegal setting both ModelServerConfig::model_type(deprecated) and "
+                             f"model_platform: model {entry.name}")
+    if not entry.model_type and not entry.model_platform:
+        raise InvalidRequest("Illegal setting neither ModelServerConfig::model_type(deprecated) "
+                             f"nor model_platform: model {entry.name}")
+    if entry.model_platform not in ("", PLATFORM) or entry.model_type == serving_pb2.OTHER:
+        raise InvalidRequest(f"Model {entry.name} has unsupported platform "
+                             f"'{entry.model_platform or 'OTHER'}', expected '{PLATFORM}'")
+    if entry.HasField("logging_config"):
+        raise InvalidRequest("No request-logger-creator provided: remove logging_config of model "
+                             f"{entry.name}")
+    return ModelConfig(name=entry.name, base_path=entry.base_path,
+                       labels=dict(entry.version_labels),
+                       policy=_policy_from(entry.model_version_policy))
+
+
+def _policy_from(
+        message: serving_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy,
+) -> VersionPolicy:
+    choice = message.WhichOneof("policy_choice")
+    if choice == "all":
+        return VersionPolicy(kind="all")
+    if choice == "specific":
+        return VersionPolicy(kind="specific", versions=tuple(message.specific.versions))
+    return VersionPolicy(count=max(1, message.latest.num_versions))
+
+
+def models_below(folder: Path) -> tuple[ModelConfig, ...]:
+    """Return one ModelConfig per sub-folder of `folder` that holds a version, sorted by name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from tf_infer.server.decide import versions_in
+
+    found = [ModelConfig(name=path.name, base_path=str(path.resolve()))
+             for path in sorted(Path(folder).glob("*")) if path.is_dir()
+             and versions_in(os.listdir(path))]
+    if not found:
+        raise ConfigError(f"{folder}: expected folders <name>/<version>, got none. "
+                          "Export a model first, or run `tf-infer quickstart`.")
+    return tuple(found)

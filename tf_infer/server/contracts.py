@@ -1,0 +1,58 @@
+"""Servable: one loaded version of a model, as the server sees it. Needs no TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from tf_infer.wire import serving_pb2
+
+Arrays = dict[str, np.ndarray]
+# signature, inputs, names of the outputs that are wanted -> those outputs
+RunFn = Callable[[str, Mapping[str, np.ndarray], Sequence[str]], Arrays]
+
+
+class Servable(Protocol):
+    """One version that can be run.
+
+    Attributes:
+        signatures: every signature of the meta graph, by name, as saved_model.pb has them (MD04).
+    """
+
+    signatures: Mapping[str, serving_pb2.SignatureDef]
+
+    def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],
+            timeout_s: float | None) -> Arrays:
+        """Run one signature.
+
+        Args:
+            signature: a key of `signatures`.
+            inputs: name -> array, every input of the signature; strings as object arrays of bytes.
+            outputs: the wanted outputs' names.
+            timeout_s: > 0; the run is stopped after so long. None for no limit.
+
+        Raises:
+            ServingError: with the runtime's own code and text; DeadlineExceeded after `timeout_s`.
+        """
+
+    def close(self) -> None:
+        """Free what the version holds; no run follows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadTimes:
+    """How long one version took to become available, in seconds, and what was replayed."""
+
+    load_s: float = 0.0
+    warmup_records: int = 0
+    warmup_s: float = 0.0
+    golden_samples: int = 0
+    golden_s: float = 0.0
+
+
+# version directory -> servable that is warm and proven, and the times it took
+LoadFn = Callable[[Path], tuple[Servable, LoadTimes]]

@@ -1,0 +1,256 @@
+"""TensorFlow Serving's command line: its flags, how they are written, and ours beside them.
+
+Statements FL01 to FL46 of TensorFlow Serving's observed behaviour. A flag whose meaning is not
+built yet is refused when it is set to anything but its default; it never silently does less.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Union
+
+from tf_infer.errors import InvalidRequest, NotOffered
+from tf_infer.server.config import ModelConfig, ServerConfig, models_below, read_config_file
+
+Value = Union[str, int, float, bool]
+
+
+class Flag(NamedTuple):
+    """One flag.
+
+    Attributes:
+        name: after the two dashes.
+        default: also says the type: bool, int, float or str.
+        help: one line.
+        status: "works", "inert" (no effect here, accepted silently), "later" (refused when it is
+            set to another value than `default`), or "ours" (TensorFlow Serving has no such flag).
+    """
+
+    name: str
+    default: Value
+    help: str
+    status: Literal["works", "inert", "later", "ours"] = "works"
+
+
+CPUS = os.cpu_count() or 1
+
+FLAGS: tuple[Flag, ...] = (
+    Flag("port", 8500, "TCP port of gRPC; 0 only with --grpc_socket_path"),
+    Flag("grpc_socket_path", "", "UNIX socket of gRPC"),
+    Flag("model_name", "default", "name of the one model of --model_base_path"),
+    Flag("model_base_path", "", "absolute path of the folder that holds the version directories"),
+    Flag("model_config_file", "", "text ModelServerConfig; wins over the two above"),
+    Flag("file_system_poll_wait_seconds", 1, "how often the folders are looked at; 0 once"),
+    Flag("max_num_load_retries", 5, "further attempts after a load that failed"),
+    Flag("load_retry_interval_micros", 60_000_000, "time between them"),
+    Flag("num_load_threads", 0, "versions loaded at once; 0: as many as CPUs"),
+    Flag("enable_model_warmup", True, "replay assets.extra/tf_serving_warmup_requests at load"),
+    Flag("num_request_iterations_for_warmup", 0, "how often each record runs, if > 0"),
+    Flag("allow_version_labels_for_unavailable_models", False,
+         "a new label may point to a version that is not loaded"),
+    Flag("saved_model_tags", "serve", "comma-separated tags of the meta graph"),
+    Flag("enable_signature_method_name_check", False, "look at the method name of signatures"),
+    Flag("enable_serialization_as_tensor_content", False, "numeric outputs as tensor_content"),
+    Flag("enable_grpc_healthcheck_service", False, "offer grpc.health.v1.Health"),
+    Flag("grpc_channel_arguments", "", "k=v,k=v for the gRPC server"),
+    Flag("grpc_max_threads", 0, "requests worked on at once; 0: 32"),
+    Flag("tensorflow_session_parallelism", 0, "inter-op and intra-op threads; 0: TensorFlow's"),
+    Flag("tensorflow_intra_op_parallelism", 0, "threads inside one operation"),
+    Flag("tensorflow_inter_op_parallelism", 0, "operations at once"),
+    Flag("rest_api_port", 0, "HTTP port", "later"),
+    Flag("rest_api_num_threads", 4 * CPUS, "threads of HTTP", "inert"),
+    Flag("rest_api_timeout_in_ms", 30_000, "limit of a REST request", "inert"),
+    Flag("rest_api_enable_cors_support", False, "CORS headers", "inert"),
+    Flag("enable_batching", False, "join concurrent requests", "later"),
+    Flag("enable_per_model_batching_parameters", False, "batching_params.pbtxt per model", "later"),
+    Flag("batching_parameters_file", "", "text BatchingParameters", "later"),
+    Flag("model_config_file_poll_wait_seconds", 0, "read the file anew so often", "later"),
+    Flag("monitoring_config_file", "", "text MonitoringConfig", "later"),
+    Flag("ssl_config_file", "", "text SSLConfig", "later"),
+    Flag("use_alts_credentials", False, "ALTS", "later"),
+    Flag("platform_config_file", "", "text PlatformConfigMap", "later"),
+    Flag("tensorflow_session_config_file", "", "text ConfigProto", "later"),
+    Flag("thread_pool_factory_config_file", "", "text ThreadPoolConfig", "later"),
+    Flag("prefer_tflite_model", False, "run model.tflite", "later"),
+    Flag("mixed_precision", "", "bfloat16", "later"),
+    Flag("xla_cpu_compilation_enabled", False, "compiled graphs run here anyway", "inert"),
+    Flag("xla_gpu_compilation_enabled", False, "compiled graphs run here anyway", "inert"),
+    Flag("per_process_gpu_memory_fraction", 0.0, "share of the GPU's memory", "later"),
+    Flag("enable_profiler", True, "profiler service", "inert"),
+    Flag("num_unload_threads", 0, "unloads have a thread each", "inert"),
+    Flag("flush_filesystem_caches", True, "after loading", "inert"),
+    Flag("remove_unused_fields_from_bundle_metagraph", True, "save memory", "inert"),
+    Flag("skip_initialize_tpu", False, "TPU", "inert"),
+    Flag("num_tflite_pools", CPUS, "pools of interpreters", "inert"),
+    Flag("num_tflite_interpreters_per_pool", 1, "interpreters of a pool", "inert"),
+    Flag("version", False, "print the versions and end"),
+    Flag("help", False, "print this and end"),
+    Flag("saved_models", "", "serve every model below this folder", "ours"),
+    Flag("host", "0.0.0.0", "address that gRPC listens on", "ours"),
+    Flag("enable_golden_replay", True, "replay assets.extra/golden.jsonl at load", "ours"),
+    Flag("max_running_requests", 0, "runs of models at once; 0: no limit of its own", "ours"),
+    Flag("max_waiting_requests", 1000, "requests that may wait for a run", "ours"),
+    Flag("drain_seconds", 10.0, "how long running requests are waited for at the end", "ours"),
+    Flag("verbose", False, "log every call (never its data)", "ours"),
+    Flag("write_tf_serving_config", "",
+         "write models.config and batching.config for tensorflow_model_server here, and end",
+         "ours"),
+    Flag("model_root", "/models", "base path of the models in those files", "ours"),
+)
+_BY_NAME = {flag.name: flag for flag in FLAGS}
+_TRUE, _FALSE = ("true", "1", "t", "y", "yes"), ("false", "0", "f", "n", "no")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parsed:
+    """What a command line says.
+
+    Attributes:
+        values: every flag's value.
+        unknown: arguments that are no flag (FL03): reported, and gone past.
+    """
+
+    values: Mapping[str, Any]
+    unknown: tuple[str, ...] = ()
+
+
+def parse(arguments: Sequence[str]) -> Parsed:
+    """Read `--name=value`, and `--name` of booleans (FL01, FL02).
+
+    Raises:
+        InvalidRequest: a value that cannot be read (FL04).
+    """
+    values: dict[str, Any] = {flag.name: flag.default for flag in FLAGS}
+    unknown = []
+    for argument in arguments:
+        word, equals, text = argument.partition("=")
+        flag = _BY_NAME.get(_name_of(word))
+        if flag is None or not (equals or isinstance(flag.default, bool)):
+            unknown.append(argument)
+        else:
+            values[flag.name] = _read(flag, text) if equals else True
+    return Parsed(values=values, unknown=tuple(unknown))
+
+
+def _name_of(word: str) -> str:
+    if word == "-h":
+        return "help"
+    if not word.startswith("--"):
+        return ""
+    name = word[2:]
+    ours = name.replace("-", "_")  # our own flags may be written with hyphens
+    return ours if ours in _BY_NAME and _BY_NAME[ours].status == "ours" else name
+
+
+def _read(flag: Flag, text: str) -> Value:
+    try:
+        if isinstance(flag.default, bool):
+            if text.lower() not in _TRUE + _FALSE:
+                raise ValueError(text)
+            return text.lower() in _TRUE
+        return type(flag.default)(text)
+    except ValueError as error:
+        raise InvalidRequest(f"--{flag.name}: expected a value of type "
+                             f"{type(flag.default).__name__}, got {text!r}.") from error
+
+
+def usage() -> str:
+    """Return all flags with their defaults, and examples."""
+    lines = ["usage: tf-infer serve --name=value ...",
+             "", "Answer over TensorFlow Serving's gRPC API. Flags are its own.", ""]
+    for flag in FLAGS:
+        if flag.status == "inert":
+            continue
+        note = " (not built yet)" if flag.status == "later" else ""
+        note = " (tf_infer's own)" if flag.status == "ours" else note
+        lines.append(f"  --{flag.name}={_shown(flag.default)}\n        {flag.help}{note}")
+    inert = ", ".join(flag.name for flag in FLAGS if flag.status == "inert")
+    return "\n".join([*lines, "", f"accepted without effect: {inert}", "", EXAMPLES])
+
+
+EXAMPLES = """examples:
+  tf-infer serve --model_name=intents --model_base_path=$PWD/saved_models/intents
+  tf-infer serve --saved_models=saved_models --port=9000
+  tf-infer serve --model_config_file=/etc/models.config --file_system_poll_wait_seconds=10
+  tf-infer serve --saved_models=saved_models --write_tf_serving_config=serving/tf_serving \\
+      --model_root=/models"""
+
+
+def _shown(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def models_of(values: Mapping[str, Any]) -> tuple[ModelConfig, ...]:
+    """Return the models that the flags name (FL17 to FL19).
+
+    Raises:
+        InvalidRequest: none, or a file that does not parse.
+        ConfigError: --saved_models holds none.
+    """
+    if values["model_config_file"]:
+        return read_config_file(values["model_config_file"])
+    if values["model_base_path"]:
+        return (ModelConfig(name=values["model_name"], base_path=values["model_base_path"]),)
+    if values["saved_models"]:
+        return models_below(Path(values["saved_models"]))
+    raise InvalidRequest("Both server_options.model_base_path and server_options.model_config_file "
+                         "are empty: give --model_base_path, --model_config_file or "
+                         "--saved_models.")
+
+
+def server_config(values: Mapping[str, Any]) -> ServerConfig:
+    """Return the ServerConfig that the flags say.
+
+    Raises:
+        InvalidRequest, ConfigError: values that contradict each other, or a file that is broken.
+        NotOffered: a flag whose meaning is not built yet.
+    """
+    _refuse_what_is_missing(values)
+    parallelism = values["tensorflow_session_parallelism"]
+    intra, inter = (values[f"tensorflow_{kind}_op_parallelism"] for kind in ("intra", "inter"))
+    if parallelism > 0 and intra > 0 and inter > 0:
+        raise InvalidRequest("Either configure server_options.tensorflow_session_parallelism or "
+                             "(intra_op and inter_op), not both.")
+    return ServerConfig(
+        models=models_of(values), host=values["host"], port=values["port"],
+        socket_path=values["grpc_socket_path"], poll_s=values["file_system_poll_wait_seconds"],
+        max_load_retries=values["max_num_load_retries"],
+        load_retry_interval_s=values["load_retry_interval_micros"] / 1e6,
+        load_threads=values["num_load_threads"] or CPUS,
+        warmup=values["enable_model_warmup"],
+        warmup_iterations=max(1, values["num_request_iterations_for_warmup"]),
+        golden_replay=values["enable_golden_replay"],
+        tensor_content=values["enable_serialization_as_tensor_content"],
+        check_method_names=values["enable_signature_method_name_check"],
+        labels_for_unavailable=values["allow_version_labels_for_unavailable_models"],
+        health=values["enable_grpc_healthcheck_service"],
+        tags=tuple(tag.strip() for tag in values["saved_model_tags"].split(",") if tag.strip()),
+        threads=values["grpc_max_threads"] if values["grpc_max_threads"] > 0 else 32,
+        max_running=values["max_running_requests"], max_waiting=values["max_waiting_requests"],
+        drain_s=values["drain_seconds"],
+        channel_arguments=channel_arguments(values["grpc_channel_arguments"]),
+        inter_op_threads=inter or parallelism, intra_op_threads=intra or parallelism)
+
+
+def _refuse_what_is_missing(values: Mapping[str, Any]) -> None:
+    if values["batching_parameters_file"] and not values["enable_batching"]:
+        raise InvalidRequest("server_options.batching_parameters_file is set without setting "
+                             "server_options.enable_batching to true.")
+    asked = [f"--{flag.name}" for flag in FLAGS
+             if flag.status == "later" and values[flag.name] != flag.default]
+    if asked:
+        raise NotOffered(f"{', '.join(asked)}: this server does not have it yet. Leave it out, or "
+                         "use tensorflow_model_server, which serves the same directories.")
+
+
+def channel_arguments(text: str) -> tuple[tuple[str, str | int], ...]:
+    """Read `k=v,k=v`; whole numbers become ints (FL42)."""
+    pairs: list[tuple[str, str | int]] = []
+    for item in text.split(","):
+        key, equals, value = item.partition("=")
+        if key and equals:
+            pairs.append((key, int(value) if value.lstrip("-").isdigit() else value))
+    return tuple(pairs)

@@ -1,0 +1,264 @@
+"""PredictionService, ModelService and health over gRPC: bytes -> message -> Call and back.
+
+Codes and texts are TensorFlow Serving's (sections GE, PR, MD, MS, CL, RG, MI of its observed
+behaviour). Handlers are generic, so that no generated gRPC code is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn, Union
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from tf_infer.errors import Code, InvalidRequest, ServerFailure, ServingError
+from tf_infer.server import inference, predict
+from tf_infer.server.config import models_from
+from tf_infer.server.contracts import Arrays, RunFn
+from tf_infer.server.pipeline import Call, Pipeline
+from tf_infer.server.predict import DEFAULT_SIGNATURE
+from tf_infer.server.versions import ModelRef
+from tf_infer.wire import methods, serving_pb2, tensors
+
+log = logging.getLogger("tf_infer.server")
+
+MAX_DETAILS_BYTES = 1024
+SIGNATURE_DEF = "signature_def"
+SIGNATURE_MAP_TYPE = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
+HEALTH_NAMES = ("", "ModelService", "PredictionService")
+_GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+Deadline = Union[float, None]  # on the clock of time.monotonic
+Answering = Callable[[Any, Deadline], Any]
+
+
+def truncated(details: str) -> str:
+    """Return an error text as it is sent: cut after 1024 bytes (GE10)."""
+    raw = details.encode("utf-8", "replace")
+    if len(raw) <= MAX_DETAILS_BYTES:
+        return details
+    return raw[:MAX_DETAILS_BYTES].decode("utf-8", "ignore") + "...TRUNCATED"
+
+
+def model_ref(spec: serving_pb2.ModelSpec) -> ModelRef:
+    """Return what a ModelSpec asks for (GE04, GE07)."""
+    if not spec.name:
+        raise InvalidRequest("ModelSpec has no name specified.")
+    choice = spec.WhichOneof("version_choice")
+    return ModelRef(spec.name, spec.version.value if choice == "version" else None,
+                    spec.version_label if choice == "version_label" else None)
+
+
+class Service:
+    """The answers to every method of the port; each takes a message and a deadline.
+
+    Args:
+        pipeline: answers inference calls.
+        tensor_content: PR14.
+        check_method_names: FL38.
+        health: offer grpc.health.v1 (LI10).
+    """
+
+    def __init__(self, pipeline: Pipeline, *, tensor_content: bool = False,
+                 check_method_names: bool = False, health: bool = False) -> None:
+        self._pipeline = pipeline
+        self._tensor_content = tensor_content
+        self._check = check_method_names
+        self._answers: dict[str, tuple[methods.Method, Answering]] = {
+            method.path: (method, answer) for method, answer in (
+                (methods.PREDICT, self.predict), (methods.CLASSIFY, self.classify),
+                (methods.REGRESS, self.regress), (methods.MULTI_INFERENCE, self.multi_inference),
+                (methods.GET_MODEL_METADATA, self.metadata),
+                (methods.GET_MODEL_STATUS, self.status),
+                (methods.RELOAD_CONFIG, self.reload))}
+        if health:
+            self._answers[methods.HEALTH_CHECK.path] = (methods.HEALTH_CHECK, self.health)
+
+    # ------------------------------------------------------------------ inference
+
+    def predict(self, request: serving_pb2.PredictRequest, deadline: Deadline,
+                ) -> serving_pb2.PredictResponse:
+        """Answer Predict."""
+        spec = _spec_of(request)
+
+        def work(signatures: predict.Signatures, run: RunFn) -> Arrays:
+            return predict.predict(signatures, request, run, check_method_name=self._check)
+
+        answer = self._pipeline.answer(Call("Predict", model_ref(spec), work, deadline))
+        response = serving_pb2.PredictResponse()
+        _echo(response.model_spec, answer.name, answer.version, spec)
+        tensors.write_all(answer.value, response.outputs, content=self._tensor_content)
+        return response
+
+    def classify(self, request: serving_pb2.ClassificationRequest, deadline: Deadline,
+                 ) -> serving_pb2.ClassificationResponse:
+        """Answer Classify."""
+        spec = _spec_of(request)
+
+        def work(signatures: predict.Signatures, run: RunFn) -> serving_pb2.ClassificationResult:
+            return inference.classify(signatures, spec.signature_name, request.input, run,
+                                      check_method_name=self._check)
+
+        answer = self._pipeline.answer(Call("Classify", model_ref(spec), work, deadline))
+        response = serving_pb2.ClassificationResponse(result=answer.value)
+        _echo(response.model_spec, answer.name, answer.version, spec)
+        return response
+
+    def regress(self, request: serving_pb2.RegressionRequest, deadline: Deadline,
+                ) -> serving_pb2.RegressionResponse:
+        """Answer Regress."""
+        spec = _spec_of(request)
+
+        def work(signatures: predict.Signatures, run: RunFn) -> serving_pb2.RegressionResult:
+            return inference.regress(signatures, spec.signature_name, request.input, run,
+                                     check_method_name=self._check)
+
+        answer = self._pipeline.answer(Call("Regress", model_ref(spec), work, deadline))
+        response = serving_pb2.RegressionResponse(result=answer.value)
+        _echo(response.model_spec, answer.name, answer.version, spec)
+        return response
+
+    def multi_inference(self, request: serving_pb2.MultiInferenceRequest, deadline: Deadline,
+                        ) -> serving_pb2.MultiInferenceResponse:
+        """Answer MultiInference; the first task picks the version (MI03)."""
+        first = request.tasks[0].model_spec if request.tasks else serving_pb2.ModelSpec()
+
+        def work(signatures: predict.Signatures, run: RunFn) -> list[serving_pb2.InferenceResult]:
+            return inference.multi_inference(signatures, request, run)
+
+        answer = self._pipeline.answer(Call("MultiInference", model_ref(first), work, deadline))
+        for result in answer.value:
+            result.model_spec.version.value = answer.version
+        return serving_pb2.MultiInferenceResponse(results=answer.value)
+
+    def metadata(self, request: serving_pb2.GetModelMetadataRequest, deadline: Deadline,
+                 ) -> serving_pb2.GetModelMetadataResponse:
+        """Answer GetModelMetadata (MD01 to MD07)."""
+        spec = _spec_of(request)
+        if not request.metadata_field:
+            raise InvalidRequest("GetModelMetadataRequest must specify at least one metadata_field")
+        for field in request.metadata_field:
+            if field != SIGNATURE_DEF:
+                raise InvalidRequest(f"Metadata field {field} is not supported")
+
+        def work(signatures: predict.Signatures, run: RunFn) -> bytes:
+            made = serving_pb2.SignatureDefMap()
+            for name, definition in signatures.items():
+                made.signature_def[name].CopyFrom(definition)
+            return made.SerializeToString()
+
+        answer = self._pipeline.answer(Call("GetModelMetadata", model_ref(spec), work, deadline))
+        response = serving_pb2.GetModelMetadataResponse()
+        response.model_spec.name = answer.name
+        response.model_spec.version.value = answer.version
+        response.metadata[SIGNATURE_DEF].CopyFrom(
+            AnyMessage(type_url=SIGNATURE_MAP_TYPE, value=answer.value))
+        return response
+
+    # ------------------------------------------------------------------ models
+
+    def status(self, request: serving_pb2.GetModelStatusRequest, deadline: Deadline,
+               ) -> serving_pb2.GetModelStatusResponse:
+        """Answer GetModelStatus; label and signature are not looked at (MS07, MS09)."""
+        spec = _spec_of(request)
+        version = spec.version.value if spec.HasField("version") else None
+        response = serving_pb2.GetModelStatusResponse()
+        for row in self._pipeline.versions.status(spec.name, version):
+            entry = response.model_version_status.add(version=row.version, state=int(row.state))
+            entry.status.error_code = serving_pb2.OK
+            if row.error is not None:
+                entry.status.error_code = int(row.error.code)  # type: ignore[assignment]
+                entry.status.error_message = row.error.details
+        return response
+
+    def reload(self, request: serving_pb2.ReloadConfigRequest, deadline: Deadline,
+               ) -> serving_pb2.ReloadConfigResponse:
+        """Answer HandleReloadConfigRequest: take the list, wait for new models (MS11 to MS18)."""
+        models = models_from(request.config)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            self._pipeline.versions.configure(models, timeout_s=left)
+        except TimeoutError as error:
+            raise ServingError(str(error), code=Code.DEADLINE_EXCEEDED) from error
+        response = serving_pb2.ReloadConfigResponse()
+        response.status.error_code = serving_pb2.OK
+        for name in request.metric_names:
+            response.metric.add(name=name, int64_value_increase=0)
+        return response
+
+    def health(self, request: serving_pb2.HealthCheckRequest, deadline: Deadline,
+               ) -> serving_pb2.HealthCheckResponse:
+        """Answer health Check: serving from the first moment on, whatever the models do (LI10)."""
+        if request.service not in HEALTH_NAMES:
+            raise ServingError("unknown service", code=Code.NOT_FOUND)
+        return serving_pb2.HealthCheckResponse(status=serving_pb2.HealthCheckResponse.SERVING)
+
+    # ------------------------------------------------------------------ gRPC
+
+    def handlers(self) -> list[Any]:
+        """Return one generic handler per service, for `grpc.Server.add_generic_rpc_handlers`."""
+        services: dict[str, dict[str, Any]] = {}
+        for method, answer in self._answers.values():
+            services.setdefault(method.service, {})[method.name] = (
+                grpc.unary_unary_rpc_method_handler(_behaviour(method, answer)))
+        return [grpc.method_handlers_generic_handler(service, table)
+                for service, table in services.items()]
+
+
+def _spec_of(request: Any) -> serving_pb2.ModelSpec:
+    if not request.HasField("model_spec"):
+        raise InvalidRequest("Missing ModelSpec")
+    spec: serving_pb2.ModelSpec = request.model_spec
+    return spec
+
+
+def _echo(target: serving_pb2.ModelSpec, name: str, version: int,
+          asked: serving_pb2.ModelSpec) -> None:
+    target.name, target.version.value = name, version
+    target.signature_name = asked.signature_name or DEFAULT_SIGNATURE
+
+
+def _behaviour(method: methods.Method, answer: Answering) -> Callable[[bytes, Any], bytes]:
+    """Return what gRPC calls: bytes and context in, bytes out or the call aborted."""
+
+    def behaviour(data: bytes, context: grpc.ServicerContext) -> bytes:
+        started = time.monotonic()
+        left = context.time_remaining()
+        try:
+            request = _parse(method, data)
+            response: bytes = answer(
+                request, None if left is None else started + left).SerializeToString()
+        except ServingError as error:
+            _finish(method, error.code, started)
+            _abort(context, error)
+        except Exception as error:
+            # The text may hold the caller's data: log where it happened, not what it says.
+            log.error("method=%s failed with %s at %s", method.name, type(error).__name__,
+                      " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(
+                          traceback.extract_tb(error.__traceback__)[-3:])))
+            _abort(context, ServerFailure(f"{type(error).__name__} in the server; see its log."))
+        _finish(method, Code.OK, started)
+        return response
+
+    return behaviour
+
+
+def _parse(method: methods.Method, data: bytes) -> Any:
+    try:
+        return methods.parse(method.request, data, where=f"request of {method.name}")
+    except InvalidRequest as error:  # gRPC itself answers so when its stubs cannot parse
+        raise ServerFailure(error.details) from error
+
+
+def _finish(method: methods.Method, code: Code, started: float) -> None:
+    log.debug("method=%s code=%s ms=%.1f", method.name, code.name,
+              (time.monotonic() - started) * 1000)
+
+
+def _abort(context: grpc.ServicerContext, error: ServingError) -> NoReturn:
+    context.abort(_GRPC_CODES[int(error.code)], truncated(error.details))
+    raise AssertionError("abort returns")

@@ -1,0 +1,116 @@
+"""Predict against a signature: which inputs, which outputs, and the texts when they do not fit.
+
+Statements PR01 to PR30 of TensorFlow Serving's observed behaviour (predict_util.cc). Pure but for
+the `run` that is handed in, so gRPC, REST and warm-up share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from tf_infer.errors import Code, InvalidRequest, ServerFailure, TfInferError
+from tf_infer.server.contracts import Arrays, RunFn
+from tf_infer.wire import serving_pb2, tensors
+
+DEFAULT_SIGNATURE = "serving_default"
+METHOD_NAMES = frozenset(f"tensorflow/serving/{kind}" for kind in
+                         ("predict", "classify", "regress"))
+
+Signatures = Mapping[str, serving_pb2.SignatureDef]
+
+
+def predict(signatures: Signatures, request: serving_pb2.PredictRequest, run: RunFn, *,
+            check_method_name: bool = False) -> Arrays:
+    """Answer one PredictRequest with the arrays of its outputs, in the order asked for.
+
+    Raises:
+        InvalidRequest: the request does not fit the signature (PR02 to PR06, PR11, PR12).
+        ServingError: of the run itself.
+    """
+    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    signature = find(signatures, name, check_method_name=check_method_name)
+    inputs = read_inputs(signature, request.inputs)
+    return run(name, inputs, choose_outputs(signature, request.output_filter))
+
+
+def find(signatures: Signatures, name: str, *, check_method_name: bool = False,
+         ) -> serving_pb2.SignatureDef:
+    """Return the signature for Predict; FAILED_PRECONDITION when there is none (PR02, PR27)."""
+    if name not in signatures:
+        raise InvalidRequest(f'Serving signature key "{name}" not found.',
+                             code=Code.FAILED_PRECONDITION)
+    signature = signatures[name]
+    if check_method_name and signature.method_name not in METHOD_NAMES:
+        raise ServerFailure(
+            f"Expected prediction signature method_name to be one of {{{join(METHOD_NAMES)}}}. "
+            f"Was: {signature.method_name}")
+    return signature
+
+
+def join(names: Iterable[str]) -> str:
+    """Return names as the server's texts list them."""
+    return ",".join(sorted(names))
+
+
+def read_inputs(signature: serving_pb2.SignatureDef,
+                protos: Mapping[str, serving_pb2.TensorProto]) -> Arrays:
+    """Return every input as an array, defaults filled in (PR25).
+
+    Raises:
+        InvalidRequest: too few, too many, unknown names, or a tensor that does not parse.
+    """
+    known, defaults = set(signature.inputs), set(signature.defaults)
+    missing = known - set(protos) - defaults
+    if len(protos) > len(known) or (missing and len(protos) != len(known)):
+        raise InvalidRequest(
+            f"input size does not match signature: {len(protos)}!={len(known)} "
+            f"len({{{join(protos)}}}) != len({{{join(known)}}}). "
+            f"Sent extra: {{{join(set(protos) - known)}}}. "
+            f"Missing but required: {{{join(missing)}}}.")
+    unknown = sorted(set(protos) - known)
+    if unknown:
+        raise InvalidRequest(f"input tensor alias not found in signature: {unknown[0]}. "
+                             f"Inputs expected to be in the set {{{join(known)}}}.")
+    given = {name: read_tensor(name, proto) for name, proto in protos.items()}
+    given |= {name: read_tensor(name, signature.defaults[name])
+              for name in defaults & known - set(protos)}
+    return given
+
+
+def read_tensor(name: str, proto: serving_pb2.TensorProto) -> np.ndarray:
+    """Return the array of a TensorProto; INVALID_ARGUMENT when it does not parse (PR06)."""
+    try:
+        return tensors.to_array(proto)
+    except TfInferError as error:
+        raise InvalidRequest(f"tensor parsing error: {name}: {error}") from error
+
+
+def choose_outputs(signature: serving_pb2.SignatureDef, wanted: Sequence[str]) -> list[str]:
+    """Return the names of the outputs to run for: `wanted`, or all (PR10 to PR12)."""
+    chosen: list[str] = []
+    for name in wanted:
+        if name not in signature.outputs:
+            raise InvalidRequest(f"output tensor alias not found in signature: {name} Outputs "
+                                 f"expected to be in the set {{{join(signature.outputs)}}}.")
+        if name in chosen:
+            raise InvalidRequest(f"duplicate output tensor alias: {name}")
+        chosen.append(name)
+    return chosen or list(signature.outputs)
+
+
+def check_survivable(signature: serving_pb2.SignatureDef,
+                     inputs: Mapping[str, np.ndarray]) -> None:
+    """Refuse what would end the process inside TensorFlow (docs/runtime.md); nothing else.
+
+    Raises:
+        InvalidRequest: a scalar string for an input that is declared with a dimension or more.
+    """
+    for name, array in inputs.items():
+        declared = signature.inputs[name].tensor_shape
+        if (array.ndim == 0 and array.dtype.kind in "OSU" and not declared.unknown_rank
+                and len(declared.dim) > 0):
+            raise InvalidRequest(
+                f"{name}: expected a string tensor of rank {len(declared.dim)}, got a scalar. "
+                "Send one string as a vector of one.")

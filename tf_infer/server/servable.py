@@ -1,0 +1,173 @@
+"""SavedModelServable: one version of any SavedModel in a version-1 session.
+
+The only file of the server that knows TensorFlow. Why a session, and why its own run call: see
+docs/runtime.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_text  # noqa: F401  registers TF-Text's ops, as TensorFlow Serving links them
+from tensorflow.python.client import pywrap_tf_session
+
+from tf_infer.errors import (
+    Code,
+    InvalidRequest,
+    ModelNotFound,
+    ServingError,
+    exception_for,
+)
+from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, check_files, read_manifest
+from tf_infer.server.config import ServerConfig
+from tf_infer.server.contracts import Arrays, LoadTimes
+from tf_infer.server.pipeline import TIMED_OUT
+from tf_infer.server.warmup import replay_golden, warm_up
+from tf_infer.wire import serving_pb2
+
+MIN_INTER_OP_THREADS = 8
+
+
+class _Ends(NamedTuple):
+    """The C handles of a signature's tensors."""
+
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+
+
+class SavedModelServable:
+    """A loaded version directory; see `contracts.Servable`.
+
+    Args:
+        path: version directory with saved_model.pb.
+        tags: of the meta graph.
+        inter_op_threads, intra_op_threads: of TensorFlow, for the whole process; 0 is its own
+            choice, but at least 8 inter-op threads.
+
+    Raises:
+        ModelNotFound: no saved_model.pb, or no meta graph with these tags.
+        ServingError: TensorFlow cannot load it.
+    """
+
+    def __init__(self, path: Path, *, tags: Sequence[str] = ("serve",), inter_op_threads: int = 0,
+                 intra_op_threads: int = 0) -> None:
+        if not any((Path(path) / name).is_file()
+                   for name in ("saved_model.pb", "saved_model.pbtxt")):
+            raise ModelNotFound(
+                "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
+                f"{path}. Is the export or the copy still running, or was it interrupted?")
+        settings = tf.compat.v1.ConfigProto(
+            inter_op_parallelism_threads=inter_op_threads or max(
+                MIN_INTER_OP_THREADS, os.cpu_count() or 1),
+            intra_op_parallelism_threads=intra_op_threads)
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=settings)
+        try:
+            meta_graph = self._load(path, tags)
+        except BaseException:
+            self._session.close()
+            raise
+        self._session._extend_graph()
+        self.signatures: Mapping[str, serving_pb2.SignatureDef] = {
+            name: serving_pb2.SignatureDef.FromString(definition.SerializeToString())
+            for name, definition in meta_graph.signature_def.items()}
+        self._ends: dict[str, _Ends] = {}
+
+    def _load(self, path: Path, tags: Sequence[str]) -> Any:
+        try:
+            with self._session.graph.as_default():
+                return tf.compat.v1.saved_model.load(self._session, list(tags), str(path))
+        except tf.errors.OpError as error:
+            raise _translated(error) from error
+        except RuntimeError as error:
+            if "MetaGraphDef associated with tags" not in str(error):
+                raise
+            raise ModelNotFound(
+                f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }}. "
+                "To inspect available tag-sets, run `tf-infer inspect`.") from error
+
+    def _ends_of(self, signature: str) -> _Ends:
+        """Return the C handles of a signature, found once."""
+        ends = self._ends.get(signature)
+        if ends is None:
+            definition, get = self.signatures[signature], self._session.graph.get_tensor_by_name
+            try:
+                ends = _Ends(*({name: get(info.name)._as_tf_output() for name, info in side.items()}
+                               for side in (definition.inputs, definition.outputs)))
+            except (KeyError, ValueError) as error:
+                raise InvalidRequest(
+                    f"signature {signature!r}: expected tensors of the graph, got {error}",
+                    code=Code.FAILED_PRECONDITION) from error
+            self._ends[signature] = ends
+        return ends
+
+    def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],
+            timeout_s: float | None) -> Arrays:
+        """Run one signature; see `contracts.Servable.run`."""
+        ends = self._ends_of(signature)
+        feeds = {ends.inputs[name]: array for name, array in inputs.items()}
+        fetches = [ends.outputs[name] for name in outputs]
+        options = None if timeout_s is None else pywrap_tf_session.TF_NewBufferFromString(
+            _run_options(max(1, round(timeout_s * 1000))))
+        try:
+            values = self._session._call_tf_sessionrun(options, feeds, fetches, [], None)
+        except tf.errors.OpError as error:
+            raise _translated(error) from error
+        finally:
+            if options is not None:
+                pywrap_tf_session.TF_DeleteBuffer(options)
+        return {name: np.asarray(value, None if not isinstance(value, (bytes, str)) else object)
+                for name, value in zip(outputs, values)}
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session.close()
+
+
+@functools.lru_cache(maxsize=4096)
+def _run_options(milliseconds: int) -> bytes:
+    options = tf.compat.v1.RunOptions(timeout_in_ms=milliseconds)
+    data: bytes = options.SerializeToString()
+    return data
+
+
+def _translated(error: Any) -> ServingError:
+    """Return TensorFlow's error with its own code and text (PR21, GE11)."""
+    text = error.message or type(error).__name__
+    if error.error_code == Code.DEADLINE_EXCEEDED:
+        text = TIMED_OUT
+    return exception_for(Code(error.error_code), text)
+
+
+def load_version(path: Path, config: ServerConfig) -> tuple[SavedModelServable, LoadTimes]:
+    """Load a version, check its files, warm it up and replay its golden samples.
+
+    Raises:
+        ServingError, ConfigError, ExportError: any of these fails; the version is closed again.
+    """
+    started = time.perf_counter()
+    if (Path(path) / EXTRA_FOLDER / MANIFEST_FILE).is_file():
+        check_files(path, read_manifest(path))
+    servable = SavedModelServable(path, tags=config.tags, inter_op_threads=config.inter_op_threads,
+                                  intra_op_threads=config.intra_op_threads)
+    try:
+        loaded = time.perf_counter()
+        records = warm_up(servable, path, iterations=config.warmup_iterations) \
+            if config.warmup else 0
+        warm = time.perf_counter()
+        samples = replay_golden(servable, path) if config.golden_replay else 0
+        proven = time.perf_counter()
+    except BaseException:
+        servable.close()
+        raise
+    return servable, LoadTimes(load_s=loaded - started, warmup_records=records,
+                               warmup_s=warm - loaded, golden_samples=samples,
+                               golden_s=proven - warm)
+
+

@@ -1,0 +1,94 @@
+"""Settings for the real tensorflow_model_server, made from the manifests of exported versions.
+
+`models.config` names every model below a root as the server will see it (it refuses relative
+paths); `batching.config` allows exactly the batch sizes that warm-up has visited.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from tf_infer.config import ShapeGrid, check
+from tf_infer.errors import ConfigError
+from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, read_manifest
+from tf_infer.server.config import PLATFORM, ModelConfig
+from tf_infer.server.decide import versions_in
+from tf_infer.wire import serving_pb2
+
+MODELS_FILE = "models.config"
+BATCHING_FILE = "batching.config"
+BATCH_TIMEOUT_MICROS = 2000
+MAX_ENQUEUED_BATCHES = 100
+
+_HEAD = """# Written by this command from the manifests of the models; change those, not this file:
+#   tf-infer serve --saved_models=saved_models --write_tf_serving_config=DIR --model_root=ROOT
+"""
+
+
+def models_text(models: Sequence[ModelConfig], *, model_root: str) -> str:
+    """Return the text of models.config, models sorted by name.
+
+    Args:
+        models: what is served here.
+        model_root: absolute folder of the models on the machine of the real server.
+
+    Raises:
+        ConfigError: `model_root` is relative.
+    """
+    check(model_root.startswith("/") or "://" in model_root, "model_root",
+          "an absolute path or URI", model_root, "TensorFlow Serving refuses relative paths.")
+    message = serving_pb2.ModelServerConfig()
+    message.model_config_list.SetInParent()
+    for model in sorted(models, key=lambda item: item.name):
+        message.model_config_list.config.add(
+            name=model.name, base_path=f"{model_root.rstrip('/')}/{model.name}",
+            model_platform=PLATFORM)
+    return _HEAD + text_format.MessageToString(message)
+
+
+def batching_text(grids: Sequence[ShapeGrid]) -> str:
+    """Return the text of batching.config: every batch size of every grid, and no other."""
+    sizes = sorted({rows for grid in grids for rows in grid.rows})
+    check(bool(sizes), "batching", "at least one model with a grid", sizes)
+    message = serving_pb2.BatchingParameters(allowed_batch_sizes=sizes)
+    message.max_batch_size.value = sizes[-1]
+    message.batch_timeout_micros.value = BATCH_TIMEOUT_MICROS
+    message.max_enqueued_batches.value = MAX_ENQUEUED_BATCHES
+    return _HEAD + text_format.MessageToString(message)
+
+
+def newest_grid(model: ModelConfig) -> ShapeGrid | None:
+    """Return the grid of a model's highest version; None when it has no manifest.
+
+    Raises:
+        ConfigError: the folder cannot be listed, or the manifest cannot be read.
+    """
+    try:
+        found = versions_in(os.listdir(model.base_path))
+    except OSError as error:
+        raise ConfigError(f"{model.base_path}: cannot be listed: {error.strerror}.") from error
+    if not found:
+        return None
+    path = Path(model.base_path) / found[max(found)]
+    if not (path / EXTRA_FOLDER / MANIFEST_FILE).is_file():
+        return None
+    return read_manifest(path).grid
+
+
+def write(models: Sequence[ModelConfig], folder: Path, *, model_root: str) -> tuple[Path, ...]:
+    """Write both files into `folder`; return their paths.
+
+    batching.config is left out when no model has a manifest.
+    """
+    grids = [grid for model in models if (grid := newest_grid(model)) is not None]
+    texts = {MODELS_FILE: models_text(models, model_root=model_root)}
+    if grids:
+        texts[BATCHING_FILE] = batching_text(grids)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (Path(folder) / name).write_text(text, encoding="utf-8")
+    return tuple(Path(folder) / name for name in texts)

@@ -1,0 +1,345 @@
+"""Watch model folders, load and unload versions, and lend loaded ones to requests.
+
+The decisions are `decide.py`; this file is the loop and the table they act on. A version is lent
+(`lease`) with a count, so that an unload waits for the requests that run on it (VR17).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from tf_infer.errors import (
+    Cancelled,
+    Code,
+    ConfigError,
+    InvalidRequest,
+    ModelNotFound,
+    ServingError,
+)
+from tf_infer.server.config import ModelConfig, check_models
+from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
+from tf_infer.server.decide import Seen, State, aspired, plan, start_outcome, versions_in
+
+log = logging.getLogger("tf_infer.server")
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One version in the table; guarded by the table's lock."""
+
+    name: str
+    version: int
+    path: Path
+    state: State = State.START
+    error: ServingError | None = None
+    tried: bool = False
+    servable: Servable | None = None
+    times: LoadTimes = field(default_factory=LoadTimes)
+    users: int = 0
+
+
+class Lease(NamedTuple):
+    """A version that is lent to one request."""
+
+    name: str
+    version: int
+    servable: Servable
+
+
+class VersionStatus(NamedTuple):
+    """One line of GetModelStatus; `error` is None while all is well."""
+
+    version: int
+    state: State
+    error: ServingError | None
+    times: LoadTimes
+
+
+class ModelRef(NamedTuple):
+    """Which version a request asks for; neither version nor label: the highest available."""
+
+    name: str
+    version: int | None = None
+    label: str | None = None
+
+
+class Versions:
+    """The table of all versions, and the threads that keep it as the folders are.
+
+    Args:
+        load: version directory -> warm and proven servable.
+        max_load_retries, load_retry_interval_s: FL31.
+        labels_for_unavailable: FL36.
+        load_threads: loads at once.
+        poll_s: how often the folders are looked at; 0 once per configuration, negative never.
+    """
+
+    def __init__(self, load: LoadFn, *, max_load_retries: int = 5,
+                 load_retry_interval_s: float = 60.0, labels_for_unavailable: bool = False,
+                 load_threads: int = 4, poll_s: float = 1.0) -> None:
+        self._load = load
+        self._retries = max_load_retries
+        self._interval_s = load_retry_interval_s
+        self._labels_for_unavailable = labels_for_unavailable
+        self._changed = threading.Condition()
+        self._reloading = threading.Lock()
+        self._models: tuple[ModelConfig, ...] = ()
+        self._labels: Mapping[str, Mapping[str, int]] = {}
+        self._wanted: dict[str, dict[int, Path]] = {}
+        self._table: dict[str, dict[int, _Entry]] = {}
+        self._stopping = threading.Event()
+        self._workers = ThreadPoolExecutor(load_threads, thread_name_prefix="tf-infer-load")
+        self._poll_s = poll_s
+        self._poller = threading.Thread(target=self._poll_forever, name="tf-infer-poll",
+                                        daemon=True)
+        if poll_s > 0:
+            self._poller.start()
+
+    # ------------------------------------------------------------------ configuration
+
+    def configure(self, models: Sequence[ModelConfig], *, timeout_s: float | None = None) -> None:
+        """Take `models` as the whole truth and wait until every new name is served.
+
+        Raises:
+            ServingError: the list breaks a rule (CF05, CF12), and nothing has changed; or UNKNOWN,
+                a new model failed to load for good (MS14), the others being served.
+            TimeoutError: `timeout_s` is over.
+            Cancelled: the server was stopped meanwhile.
+        """
+        check_models(models)
+        with self._reloading:
+            with self._changed:
+                self._check_labels(models)
+                known = {model.name for model in self._models}
+                self._models = tuple(models)
+                self._labels = {model.name: dict(model.labels) for model in models}
+            if self._poll_s >= 0:
+                self.poll()
+            new = [model.name for model in models if model.name not in known]
+            self._wait_for(new, timeout_s)
+
+    def _check_labels(self, models: Sequence[ModelConfig]) -> None:
+        for model in models:
+            in_use = self._labels.get(model.name, {})
+            for label, version in model.labels.items():
+                entry = self._table.get(model.name, {}).get(version)
+                if entry is not None and entry.state is State.AVAILABLE:
+                    continue
+                if self._labels_for_unavailable and label not in in_use:
+                    continue
+                raise InvalidRequest(
+                    f"Request to assign label to version {version} of model {model.name}, which "
+                    "is not currently available for inference", code=Code.FAILED_PRECONDITION)
+
+    def _wait_for(self, names: Sequence[str], timeout_s: float | None) -> None:
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while not self._stopping.is_set():
+                outcomes = {name: start_outcome(self._seen(name)) for name in names}
+                if None not in outcomes.values():
+                    failed = [name for name, good in outcomes.items() if not good]
+                    if failed:
+                        raise ServingError(self._failure_text(failed), code=Code.UNKNOWN)
+                    return
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError(f"models {names}: not available after {timeout_s} s.")
+                self._changed.wait(left)
+        raise Cancelled("The server is stopping.")
+
+    def _failure_text(self, names: Sequence[str]) -> str:
+        lines = [f"{{name: {name} version: {entry.version}}} due to error: "
+                 f"{entry.error.code.name}: {entry.error.details}"
+                 for name in names for entry in self._table[name].values() if entry.error]
+        return f"{len(names)} servable(s) did not become available: {'; '.join(lines)}"
+
+    # ------------------------------------------------------------------ polling
+
+    def _poll_forever(self) -> None:
+        while not self._stopping.wait(self._poll_s):
+            self.poll()
+
+    def poll(self) -> bool:
+        """Look at every folder once and start what follows; False when one cannot be read.
+
+        One folder that cannot be read stops the whole look (FL29, VR10).
+        """
+        with self._changed:
+            models = self._models
+        wanted: dict[str, dict[int, Path]] = {}
+        for model in models:
+            try:
+                on_disk = versions_in(os.listdir(model.base_path))
+            except OSError as error:
+                log.warning("poll model=%s base_path=%s error=%s", model.name, model.base_path,
+                            error.strerror)
+                return False
+            wanted[model.name] = {version: Path(model.base_path) / on_disk[version]
+                                  for version in aspired(model.policy, on_disk)}
+        with self._changed:
+            if models is self._models:
+                self._wanted = wanted
+                self._act()
+        return True
+
+    def _seen(self, name: str) -> dict[int, Seen]:
+        return {version: Seen(entry.state, entry.tried)
+                for version, entry in self._table.get(name, {}).items()}
+
+    def _act(self) -> None:
+        """Start every load and unload that is due; called with the lock held."""
+        if self._stopping.is_set():
+            return
+        for name in {*self._wanted, *self._table}:
+            wanted = self._wanted.get(name, {})
+            actions = plan(wanted, self._seen(name))
+            rows = self._table.setdefault(name, {})
+            for version in actions.forgive:
+                rows[version].tried = False
+            for version in actions.load:
+                entry = _Entry(name, version, wanted[version])
+                rows[version] = entry
+                self._workers.submit(self._load_entry, entry)
+            for version in actions.unload:
+                self._set(rows[version], State.UNLOADING)
+                threading.Thread(target=self._unload_entry, args=(rows[version],),
+                                 name="tf-infer-unload", daemon=True).start()
+        self._changed.notify_all()
+
+    def _set(self, entry: _Entry, state: State) -> None:
+        entry.state = state
+        log.info("model=%s version=%d state=%s", entry.name, entry.version, state.name)
+
+    # ------------------------------------------------------------------ loading, unloading
+
+    def _load_entry(self, entry: _Entry) -> None:
+        with self._changed:
+            self._set(entry, State.LOADING)
+        error: ServingError | None = None
+        for attempt in range(self._retries + 1):
+            if attempt and (self._stopping.wait(max(0.0, self._interval_s))
+                            or not self._is_wanted(entry)):
+                break
+            error = self._try_load(entry)
+            if error is None:
+                break
+            log.warning("model=%s version=%d load attempt=%d code=%s error=%s", entry.name,
+                        entry.version, attempt + 1, error.code.name, error.details)
+        with self._changed:
+            entry.error, entry.tried = error, error is not None
+            self._set(entry, State.END if error else State.AVAILABLE)
+            self._act()
+
+    def _is_wanted(self, entry: _Entry) -> bool:
+        with self._changed:
+            return entry.version in self._wanted.get(entry.name, {})
+
+    def _try_load(self, entry: _Entry) -> ServingError | None:
+        try:
+            entry.servable, entry.times = self._load(entry.path)
+        except ServingError as error:
+            return error
+        except ConfigError as error:
+            return InvalidRequest(str(error))
+        except Exception as error:
+            return ServingError(f"{type(error).__name__}: {error}", code=Code.UNKNOWN)
+        return None
+
+    def _unload_entry(self, entry: _Entry) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: entry.users == 0)
+            servable, entry.servable = entry.servable, None
+        if servable is not None:
+            servable.close()
+        with self._changed:
+            entry.error, entry.tried = None, False
+            self._set(entry, State.END)
+            self._act()
+
+    # ------------------------------------------------------------------ lending, telling
+
+    @contextmanager
+    def lease(self, ref: ModelRef) -> Iterator[Lease]:
+        """Lend the version that `ref` names for as long as the context is open.
+
+        Raises:
+            InvalidRequest: an unknown label (CF19).
+            ModelNotFound: not loaded (GE05, GE06, CF16).
+        """
+        with self._changed:
+            entry = self._find(ref)
+            entry.users += 1
+            assert entry.servable is not None
+            lease = Lease(entry.name, entry.version, entry.servable)
+        try:
+            yield lease
+        finally:
+            with self._changed:
+                entry.users -= 1
+                if entry.state is State.UNLOADING:
+                    self._changed.notify_all()
+
+    def _find(self, ref: ModelRef) -> _Entry:
+        version = ref.version
+        if ref.label is not None:
+            version = self._labels.get(ref.name, {}).get(ref.label)
+            if version is None:
+                raise InvalidRequest(f"Unrecognized servable version label: {ref.label}")
+        available = {number: entry for number, entry in self._table.get(ref.name, {}).items()
+                     if entry.state is State.AVAILABLE}
+        if version is None and available:
+            return available[max(available)]
+        if version in available:
+            return available[version]
+        what = f"Latest({ref.name})" if version is None else f"Specific({ref.name}, {version})"
+        raise ModelNotFound(f"Servable not found for request: {what}")
+
+    def status(self, name: str, version: int | None = None) -> tuple[VersionStatus, ...]:
+        """Return every version ever seen, highest first, or just the one (MS01, MS04).
+
+        Raises:
+            ModelNotFound: none (MS04, MS05).
+        """
+        with self._changed:
+            rows = self._table.get(name, {})
+            found = [VersionStatus(number, entry.state, entry.error, entry.times)
+                     for number, entry in sorted(rows.items(), reverse=True)
+                     if version in (None, number)]
+        if not found and version is not None:
+            raise ModelNotFound(f"Could not find version {version} of model {name}")
+        if not found:
+            raise ModelNotFound(f"Could not find any versions of model {name}")
+        return tuple(found)
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until `condition` holds, looking at it after every change; return whether it did."""
+        with self._changed:
+            return self._changed.wait_for(condition, timeout_s)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the configured models."""
+        with self._changed:
+            return tuple(model.name for model in self._models)
+
+    def stop(self) -> None:
+        """End the threads and close what is loaded; call it when no request runs any more."""
+        self._stopping.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        if self._poller.is_alive():
+            self._poller.join(timeout=5.0)
+        with self._changed:
+            entries = [entry for rows in self._table.values() for entry in rows.values()]
+        for entry in entries:
+            if entry.servable is not None and entry.state is State.AVAILABLE:
+                entry.servable.close()

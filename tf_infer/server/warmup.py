@@ -1,0 +1,206 @@
+"""Replay what travels with a version before it becomes available: warm-up records, golden samples.
+
+Files: `assets.extra/tf_serving_warmup_requests`, a TFRecord of PredictionLog (statements WU01 to
+WU13), and `assets.extra/golden.jsonl` with the reference's outputs. Needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tf_infer import config as configs
+from tf_infer.errors import (
+    Code,
+    ConfigError,
+    InvalidRequest,
+    NotOffered,
+    ServerFailure,
+    ServingError,
+)
+from tf_infer.manifest import (
+    EXTRA_FOLDER,
+    GOLDEN_FILE,
+    REPORT_FILE,
+    WARMUP_FILE,
+    Report,
+    Sample,
+    read_samples,
+)
+from tf_infer.server import inference, predict
+from tf_infer.server.contracts import Arrays, Servable
+from tf_infer.wire import methods, serving_pb2
+
+MAX_RECORDS = 1000
+# Without a report: float32 rounding of a model of a few layers, run by another kernel.
+DEFAULT_TOLERANCE = 1e-4
+
+
+def _crc_table() -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = (byte >> 1) ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    return tuple(table)
+
+
+_CRC = _crc_table()
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Return the checksum of a TFRecord (Castagnoli, rotated and shifted as record_writer.cc)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def read_records(path: Path) -> Iterator[bytes]:
+    """Yield the records of an uncompressed TFRecord file.
+
+    Raises:
+        ServerFailure: DATA_LOSS, the file is none, is cut short, or a checksum differs (WU09).
+    """
+    def broken(what: str) -> ServerFailure:
+        return ServerFailure(f"{path}: {what}. Please verify your warmup data is in TFRecord "
+                             "format", code=Code.DATA_LOSS)
+
+    with open(path, "rb") as file:
+        while head := file.read(12):
+            if len(head) < 12:
+                raise broken("a record's head is cut short")
+            length, check = struct.unpack("<QI", head)
+            if masked_crc32c(head[:8]) != check:
+                raise broken("a record's length has a wrong checksum")
+            data, tail = file.read(length), file.read(4)
+            if len(data) < length or len(tail) < 4:
+                raise broken("a record is cut short")
+            if masked_crc32c(data) != struct.unpack("<I", tail)[0]:
+                raise broken("a record has a wrong checksum")
+            yield data
+
+
+def warm_up(servable: Servable, version_dir: Path, *, iterations: int = 1) -> int:
+    """Run the warm-up records of a version; return how many were read, 0 when there is no file.
+
+    Raises:
+        ServingError: a record is broken, of an unknown kind, or fails (WU07 to WU12).
+    """
+    path = Path(version_dir) / EXTRA_FOLDER / WARMUP_FILE
+    if not path.is_file():
+        return 0
+    read = 0
+    for data in read_records(path):
+        read += 1
+        if read > MAX_RECORDS:
+            raise InvalidRequest(f"Number of warmup records exceeds the maximum ({MAX_RECORDS})")
+        try:
+            record = methods.parse(serving_pb2.PredictionLog, data, where=WARMUP_FILE)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"Failed to parse warmup record {read} from {path}") from error
+        for _ in range(max(1, iterations)):
+            _run_record(servable, record)
+    return read
+
+
+def _run_record(servable: Servable, record: serving_pb2.PredictionLog) -> None:
+    def run(signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
+        return servable.run(signature, inputs, outputs=outputs, timeout_s=None)
+
+    kind = record.WhichOneof("log_type")
+    if kind == "predict_log":
+        predict.predict(servable.signatures, record.predict_log.request, run)
+    elif kind == "classify_log":
+        request = record.classify_log.request
+        inference.classify(servable.signatures, request.model_spec.signature_name, request.input,
+                           run)
+    elif kind == "regress_log":
+        regress = record.regress_log.request
+        inference.regress(servable.signatures, regress.model_spec.signature_name, regress.input,
+                          run)
+    elif kind == "multi_inference_log":
+        multi = record.multi_inference_log.request
+        inference.multi_inference(servable.signatures, multi, run)
+    elif kind is not None:
+        raise NotOffered(f"Unsupported log_type for warmup: {kind}")
+
+
+def replay_golden(servable: Servable, version_dir: Path) -> int:
+    """Run the golden samples of a version; return how many there were, 0 when there is no file.
+
+    Raises:
+        InvalidRequest: FAILED_PRECONDITION, an output differs from the reference's by more than
+            the report allows; names sample and output, never a text.
+        ConfigError: the samples or the report cannot be read.
+        ServingError: a sample fails to run.
+    """
+    folder = Path(version_dir) / EXTRA_FOLDER
+    if not (folder / GOLDEN_FILE).is_file():
+        return 0
+    atol, rtol = _tolerance(folder / REPORT_FILE)
+    samples = read_samples(folder / GOLDEN_FILE)
+    for number, sample in enumerate(samples):
+        where = f"golden sample {number}, signature {sample.signature!r}"
+        if sample.signature not in servable.signatures:
+            raise ConfigError(f"{where}: expected one of {sorted(servable.signatures)}.")
+        try:
+            outputs = servable.run(sample.signature, sample.inputs, timeout_s=None,
+                                   outputs=_known(servable, sample, where))
+        except ServingError as error:
+            raise ServerFailure(f"{where}: failed with {error.code.name}.",
+                                code=error.code) from error
+        for name, expected in sample.outputs.items():
+            fault = difference(expected, outputs[name], atol=atol, rtol=rtol)
+            if fault:
+                raise InvalidRequest(
+                    f"{where}, output {name!r}: {fault}. This machine or these packages do not "
+                    "reproduce the exported answers: verify the model here and export it again.",
+                    code=Code.FAILED_PRECONDITION)
+    return len(samples)
+
+
+def _known(servable: Servable, sample: Sample, where: str) -> list[str]:
+    known = servable.signatures[sample.signature]
+    for side, names, infos in (("input", sample.inputs, known.inputs),
+                               ("output", sample.outputs, known.outputs)):
+        unknown = sorted(name for name in names if name not in infos)
+        if unknown:
+            raise ConfigError(f"{where}: expected {side}s of {sorted(infos)}, got {unknown}.")
+    return list(sample.outputs)
+
+
+def _tolerance(path: Path) -> tuple[float, float]:
+    """Return (atol, rtol): the widest of the paths that the report compared."""
+    if not path.is_file():
+        return DEFAULT_TOLERANCE, DEFAULT_TOLERANCE
+    report: Report = configs.load(Report, path)
+    compared = [item for item in report.paths if not item.skipped]
+    return (max((item.atol for item in compared), default=DEFAULT_TOLERANCE),
+            max((item.rtol for item in compared), default=DEFAULT_TOLERANCE))
+
+
+def difference(expected: np.ndarray, got: np.ndarray, *, atol: float, rtol: float) -> str:
+    """Return how `got` differs, "" when it does not; floats within atol + rtol * |expected|.
+
+    Strings, integers and bools must be equal; NaN equals NaN. Values of strings are never shown.
+    """
+    expected, got = np.asarray(expected), np.asarray(got)
+    if expected.shape != got.shape:
+        return f"expected shape {expected.shape}, got {got.shape}"
+    if expected.dtype.kind in "OSUbiu":
+        wrong = int(np.sum(expected != got))
+        return f"{wrong} of {expected.size} values differ" if wrong else ""
+    left, right = expected.astype(np.complex128), got.astype(np.complex128)
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    with np.errstate(invalid="ignore"):
+        error = np.where(same, 0.0, np.abs(left - right))
+        bad = ~(error <= atol + rtol * np.where(same, 0.0, np.abs(left)))
+    if not bad.any():
+        return ""
+    return (f"{int(bad.sum())} of {expected.size} values differ, the worst by "
+            f"{float(np.nanmax(error)):.3g} (allowed {atol:g} + {rtol:g} * |value|)")
