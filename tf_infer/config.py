@@ -313,7 +313,8 @@ class GenerationDefaults:
         temperature: 0 is greedy.
         top_k: 0 is off.
         top_p: 1 is off.
-        seed: of row 0; row i takes a seed derived from it and i.
+        seed: of every row, so that a row's text does not depend on its place in a batch; the
+            client derives one for each row from the one it is given.
     """
 
     max_new_tokens: int = 32
