@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,27 @@ def test_arrays_keep_every_bit(array: np.ndarray) -> None:
     back = manifest.array_from_json(manifest.array_to_json(array))
     assert back.dtype == array.dtype
     np.testing.assert_array_equal(back, array)
+
+
+@pytest.mark.parametrize("array", [
+    np.zeros((5, 1000), np.float32), np.full((100,), 2**60 + 1, np.int64),
+    np.full((9, 9), np.nan, np.float16), np.ones((100, 1), bool)])
+def test_many_equal_numbers_are_written_once(array: np.ndarray) -> None:
+    data = manifest.array_to_json(array)
+    assert "values" not in data
+    back = manifest.array_from_json(json.loads(json.dumps(data)))
+    assert back.dtype == array.dtype
+    np.testing.assert_array_equal(back, array)
+    array = array.copy()
+    array.reshape(-1)[-1] = 0 if array.reshape(-1)[0] else 1
+    assert "fill" not in manifest.array_to_json(array)
+
+
+def test_minus_zero_stays() -> None:
+    array = np.zeros(100, np.float32)
+    array[50] = -0.0
+    back = manifest.array_from_json(manifest.array_to_json(array))
+    np.testing.assert_array_equal(np.signbit(back), np.signbit(array))
 
 
 def test_nan_and_strings_of_any_bytes_survive_samples(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ GOLDEN_FILE = "golden.jsonl"
 REPORT_FILE = "report.json"
 WARMUP_FILE = "tf_serving_warmup_requests"
 MANIFEST_FORMAT = 1
+FILL_SIZE = 64  # elements; fewer are written one by one even when all are the same
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,8 +228,14 @@ def check_files(version_dir: Path, manifest: ModelManifest) -> None:
 
 
 def array_to_json(array: np.ndarray) -> dict[str, Any]:
-    """Return an array as {"dtype", "shape", "values"}; floats keep every bit (repr round trip)."""
+    """Return an array as {"dtype", "shape", "values"}; floats keep every bit (repr round trip).
+
+    Many numbers that are all the same (an empty cache) become one "fill" instead of "values".
+    """
     array = np.asarray(array)
+    if array.dtype.kind not in "OSU" and array.size > FILL_SIZE and _is_one_value(array):
+        one = array_to_json(array.reshape(-1)[:1])
+        return {"dtype": one["dtype"], "shape": list(array.shape), "fill": one["values"][0]}
     if array.dtype.kind in "OSU":
         values = [_bytes_to_json(item) for item in array.reshape(-1)]
         return {"dtype": "string", "shape": list(array.shape), "values": values}
@@ -241,6 +248,11 @@ def array_to_json(array: np.ndarray) -> dict[str, Any]:
     return {"dtype": array.dtype.name, "shape": list(array.shape), "values": values}
 
 
+def _is_one_value(array: np.ndarray) -> bool:
+    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(array.size, -1)
+    return bool((raw == raw[0]).all())
+
+
 def array_from_json(data: Mapping[str, Any], *, where: str = "array") -> np.ndarray:
     """Read what `array_to_json` wrote.
 
@@ -248,13 +260,16 @@ def array_from_json(data: Mapping[str, Any], *, where: str = "array") -> np.ndar
         ConfigError: keys, dtype, shape or values do not fit each other.
     """
     try:
-        shape, values, dtype = tuple(data["shape"]), data["values"], data["dtype"]
+        shape, dtype = tuple(data["shape"]), data["dtype"]
+        values = [data["fill"]] if "fill" in data else data["values"]
         if dtype == "string":
             array = np.empty(len(values), dtype=object)
             array[:] = [_bytes_from_json(value) for value in values]
         else:
             array = np.array([float(v) if isinstance(v, str) else v for v in values],
                              dtype=np.dtype(dtype))
+        if "fill" in data:
+            return np.full(shape, array[0], dtype=array.dtype)
         return array.reshape(shape)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
