@@ -92,6 +92,11 @@ def test_the_manifest_describes_the_version_and_its_hashes_hold(
             manifest.check_files(version_dir, dataclasses.replace(described, files=files))
 
 
+def test_a_large_output_is_not_kept_in_the_golden_file() -> None:
+    sample = Sample("steps", {}, {"cache": np.zeros(60_000), "tokens": np.zeros(3)})
+    assert list(saved_model._without_large_outputs(sample).outputs) == ["tokens"]
+
+
 def test_the_source_commit_is_that_of_the_checkout() -> None:
     root = Path(saved_model.__file__).resolve().parents[2]
     if not (root / ".git").exists():

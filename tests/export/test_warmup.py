@@ -11,11 +11,11 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from tests.fakes.word_task import GRID, WordTask, strings, word_task
+from tests.fakes.word_task import GRID, WordTask, word_task
 from tf_infer.config import ShapeGrid
 from tf_infer.errors import ExportError
 from tf_infer.export import warmup
-from tf_infer.manifest import Sample, SignatureSpec
+from tf_infer.manifest import SignatureSpec
 from tf_infer.tasks.base import Signature, rows
 
 
@@ -102,17 +102,29 @@ def test_a_codec_that_does_not_pack_to_the_grid_is_found(task: WordTask, tmp_pat
                             model="words")
 
 
-def test_options_take_their_default_and_other_inputs_a_golden_row(task: WordTask) -> None:
-    spec = SignatureSpec(name="s", outputs=(), inputs=(
-        rows("text", "string"), rows("seed", "int64", default=7), rows("state", "float32", 2)))
-    signatures = {**task.signatures(), "s": Signature(spec, lambda **tensors: {})}
-    golden = [Sample("s", {"state": np.float32([[1, 2], [3, 4]])})]
-    row = warmup._one_row(spec, b"the parcel", signatures["encode"], golden)
-    assert row["text"].tolist() == strings(b"the parcel").tolist()
-    assert (row["seed"].tolist(), row["seed"].dtype) == ([7], np.int64)
-    assert row["state"].tolist() == [[1, 2]]
+def test_options_take_their_default_and_a_state_begins_empty_with_one_row(
+        task: WordTask, tmp_path: Path) -> None:
+    spec = SignatureSpec(name="steps", outputs=(), inputs=(
+        rows("ids", "int32", None), rows("id_count", "int32"), rows("seed", "int64", default=7),
+        rows("cache", "float32", 2, 3, 100), rows("lengths", "int32")))
+    signatures = {"encode": task.signatures()["encode"], "steps": Signature(spec, dict)}
+    assert warmup.write_warmup(tmp_path / "warm", signatures, GRID, model="m") == 4 + 2
+    logs = [log.predict_log.request for log in read(tmp_path / "warm")][-2:]
+    for log, width in zip(logs, GRID.tokens):
+        arrays = {key: tf.make_ndarray(value) for key, value in log.inputs.items()}
+        assert arrays["ids"].shape == (1, width)
+        assert arrays["id_count"].tolist() == [width]
+        assert (arrays["seed"].tolist(), arrays["seed"].dtype) == ([7], np.int64)
+        assert arrays["cache"].shape == (1, 2, 3, 100)
+        assert not arrays["cache"].any()
+        assert log.inputs["cache"].ByteSize() < 50
+
+
+def test_an_input_that_cannot_be_made_is_named(task: WordTask, tmp_path: Path) -> None:
+    spec = SignatureSpec(name="s", outputs=(), inputs=(rows("state", "float32", None),))
+    signatures = {"encode": task.signatures()["encode"], "s": Signature(spec, dict)}
     with pytest.raises(ExportError, match="signature 's', input 'state'"):
-        warmup._one_row(spec, b"the parcel", signatures["encode"], [])
+        warmup.write_warmup(tmp_path / "warm", signatures, GRID, model="m")
 
 
 def test_a_task_without_encode_is_refused() -> None:

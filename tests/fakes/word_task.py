@@ -63,6 +63,10 @@ class WordNetwork(keras.layers.Layer):
 class WordTask(Task):
     """The fake task: `text` to label, score, scores, logits."""
 
+    def core_specs(self) -> dict[str, tf.TensorSpec]:
+        return {"ids": tf.TensorSpec([None, None], tf.int32),
+                "mask": tf.TensorSpec([None, None], tf.bool)}
+
     def core(self, ids: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"logits": self.network(ids, mask)}
 

@@ -94,7 +94,8 @@ def test_requests_hold_texts_ids_examples_and_options() -> None:
         spec("generate", one("prompt"), one("temperature", "float32", 0.0),
              one("max_new_tokens", "int32", 8), one("seed", "int64", 5),
              one("top_k", "int32", 0), one("other", "float32", 1.5))]
-    requests = golden.make_requests(specs, [batch], encode=encode, example=example)
+    requests = golden.make_requests([*specs, spec("encode", one("text"))], [batch], encode=encode,
+                                    example=example)
     by_name = {sample.signature: sample.inputs for sample in requests}
     assert by_name["serving_default"]["text"].tolist() == list(batch)
     assert by_name["serving_default"]["text_pair"].tolist() == [*batch[1:], batch[0]]
@@ -109,6 +110,28 @@ def test_requests_hold_texts_ids_examples_and_options() -> None:
     assert options["other"].tolist() == [1.5] * 4
 
 
+def test_a_state_begins_empty_and_leaves_room_for_what_is_produced() -> None:
+    state = TensorSpec(name="cache", dtype="float32", shape=(None, 2, 3, 10, 4))
+    steps = spec("steps", one("ids", "int32", axes=2), one("id_count", "int32"), state,
+                 one("lengths", "int32"), one("count", "int32"))
+    encoder = spec("encode", one("text"))
+    batches = ((b"a" * 3,), (b"a" * 9,), (b"a" * 10,), (b"a", b"b"))
+    requests = golden.make_requests([steps, encoder], batches, encode=encode, example=example)
+    samples = [sample.inputs for sample in requests if sample.signature == "steps"]
+    assert [sample["id_count"].tolist() for sample in samples] == [[9], [10]]
+    assert [sample["count"].tolist() for sample in samples] == [[1], [0]]
+    assert samples[0]["cache"].shape == (1, 2, 3, 10, 4)
+    assert not samples[0]["cache"].any()
+    assert samples[0]["lengths"].tolist() == [0]
+
+
+def test_a_scored_continuation_is_short_and_has_something_before_it() -> None:
+    score = spec("score", one("prompt"), one("continuation"))
+    (sample,) = golden.make_requests([score], [(b"", b"x" * 100)], encode=encode, example=example)
+    assert sample.inputs["prompt"].tolist() == [b"one two ", b"one two " + b"x" * 100]
+    assert sample.inputs["continuation"].tolist() == [b" xxxxxx", b" "]
+
+
 def test_serving_default_gets_all_batches_and_the_others_few() -> None:
     batches = golden.choose(TEXTS, COUNTS, GRID)
     requests = golden.make_requests(
@@ -121,7 +144,7 @@ def test_serving_default_gets_all_batches_and_the_others_few() -> None:
 
 def test_an_input_that_cannot_be_made_is_named() -> None:
     with pytest.raises(ConfigError, match="signature 'steps', input 'state'"):
-        golden.make_requests([spec("steps", one("state", "float32", axes=3))], [(b"a",)],
+        golden.make_requests([spec("steps", one("state", "float32", axes=2))], [(b"a",)],
                              encode=encode, example=example)
 
 

@@ -105,8 +105,7 @@ def test_a_label_may_flip_only_where_its_two_best_scores_touch() -> None:
 
 @pytest.mark.parametrize(("candidate", "reason"), [
     ({}, "missing"), ({"x": np.float64([1.0])}, "dtype float64 instead of float32"),
-    ({"x": np.float32([[1.0]])}, r"shape (1, 1) instead of (1,)"),
-    ({"x": np.float32([1.0]), "y": np.float32([1.0])}, "the reference does not have")])
+    ({"x": np.float32([[1.0]])}, r"shape (1, 1) instead of (1,)")])
 def test_an_answer_of_another_form_is_a_difference(
         candidate: dict[str, np.ndarray], reason: str) -> None:
     found = [one for one in parity.differences(sample(x=np.float32([1.0])), candidate, EXACT)

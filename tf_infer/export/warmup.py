@@ -14,14 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tf_infer.config import ShapeGrid
 from tf_infer.errors import ExportError
-from tf_infer.manifest import Sample, SignatureSpec
+from tf_infer.manifest import SignatureSpec
 from tf_infer.tasks.base import Signature, tensor_spec
 
 MAX_RECORDS = 1_000  # TensorFlow Serving refuses to load a version with more (WU02)
+# Empty, so that a row has the tokens of its first text.
+SECOND_TEXTS = ("text_pair", "continuation")
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 # Used when the caller has no text: words, digits, punctuation, another script.
 DEFAULT_TEXT = "Where is the parcel that I ordered on 3 May? 请问我的包裹在哪里？ It has not come. "
@@ -100,7 +103,7 @@ def _first_cut(count: Counter, text: str, tokens: int) -> int:
 
 
 def write_warmup(path: Path, signatures: Mapping[str, Signature], grid: ShapeGrid, *, model: str,
-                 text: str = "", golden: Sequence[Sample] = ()) -> int:
+                 text: str = "") -> int:
     """Write the warm-up file of a task and return the number of records.
 
     Args:
@@ -109,13 +112,13 @@ def write_warmup(path: Path, signatures: Mapping[str, Signature], grid: ShapeGri
         grid: rows x tokens to visit.
         model: its name, for the requests.
         text: to be cut; empty takes a text of ours.
-        golden: where an input that is neither text nor ids nor an option takes its first row from.
 
     Raises:
         ExportError: a packed text is not as wide as its bucket, or the grid is too large.
 
     The signatures are visited in their order as long as all points of one fit into the limit of
-    1,000 records; serving_default comes first and must fit.
+    1,000 records; serving_default comes first and must fit. One that takes a decoder's state, which
+    is large, is visited with the smallest number of rows only.
     """
     texts = texts_of_lengths(token_counter(signatures), text, grid.tokens)
     for tokens, one in zip(grid.tokens, texts):
@@ -127,15 +130,25 @@ def write_warmup(path: Path, signatures: Mapping[str, Signature], grid: ShapeGri
     if points > MAX_RECORDS:
         raise ExportError(f"grid: expected at most {MAX_RECORDS} points, got {points}. "
                           "Take fewer row or length buckets.")
-    names = sorted(signatures, key=lambda name: name != "serving_default")
-    names = names[:MAX_RECORDS // points]
+    order = sorted(signatures, key=lambda name: name != "serving_default")
+    written = 0
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for name, one, rows in itertools.product(names, texts, grid.rows):
-            spec = signatures[name].spec
-            row = _one_row(spec, one, signatures["encode"], golden)
-            inputs = {key: np.repeat(array, rows, axis=0) for key, array in row.items()}
-            writer.write(prediction_log(spec, inputs, model=model).SerializeToString())
-    return len(names) * points
+        for spec in (signatures[name].spec for name in order):
+            sizes = grid.rows[:1] if _has_state(spec) else grid.rows
+            if written + len(sizes) * len(texts) > MAX_RECORDS:
+                break
+            for one, rows in itertools.product(texts, sizes):
+                row = _one_row(spec, one, signatures["encode"])
+                inputs = {key: np.repeat(array, rows, axis=0) for key, array in row.items()}
+                log = prediction_log(spec, inputs, model=model)
+                writer.write(log.SerializeToString())
+                written += 1
+    return written
+
+
+def _has_state(spec: SignatureSpec) -> bool:
+    """Return whether a signature takes a decoder's state, which is large: one row will do."""
+    return any(len(one.shape) >= 3 for one in spec.inputs)
 
 
 def prediction_log(spec: SignatureSpec, inputs: Mapping[str, np.ndarray], *, model: str
@@ -152,45 +165,54 @@ def prediction_log(spec: SignatureSpec, inputs: Mapping[str, np.ndarray], *, mod
     predict = log.predict_log.request
     predict.model_spec.name, predict.model_spec.signature_name = model, spec.name
     for one in spec.inputs:
-        tensor = tf.make_tensor_proto(inputs[one.name], tensor_spec(one).dtype)
-        predict.inputs[one.name].CopyFrom(tensor)
+        predict.inputs[one.name].CopyFrom(_to_proto(inputs[one.name], tensor_spec(one).dtype))
     return log
 
 
-def _one_row(spec: SignatureSpec, text: bytes, encode: Signature, golden: Sequence[Sample]
-             ) -> dict[str, np.ndarray]:
-    """Return the inputs of one row that is as long as `text`."""
+def _to_proto(array: np.ndarray, dtype: tf.DType) -> tensor_pb2.TensorProto:
+    """Return a tensor; one of zeros only has no values, which stands for zeros (PR16)."""
+    if dtype.is_floating and array.size and not array.any():
+        shape = tf.TensorShape(array.shape).as_proto()
+        return tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=shape)
+    return tf.make_tensor_proto(array, dtype)
+
+
+def _one_row(spec: SignatureSpec, text: bytes, encode: Signature) -> dict[str, np.ndarray]:
+    """Return the inputs of one row that is as long as `text`.
+
+    A decoder's state begins as zeros and produces nothing: the row is read.
+    """
     encoded = _encode(encode, [text])
     length = np.asarray(np.count_nonzero(encoded["mask"], axis=1), np.int32)
-    known = {**encoded, "length": length}
-    recorded = next((s.inputs for s in golden if s.signature == spec.name), {})
+    known = {**encoded, "length": length, "id_count": length}
     row = {}
     for one in spec.inputs:
         if spec.method_name == CLASSIFY_METHOD:
             row[one.name] = _strings([_example(text)])
         elif one.dtype == "string":
-            row[one.name] = _strings([text])
+            row[one.name] = _strings([b"" if one.name in SECOND_TEXTS else text])
         elif one.name in known:
             row[one.name] = known[one.name].astype(one.dtype)
         elif one.default is not None:
             row[one.name] = np.array([one.default], one.dtype)
-        elif one.name in recorded:
-            row[one.name] = recorded[one.name][:1]
+        elif None not in one.shape[1:]:
+            row[one.name] = np.zeros([1, *(size or 0 for size in one.shape[1:])], one.dtype)
         else:
-            raise ExportError(f"signature {spec.name!r}, input {one.name!r}: expected a golden "
-                              "sample to take a row from. Hand one in.")
+            raise ExportError(f"signature {spec.name!r}, input {one.name!r}: expected a text, ids, "
+                              "an option with a default, or a state of known shape. Give it one.")
     return row
 
 
 def _encode(encode: Signature, texts: Sequence[bytes]) -> dict[str, np.ndarray]:
-    inputs = {one.name: tf.constant(list(texts) if one.name == "text" else [b""] * len(texts))
+    inputs = {one.name: tf.constant([b""] * len(texts) if one.name in SECOND_TEXTS else list(texts))
               for one in encode.spec.inputs}
     return {name: tensor.numpy() for name, tensor in encode.function(**inputs).items()}
 
 
 def _example(text: bytes) -> bytes:
-    features = {"text": tf.train.Feature(bytes_list=tf.train.BytesList(value=[text]))}
-    example = tf.train.Example(features=tf.train.Features(feature=features))
+    example = tf.train.Example()
+    for name, value in (("text", text), ("text_pair", b"")):
+        example.features.feature[name].bytes_list.value.append(value)
     return bytes(example.SerializeToString())
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ EDGE_TEXTS: Batch = (
     b"", b" \t\n", b"before\x00after", "Grüße, naïve İstanbul 中文，日本語 한국어 👩‍🚀".encode(),
     "\u0301".encode(), b"\xff\xfe \xc3 \xed\xa0\x80 \xf4\x90\x80\x80 end")
 LONG_REPEATS = 2_000  # of the word of the longest text: longer than any row, so it is cut
+STEPS = 2  # tokens produced from a state: one that was given, and one that was made
+CONTINUATION_BYTES = 6
+SCORED_PREFIX = b"one two "
 
 # The values that the rows of one request take in turn, by option; other options keep their default.
 # Cycles of different lengths, so that the combinations differ from row to row.
@@ -97,14 +100,15 @@ def _chunks(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
     return chunks
 
 
-def make_requests(signatures: Iterable[SignatureSpec], batches: Sequence[Batch], *,
+def make_requests(signatures: Sequence[SignatureSpec], batches: Sequence[Batch], *,
                   encode: Predictor, example: Callable[[Mapping[str, bytes]], bytes],
                   ) -> tuple[Sample, ...]:
     """Make requests of batches of texts: all of them for serving_default, some for the others.
 
     Args:
-        signatures: what to ask.
-        batches: of texts; the others get the edge texts and the second smallest number of rows.
+        signatures: what to ask; "encode" is one of them when any takes ids.
+        batches: of texts; the others get those of the second smallest number of rows, and one
+            that takes a decoder's state, which is large, two of the smallest.
         encode: runs the signature "encode", for inputs of ids.
         example: features -> a serialized tf.Example, for the signature "classify".
 
@@ -114,50 +118,93 @@ def make_requests(signatures: Iterable[SignatureSpec], batches: Sequence[Batch],
     Raises:
         ConfigError: an input that cannot be made from texts; names signature and input.
     """
-    samples = []
     sizes = sorted({len(batch) for batch in batches})
     few = [batch for batch in batches if len(batch) == sizes[min(1, len(sizes) - 1)]]
+    smallest = [batch for batch in batches if len(batch) == sizes[0]][-2:]
+    encoder = next((spec for spec in signatures if spec.name == "encode"), None)
+    samples = []
     for spec in signatures:
-        for batch in batches if spec.name == "serving_default" else few:
-            samples.append(Sample(spec.name, make_inputs(spec, batch, encode, example)))
+        chosen = batches if spec.name == "serving_default" else smallest if has_state(spec) else few
+        for batch in chosen:
+            encoded: Mapping[str, np.ndarray] = {}
+            if encoder is not None and any(one.name == "ids" for one in spec.inputs):
+                encoded = encode("encode", _texts(encoder, batch))
+            samples.append(Sample(spec.name, make_inputs(spec, batch, encoded, example)))
     return tuple(samples)
 
 
-def make_inputs(spec: SignatureSpec, batch: Batch, encode: Predictor,
+def has_state(spec: SignatureSpec) -> bool:
+    """Return whether a signature takes a decoder's state: an input of three axes or more."""
+    return any(len(one.shape) >= 3 for one in spec.inputs)
+
+
+def make_inputs(spec: SignatureSpec, batch: Batch, encoded: Mapping[str, np.ndarray],
                 example: Callable[[Mapping[str, bytes]], bytes]) -> dict[str, np.ndarray]:
-    """Return the inputs of one request: the texts, what `encode` makes of them, and options."""
-    names = {one.name for one in spec.inputs}
-    encoded: Mapping[str, np.ndarray] = {}
-    if names & {"ids", "mask", "length"}:
-        encoded = encode("encode", {"text": _strings(batch)})
+    """Return the inputs of one request: the texts, what "encode" makes of them, and options.
+
+    A decoder's state begins as zeros; `count`, the tokens to produce from it, is at most 2 and
+    leaves the room that the state has.
+    """
+    known = dict(encoded)
+    if encoded:
         length = np.asarray(np.count_nonzero(encoded["mask"], axis=1), dtype=np.int32)
-        encoded = {**encoded, "length": length}
-    other = (*batch[1:], batch[0])  # the second text of a row is the first one of the next
+        positions = max((one.shape[-2] or 0 for one in spec.inputs if len(one.shape) >= 3),
+                        default=0)
+        count = np.clip(positions - length, 0, STEPS).astype(np.int32)
+        known |= {"length": length, "id_count": length, "count": count}
+    features = [{"text": a, "text_pair": b} for a, b in zip(batch, _next_row(batch))]
+    texts = _texts(spec, batch)
     made: dict[str, np.ndarray] = {}
     for one in spec.inputs:
-        if one.name == "inputs" and spec.name == "classify":
-            made[one.name] = _strings(
-                [example({"text": a, "text_pair": b}) for a, b in zip(batch, other)])
+        if spec.name == "classify":
+            made[one.name] = _strings([example(row) for row in features])
         elif one.dtype == "string":
-            made[one.name] = _strings(other if one.name in ("text_pair", "continuation") else batch)
-        elif one.name in encoded:
-            made[one.name] = encoded[one.name].astype(one.dtype)
+            made[one.name] = texts[one.name]
+        elif one.name in known:
+            made[one.name] = known[one.name].astype(one.dtype)
         elif one.default is not None:
             made[one.name] = _option(one, len(batch))
+        elif None not in one.shape[1:]:
+            made[one.name] = np.zeros(
+                [len(batch), *(size or 0 for size in one.shape[1:])], one.dtype)
         else:
             raise ConfigError(f"signature {spec.name!r}, input {one.name!r}: expected a text, ids, "
-                              "or an option with a default. Hand in samples of your own for it.")
+                              "an option with a default, or a state of known shape. Hand in "
+                              "samples of your own for it.")
     return made
+
+
+def _texts(spec: SignatureSpec, batch: Batch) -> dict[str, np.ndarray]:
+    """Return the string inputs of a request.
+
+    The second text of a pair is that of the next row. A continuation is a few characters of it,
+    behind a prompt that is never empty: a first token has nothing before it that predicts it.
+    """
+    made = {}
+    scored = any(one.name == "continuation" for one in spec.inputs)
+    for one in spec.inputs:
+        if one.dtype == "string":
+            texts = list(_next_row(batch) if one.name in ("text_pair", "continuation") else batch)
+            if one.name == "continuation":
+                texts = [b" " + text[:CONTINUATION_BYTES] for text in texts]
+            elif scored:
+                texts = [SCORED_PREFIX + text for text in texts]
+            made[one.name] = _strings(texts)
+    return made
+
+
+def _next_row(batch: Batch) -> Batch:
+    return (*batch[1:], *batch[:1])
 
 
 def _option(spec: TensorSpec, rows: int) -> np.ndarray:
     if spec.name == "seed":
-        values = [spec.default + row for row in range(rows)]
-    else:
-        cycle = itertools.cycle(OPTION_CYCLES.get(spec.name, (None,)))
-        values = [spec.default if value is None else min(value, spec.default)
-                  if spec.name == "max_new_tokens" else value
-                  for value in itertools.islice(cycle, rows)]
+        return np.arange(spec.default, spec.default + rows, dtype=spec.dtype)
+    cycle = OPTION_CYCLES.get(spec.name, (None,))
+    values = [spec.default if value is None else value
+              for value in itertools.islice(itertools.cycle(cycle), rows)]
+    if spec.name == "max_new_tokens":  # the default is within the capacity, which is not known here
+        values = [min(value, spec.default) for value in values]
     return np.array(values, dtype=spec.dtype)
 
 
