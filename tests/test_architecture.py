@@ -54,6 +54,7 @@ OUTSIDE: dict[str, set[str]] = {
 
 # one file may import more than its package
 FILES: dict[str, set[str]] = {
+    "text/learning.py": {"sentencepiece"},
     "verify/predictors.py": {"tensorflow", "tensorflow_text"},
     "server/servable.py": {"tensorflow", "tensorflow_text"},
     "server/grpc_service.py": {"grpc_health"},
