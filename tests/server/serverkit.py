@@ -1,0 +1,67 @@
+"""What the server's tests share: a port, a channel, calls through our own messages. No TensorFlow."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tf_infer.server.app import Server
+from tf_infer.server.config import ModelConfig, ServerConfig
+from tf_infer.server.contracts import LoadFn
+from tf_infer.wire import methods, serving_pb2
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def make_versions(base: Path, *names: str) -> Path:
+    for name in names:
+        (base / name).mkdir(parents=True, exist_ok=True)
+    return base
+
+
+@contextmanager
+def running(models: tuple[ModelConfig, ...], load: LoadFn | None = None, **settings: Any,
+            ) -> Iterator[tuple[Server, grpc.Channel]]:
+    settings = {"port": free_port(), "poll_s": 0, "max_load_retries": 0, "host": "localhost",
+                **settings}
+    with Server(ServerConfig(models=models, **settings), load=load) as server:
+        with grpc.insecure_channel(server.addresses[0], options=(
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1))) as channel:
+            yield server, channel
+
+
+def call(channel: grpc.Channel, method: methods.Method, request: Any, **options: Any) -> Any:
+    options.setdefault("timeout", 30)
+    return channel.unary_unary(method.path, lambda message: message.SerializeToString(),
+                               method.response.FromString)(request, **options)
+
+
+def refused(channel: grpc.Channel, method: methods.Method, request: Any, **options: Any,
+            ) -> tuple[str, str]:
+    """Return the code's name and the text that a call is refused with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call(channel, method, request, **options)
+    return caught.value.code().name, caught.value.details()
+
+
+def predict_request(model: str = "m", signature: str = "", **inputs: Any,
+                    ) -> serving_pb2.PredictRequest:
+    from tf_infer.wire import tensors
+    request = serving_pb2.PredictRequest()
+    request.model_spec.name = model
+    request.model_spec.signature_name = signature
+    tensors.write_all({name: tensors.as_array(value) for name, value in inputs.items()},
+                      request.inputs)
+    return request

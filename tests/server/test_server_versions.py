@@ -1,0 +1,350 @@
+"""Version folders and their life, seen through GetModelStatus and Predict; no model behind it."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serverkit import call, make_versions, predict_request, refused, running
+
+from tf_infer.errors import (
+    Cancelled,
+    Code,
+    InvalidRequest,
+    ModelNotFound,
+    ServerFailure,
+    ServingError,
+)
+from tf_infer.server.config import ModelConfig, VersionPolicy
+from tf_infer.server.contracts import LoadTimes, Servable
+from tf_infer.server.decide import State
+from tf_infer.server.fakes import EchoServable, load_echo
+from tf_infer.server.versions import ModelRef, Versions
+from tf_infer.wire import methods, serving_pb2
+
+WAIT_S = 20.0
+ALL = VersionPolicy(kind="all")
+
+
+def load_unless_bad(path: Path) -> tuple[Servable, LoadTimes]:
+    """Load any directory but those that hold a file named `bad`."""
+    if (path / "bad").exists():
+        raise ServerFailure(f"{path.name} is broken", code=Code.DATA_LOSS)
+    return load_echo(path)
+
+
+@contextmanager
+def table(load: Callable[[Path], Any] = load_unless_bad, **settings: Any) -> Iterator[Versions]:
+    settings = {"max_load_retries": 0, "load_retry_interval_s": 0.01, "poll_s": 0, **settings}
+    versions = Versions(load, **settings)
+    try:
+        yield versions
+    finally:
+        versions.stop()
+
+
+def states(versions: Versions, name: str = "m") -> dict[int, State]:
+    return {row.version: row.state for row in versions.status(name)}
+
+
+def wait(versions: Versions, expected: dict[int, State]) -> None:
+    def holds() -> bool:
+        try:
+            return states(versions) == expected
+        except ModelNotFound:
+            return False
+
+    assert versions.wait_until(holds, WAIT_S), states(versions)
+
+
+def model(base: Path, **settings: Any) -> ModelConfig:
+    return ModelConfig(name="m", base_path=str(base), **settings)
+
+
+UP, END = State.AVAILABLE, State.END
+
+
+def test_VR05_VR06_a_new_version_takes_over_and_the_old_one_goes(tmp_path: Path) -> None:
+    with table() as versions:
+        versions.configure([model(make_versions(tmp_path, "1", "2", "x3"))])
+        assert states(versions) == {2: UP}
+        make_versions(tmp_path, "10")
+        assert versions.poll()
+        wait(versions, {10: UP, 2: END})
+        assert versions.status("m", 2)[0].error is None  # VR19
+        with versions.lease(ModelRef("m")) as lease:
+            assert lease.version == 10
+        with pytest.raises(ModelNotFound, match=r"Specific\(m, 2\)"), \
+                versions.lease(ModelRef("m", 2)):
+            pass
+
+
+def test_VR06_every_request_is_answered_while_versions_change(tmp_path: Path) -> None:
+    with table() as versions:
+        versions.configure([model(make_versions(tmp_path, "1"))])
+        stop, seen = threading.Event(), set()
+        failures: list[Exception] = []
+
+        def ask() -> None:
+            while not stop.is_set():
+                try:
+                    with versions.lease(ModelRef("m")) as lease:
+                        seen.add(lease.version)
+                        assert isinstance(lease.servable, EchoServable)
+                        assert not lease.servable.closed  # VR17
+                except Exception as error:
+                    failures.append(error)
+                    return
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for version in range(2, 12):
+            make_versions(tmp_path, str(version))
+            versions.poll()
+            versions.wait_until(lambda v=version: states(versions).get(v) is UP, WAIT_S)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert not failures
+        assert max(seen) >= 10
+
+
+def test_VR08_VR09_removed_versions(tmp_path: Path) -> None:
+    with table() as versions:
+        versions.configure([model(make_versions(tmp_path, "1", "2"))])
+        shutil.rmtree(tmp_path / "2")
+        versions.poll()
+        wait(versions, {1: UP, 2: END})
+        shutil.rmtree(tmp_path / "1")
+        versions.poll()
+        wait(versions, {1: END, 2: END})
+        make_versions(tmp_path, "2")
+        versions.poll()
+        wait(versions, {1: END, 2: UP})
+
+
+def test_VR10_a_base_path_that_disappears_leaves_what_is_loaded(tmp_path: Path) -> None:
+    base = make_versions(tmp_path / "base", "1")
+    with table() as versions:
+        versions.configure([model(base)])
+        shutil.rmtree(base)
+        assert not versions.poll()
+        assert states(versions) == {1: UP}
+
+
+def test_VR11_VR12_a_version_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    with table() as versions:
+        versions.configure([model(make_versions(tmp_path, "1"))])
+        make_versions(tmp_path, "2/bad")
+        versions.poll()
+        wait(versions, {1: UP, 2: END})
+        row = versions.status("m", 2)[0]
+        assert row.error is not None  # MS10
+        assert (row.error.code, row.error.details) == (Code.DATA_LOSS, "2 is broken")
+        (tmp_path / "2" / "bad").rmdir()
+        versions.poll()
+        assert states(versions) == {1: UP, 2: END}  # not tried again while it stays
+        shutil.move(tmp_path / "2", tmp_path / "aside")
+        versions.poll()
+        shutil.move(tmp_path / "aside", tmp_path / "2")
+        versions.poll()
+        wait(versions, {1: END, 2: UP})
+
+
+def test_VR12_a_further_version_is_loaded_after_a_failed_one(tmp_path: Path) -> None:
+    with table() as versions:
+        versions.configure([model(make_versions(tmp_path, "1"))])
+        make_versions(tmp_path, "2/bad")
+        versions.poll()
+        wait(versions, {1: UP, 2: END})
+        make_versions(tmp_path, "3")
+        versions.poll()
+        wait(versions, {1: END, 2: END, 3: UP})
+
+
+def test_FL31_a_load_is_tried_again(tmp_path: Path) -> None:
+    tries: list[Path] = []
+
+    def third_time(path: Path) -> tuple[Servable, LoadTimes]:
+        tries.append(path)
+        if len(tries) < 3:
+            raise OSError("not yet")
+        return load_echo(path)
+
+    with table(third_time, max_load_retries=5) as versions:
+        versions.configure([model(make_versions(tmp_path, "1"))])
+        assert len(tries) == 3
+        assert versions.status("m")[0].error is None
+
+
+def test_FL30_a_model_that_fails_for_good_at_the_start(tmp_path: Path) -> None:
+    good = ModelConfig(name="good", base_path=str(make_versions(tmp_path / "good", "1")))
+    with table(max_load_retries=1) as versions:
+        with pytest.raises(ServingError, match="did not become available.*2 is broken") as caught:
+            versions.configure([good, model(make_versions(tmp_path / "m", "2/bad"))])
+        assert caught.value.code is Code.UNKNOWN
+        assert states(versions, "good") == {1: UP}  # MS14
+
+
+def test_FL28_FL29_a_missing_base_path_holds_up_all_models(tmp_path: Path) -> None:
+    good = ModelConfig(name="good", base_path=str(make_versions(tmp_path / "good", "1")))
+    with table(poll_s=0.05) as versions:
+        with pytest.raises(TimeoutError):
+            versions.configure([good, model(tmp_path / "late")], timeout_s=0.3)
+        with pytest.raises(ModelNotFound):
+            versions.status("good")
+        make_versions(tmp_path / "late", "1")
+        wait(versions, {1: UP})
+        assert states(versions, "good") == {1: UP}
+
+
+def test_a_stop_ends_the_wait_for_models(tmp_path: Path) -> None:
+    with table(poll_s=0.05) as versions:
+        threading.Timer(0.2, versions.stop).start()
+        with pytest.raises(Cancelled):
+            versions.configure([model(tmp_path / "never")])
+
+
+def test_VR18_all_versions(tmp_path: Path) -> None:
+    with table() as versions:
+        versions.configure([model(make_versions(tmp_path, "1", "2"), policy=ALL)])
+        wait(versions, {1: UP, 2: UP})
+        make_versions(tmp_path, "3")
+        versions.poll()
+        wait(versions, {1: UP, 2: UP, 3: UP})
+        with versions.lease(ModelRef("m", 1)) as lease:
+            assert lease.version == 1
+        with versions.lease(ModelRef("m")) as lease:  # VR16, GE13
+            assert lease.version == 3
+
+
+def test_VR17_an_unload_waits_for_the_request_that_runs(tmp_path: Path) -> None:
+    with table() as versions:
+        versions.configure([model(make_versions(tmp_path, "1"))])
+        with versions.lease(ModelRef("m")) as lease:
+            versions.configure([])
+            assert states(versions) == {1: State.UNLOADING}
+            assert isinstance(lease.servable, EchoServable)
+            assert not lease.servable.closed
+            with pytest.raises(ModelNotFound), versions.lease(ModelRef("m")):
+                pass
+        wait(versions, {1: END})
+        assert lease.servable.closed
+
+
+def test_CF11_to_CF20_labels(tmp_path: Path) -> None:
+    base = make_versions(tmp_path, "1", "2")
+    with table() as versions:
+        with pytest.raises(InvalidRequest, match="Request to assign label to version 1 of model m"
+                           ", which is not currently available for inference") as caught:
+            versions.configure([model(base, policy=ALL, labels={"old": 1})])   # CF13, CF20
+        assert caught.value.code is Code.FAILED_PRECONDITION
+        with pytest.raises(ModelNotFound):
+            versions.status("m")                                               # CF18
+        versions.configure([model(base, policy=ALL)])
+        wait(versions, {1: UP, 2: UP})
+        versions.configure([model(base, policy=ALL, labels={"old": 1, "new": 2})])
+        with versions.lease(ModelRef("m", label="old")) as lease:
+            assert lease.version == 1
+        with pytest.raises(InvalidRequest):
+            versions.configure([model(base, policy=ALL, labels={"old": 7})])
+        with versions.lease(ModelRef("m", label="old")):                       # CF18
+            pass
+        versions.configure([model(base, policy=ALL, labels={"new": 2})])
+        with pytest.raises(InvalidRequest, match="Unrecognized servable version label: old"), \
+                versions.lease(ModelRef("m", label="old")):                    # CF17, CF19
+            pass
+
+
+def test_CF14_to_CF16_labels_for_versions_that_are_not_loaded(tmp_path: Path) -> None:
+    base = make_versions(tmp_path, "1")
+    with table(labels_for_unavailable=True) as versions:
+        versions.configure([model(base, labels={"next": 9, "now": 1})])
+        with pytest.raises(ModelNotFound, match=r"Specific\(m, 9\)"), \
+                versions.lease(ModelRef("m", label="next")):
+            pass
+        with pytest.raises(InvalidRequest, match="not currently available"):
+            versions.configure([model(base, labels={"now": 9})])
+
+
+# ---------------------------------------------------------------------------- over gRPC
+
+
+def status_request(name: str | None = "m", version: int | None = None,
+                   label: str = "") -> serving_pb2.GetModelStatusRequest:
+    request = serving_pb2.GetModelStatusRequest()
+    if name is not None:
+        request.model_spec.name = name
+    if version is not None:
+        request.model_spec.version.value = version
+    if label:
+        request.model_spec.version_label = label
+    return request
+
+
+def test_MS01_to_MS09_model_status(tmp_path: Path) -> None:
+    base = make_versions(tmp_path, "1", "2/bad", "3")
+    with running((model(base, policy=ALL),), load_unless_bad) as (server, channel):
+        wait(server.versions, {3: UP, 2: END, 1: UP})
+
+        def ask(**arguments: Any) -> list[tuple[int, int, int, str]]:
+            response = call(channel, methods.GET_MODEL_STATUS, status_request(**arguments))
+            return [(row.version, row.state, row.status.error_code, row.status.error_message)
+                    for row in response.model_version_status]
+
+        every = [(3, 30, 0, ""), (2, 50, 15, "2 is broken"), (1, 30, 0, "")]
+        assert ask() == every
+        assert ask(version=2) == every[1:2]
+        assert ask(label="no such label") == every                              # MS07
+        method = methods.GET_MODEL_STATUS
+        assert refused(channel, method, status_request(version=9)) == (
+            "NOT_FOUND", "Could not find version 9 of model m")                 # MS04
+        assert refused(channel, method, status_request(name="no")) == (
+            "NOT_FOUND", "Could not find any versions of model no")             # MS05
+        assert refused(channel, method, status_request(name=None)) == (
+            "INVALID_ARGUMENT", "Missing ModelSpec")                            # MS06
+        assert refused(channel, method, status_request(name=""))[0] == "NOT_FOUND"  # MS08
+
+
+def reload_request(*models: tuple[str, Path]) -> serving_pb2.ReloadConfigRequest:
+    request = serving_pb2.ReloadConfigRequest()
+    request.config.model_config_list.SetInParent()
+    for name, base in models:
+        request.config.model_config_list.config.add(
+            name=name, base_path=str(base), model_platform="tensorflow")
+    return request
+
+
+def test_MS11_to_MS18_CF21_reload_over_the_network(tmp_path: Path) -> None:
+    first, second = make_versions(tmp_path / "a", "1"), make_versions(tmp_path / "b", "5")
+    broken = make_versions(tmp_path / "c", "1/bad")
+    with running((model(first),), load_unless_bad) as (_, channel):
+        reload = methods.RELOAD_CONFIG
+        request = reload_request(("n", second))
+        request.metric_names.append("/no/such/metric")
+        response = call(channel, reload, request)
+        assert (response.status.error_code, response.metric[0].int64_value_increase) == (0, 0)
+        assert call(channel, methods.PREDICT,
+                    predict_request("n", text=["x"])).model_spec.version.value == 5
+        assert refused(channel, methods.PREDICT, predict_request("m", text=["x"]))[1] == (
+            "Servable not found for request: Latest(m)")                        # VR15
+        call(channel, reload, request)                                          # MS16
+        call(channel, reload, reload_request(("m", first), ("n", second)))      # MS18
+        assert call(channel, methods.PREDICT,
+                    predict_request("m", text=["x"])).model_spec.version.value == 1
+        code, text = refused(channel, reload, reload_request(("m", first), ("x", broken)))
+        assert (code, "did not become available" in text) == ("UNKNOWN", True)  # MS14
+        assert refused(channel, reload, serving_pb2.ReloadConfigRequest()) == (
+            "INVALID_ARGUMENT", "Only ModelConfigList is currently supported")  # MS13
+        code, text = refused(channel, reload, reload_request(("m", Path("relative"))))
+        assert (code, "absolute path" in text) == ("INVALID_ARGUMENT", True)
+        assert refused(channel, reload, reload_request(("late", tmp_path / "none")),
+                       timeout=0.5)[0] == "DEADLINE_EXCEEDED"                   # MS15
+        assert call(channel, methods.PREDICT, predict_request("m", text=["x"]),
+                    timeout=5).model_spec.version.value == 1
