@@ -16,10 +16,12 @@ from tf_infer.config import (
     ClassifierConfig,
     ConvConfig,
     EmbeddingBagConfig,
+    HubConfig,
     NetworkConfig,
     SmallTransformerConfig,
 )
 from tf_infer.errors import CheckpointError, ConfigError
+from tf_infer.networks import hub
 from tf_infer.networks.heads import ClassifierNetwork
 from tf_infer.networks.small import Conv, EmbeddingBag, SmallDecoder, SmallTransformer
 
@@ -45,7 +47,8 @@ def encoder(config: NetworkConfig, *, vocab_size: int, pad_id: int | None = None
         elif isinstance(config, SmallTransformerConfig):
             layer = SmallTransformer(config, vocab_size=vocab_size)
         else:
-            raise ConfigError(f"network: expected an encoder, got {type(config).__name__}.")
+            check_vocabulary(config, vocab_size)
+            layer = hub.HubEncoder(config)
         layer.build()
     return layer
 
@@ -55,11 +58,22 @@ def decoder(config: NetworkConfig, *, vocab_size: int, seed: int = 0) -> keras.l
     with seeded(seed):
         if isinstance(config, SmallTransformerConfig):
             layer: keras.layers.Layer = SmallDecoder(config, vocab_size=vocab_size)
+        elif isinstance(config, HubConfig):
+            check_vocabulary(config, vocab_size)
+            layer = hub.decoder(config)
         else:
             raise ConfigError("network: expected a small_transformer or a decoder of KerasHub, got "
                               f"{type(config).__name__}.")
         layer.build()
     return layer
+
+
+def check_vocabulary(config: HubConfig, vocab_size: int) -> None:
+    """Raise ConfigError where the tokenizer has ids that the backbone has no vector for."""
+    rows = config.arguments.get("vocabulary_size")
+    if isinstance(rows, int) and vocab_size > rows:
+        raise ConfigError(f"HubConfig.arguments.vocabulary_size: expected at least the codec's "
+                          f"{vocab_size} ids, got {rows}. Use the tokenizer of the checkpoint.")
 
 
 def classifier(config: ClassifierConfig, *, vocab_size: int, pad_id: int | None = None,
