@@ -1,4 +1,4 @@
-"""What the server's tests share: a port, a channel, calls through our own messages. No TensorFlow."""
+"""What the server's tests share: a port, a channel, calls through our own messages."""
 
 from __future__ import annotations
 
@@ -35,11 +35,10 @@ def running(models: tuple[ModelConfig, ...], load: LoadFn | None = None, **setti
             ) -> Iterator[tuple[Server, grpc.Channel]]:
     settings = {"port": free_port(), "poll_s": 0, "max_load_retries": 0, "host": "localhost",
                 **settings}
-    with Server(ServerConfig(models=models, **settings), load=load) as server:
-        with grpc.insecure_channel(server.addresses[0], options=(
-                ("grpc.max_receive_message_length", -1),
-                ("grpc.max_send_message_length", -1))) as channel:
-            yield server, channel
+    unlimited = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+    with (Server(ServerConfig(models=models, **settings), load=load) as server,
+          grpc.insecure_channel(server.addresses[0], options=unlimited) as channel):
+        yield server, channel
 
 
 def call(channel: grpc.Channel, method: methods.Method, request: Any, **options: Any) -> Any:

@@ -41,7 +41,7 @@ SIGNATURES = {
     "classes": signature({"inputs": (TEXT, (-1,))}, {"classes": (TEXT, (-1, 2))}),
     "regress": signature({"inputs": (TEXT, (-1,))}, {"outputs": (FLOAT, (-1,))}, REGRESS),
     "three": signature({"inputs": (TEXT, (-1,))},
-                       {name: (FLOAT, (-1,)) for name in ("classes", "scores", "z")}),
+                       dict.fromkeys(("classes", "scores", "z"), (FLOAT, (-1,)))),
     "other": signature({"input": (TEXT, (-1,))}, {"outputs": (FLOAT, (-1,))}, "else"),
 }
 
@@ -264,7 +264,8 @@ def test_MD01_to_MD06_metadata(channel: grpc.Channel) -> None:
     response = call(channel, method, metadata_request("signature_def"))
     made = serving_pb2.SignatureDefMap.FromString(response.metadata["signature_def"].value)
     assert set(made.signature_def) == set(SIGNATURES)
-    assert response.metadata["signature_def"].type_url.endswith("tensorflow.serving.SignatureDefMap")
+    assert response.metadata["signature_def"].type_url.endswith(
+        "tensorflow.serving.SignatureDefMap")
     assert (response.model_spec.version.value, response.model_spec.signature_name) == (3, "")
     assert refused(channel, method, metadata_request(name="no"))[1].endswith(
         "must specify at least one metadata_field")                             # MD05

@@ -55,7 +55,7 @@ def test_FL25_a_file_that_is_missing_or_no_text_proto(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="cannot be read"):
         read_config_file(tmp_path / "none")
     (tmp_path / "bad").write_text("model_config_list { nonsense", encoding="utf-8")
-    with pytest.raises(InvalidRequest, match="Invalid protobuf file: '.*bad'"):
+    with pytest.raises(InvalidRequest, match=r"Invalid protobuf file: '.*bad'"):
         read_config_file(tmp_path / "bad")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidRequest, match="Invalid protobuf file"):
@@ -70,7 +70,7 @@ def test_CF27_a_custom_config_is_refused(tmp_path: Path) -> None:
 
 
 def test_FL08_no_port_and_no_socket() -> None:
-    with pytest.raises(ConfigError, match="ServerConfig.port"):
+    with pytest.raises(ConfigError, match=r"ServerConfig\.port"):
         ServerConfig(models=(), port=0)
     assert ServerConfig(models=(), port=0, socket_path="/s").port == 0
 
@@ -110,12 +110,13 @@ def test_our_own_flags_take_hyphens_and_theirs_do_not() -> None:
 def test_defaults_are_TensorFlow_Servings() -> None:
     config = flags.server_config(values("--model_base_path=/m"))
     assert (config.port, config.poll_s, config.max_load_retries, config.load_retry_interval_s,
-            config.warmup, config.health, config.tags) == (8500, 1, 5, 60.0, True, False, ("serve",))
+            config.warmup, config.health, config.tags) == (
+                8500, 1, 5, 60.0, True, False, ("serve",))
     assert config.models[0].name == "default"  # FL17
 
 
 def test_FL18_nothing_to_serve_names_both_flags() -> None:
-    with pytest.raises(InvalidRequest, match="model_base_path.*model_config_file"):
+    with pytest.raises(InvalidRequest, match=r"model_base_path.*model_config_file"):
         flags.server_config(values())
 
 

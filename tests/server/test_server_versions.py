@@ -186,7 +186,7 @@ def test_FL31_a_load_is_tried_again(tmp_path: Path) -> None:
 def test_FL30_a_model_that_fails_for_good_at_the_start(tmp_path: Path) -> None:
     good = ModelConfig(name="good", base_path=str(make_versions(tmp_path / "good", "1")))
     with table(max_load_retries=1) as versions:
-        with pytest.raises(ServingError, match="did not become available.*2 is broken") as caught:
+        with pytest.raises(ServingError, match=r"did not become available.*2 is broken") as caught:
             versions.configure([good, model(make_versions(tmp_path / "m", "2/bad"))])
         assert caught.value.code is Code.UNKNOWN
         assert states(versions, "good") == {1: UP}  # MS14

@@ -22,6 +22,7 @@ from tf_infer.errors import (
     Code,
     InvalidRequest,
     ModelNotFound,
+    ServerFailure,
     ServingError,
     exception_for,
 )
@@ -53,7 +54,8 @@ class SavedModelServable:
 
     Raises:
         ModelNotFound: no saved_model.pb, or no meta graph with these tags.
-        ServingError: TensorFlow cannot load it.
+        ServerFailure: DATA_LOSS, it cannot be read as a SavedModel.
+        ServingError: TensorFlow cannot load it, with its own code.
     """
 
     def __init__(self, path: Path, *, tags: Sequence[str] = ("serve",), inter_op_threads: int = 0,
@@ -85,12 +87,13 @@ class SavedModelServable:
                 return tf.compat.v1.saved_model.load(self._session, list(tags), str(path))
         except tf.errors.OpError as error:
             raise _translated(error) from error
-        except RuntimeError as error:
-            if "MetaGraphDef associated with tags" not in str(error):
-                raise
-            raise ModelNotFound(
-                f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }}. "
-                "To inspect available tag-sets, run `tf-infer inspect`.") from error
+        except Exception as error:  # the loader raises OSError, ValueError, RuntimeError, ...
+            if "MetaGraphDef associated with tags" in str(error):
+                raise ModelNotFound(
+                    f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }} "
+                    f"in {path}. To see those that are there, run `tf-infer inspect`.") from error
+            raise ServerFailure(f"{path} cannot be loaded: {error} Copy the directory again, or "
+                                "export it again.", code=Code.DATA_LOSS) from error
 
     def _ends_of(self, signature: str) -> _Ends:
         """Return the C handles of a signature, found once."""

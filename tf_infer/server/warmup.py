@@ -199,7 +199,8 @@ def difference(expected: np.ndarray, got: np.ndarray, *, atol: float, rtol: floa
     same = (left == right) | (np.isnan(left) & np.isnan(right))
     with np.errstate(invalid="ignore"):
         error = np.where(same, 0.0, np.abs(left - right))
-        bad = ~(error <= atol + rtol * np.where(same, 0.0, np.abs(left)))
+        close = np.isfinite(left) & (error <= atol + rtol * np.abs(left))
+    bad = ~(same | close)
     if not bad.any():
         return ""
     return (f"{int(bad.sum())} of {expected.size} values differ, the worst by "

@@ -1,0 +1,160 @@
+"""`tf-infer serve`: what it prints and how it ends, in processes of their own where it must be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tf_infer.cli import main as cli
+from tf_infer.wire import methods, serving_pb2, tensors
+
+# The command with a server that echoes, so that no TensorFlow is needed.
+ECHO = """
+import sys, time
+from tf_infer.cli import serve
+from tf_infer.server import app, fakes
+run = app.run
+class Slow(fakes.EchoServable):
+    def run(self, signature, inputs, *, outputs, timeout_s):
+        time.sleep(len(inputs["text"]) - 1)  # seconds: rows - 1
+        return super().run(signature, inputs, outputs=outputs, timeout_s=timeout_s)
+app.run = lambda config: run(config, load=lambda path: (Slow(), app.LoadTimes()))
+from tf_infer.cli.main import main
+sys.exit(main(["serve", *sys.argv[1:]]))
+"""
+
+
+def serve(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = cli.main(["serve", *arguments])
+    return code, capsys.readouterr().out
+
+
+def test_help_prints_all_flags_and_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = serve(capsys, "--help")
+    assert code == 0
+    assert "--model_base_path=" in text
+    assert "examples:" in text
+
+
+def test_FL06_version_needs_no_other_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = serve(capsys, "--version")
+    first, second = text.splitlines()
+    assert code == 0
+    assert first.startswith("TensorFlow ModelServer: ")
+    assert second.startswith("TensorFlow Library: ")
+
+
+def test_FL04_FL08_FL18_FL20_FL21_starts_that_fail(
+        capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for arguments, words in ((["--port=abc"], "--port"), ([], "model_base_path"),
+                             (["--model_base_path=/m", "--port=0"], "port"),
+                             (["--model_base_path=m"], "absolute path"),
+                             ([f"--model_config_file={tmp_path}/none"], "none"),
+                             (["--model_base_path=/m", "--rest_api_port=1"], "--rest_api_port")):
+        code, text = serve(capsys, *arguments)
+        last = text.splitlines()[-1]
+        assert code == 255
+        assert last.startswith("Failed to start server. Error: ")
+        assert words in last
+
+
+def test_the_settings_of_the_real_server_are_written(
+        capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "saved" / "m" / "1").mkdir(parents=True)
+    code, text = serve(capsys, f"--saved_models={tmp_path}/saved", "--model-root=/models",
+                       f"--write_tf_serving_config={tmp_path}/out")
+    assert (code, text) == (0, f"wrote {tmp_path}/out/models.config\n")
+    assert "/models/m" in (tmp_path / "out" / "models.config").read_text(encoding="utf-8")
+
+
+@contextmanager
+def process(tmp_path: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start the command, wait for its summary, give the process and what it printed so far."""
+    (tmp_path / "m" / "1").mkdir(parents=True, exist_ok=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", ECHO, "--port=0", f"--grpc_socket_path={tmp_path}/s",
+         "--model_name=m", f"--model_base_path={tmp_path}/m", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(120, child.kill)
+    watchdog.start()
+    try:
+        assert child.stdout is not None
+        lines = []
+        for line in child.stdout:
+            lines.append(line)
+            if "m version 1" in line:
+                break
+        yield child, "".join(lines)
+    finally:
+        watchdog.cancel()
+        child.kill()
+        child.communicate()
+
+
+def ask(channel: grpc.Channel, rows: int) -> grpc.Future:
+    request = serving_pb2.PredictRequest()
+    request.model_spec.name = "m"
+    tensors.write(tensors.as_array(["a secret"] * rows), request.inputs["text"])
+    return channel.unary_unary(methods.PREDICT.path).future(
+        request.SerializeToString(), timeout=60, wait_for_ready=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_LI07_LI08_a_signal_drains_and_ends(tmp_path: Path, number: int) -> None:
+    with process(tmp_path, "--nonsense=1", "--verbose") as (child, printed):
+        assert "unknown argument: --nonsense=1" in printed          # FL03
+        assert f"answers gRPC at unix:{tmp_path}/s" in printed
+        with grpc.insecure_channel(f"unix:{tmp_path}/s") as channel:
+            ask(channel, rows=1).result()
+            slow = ask(channel, rows=2)
+            time.sleep(0.3)
+            child.send_signal(number)
+            assert slow.code() is grpc.StatusCode.OK
+        out, log = child.communicate(timeout=60)
+        assert child.returncode == 0
+        assert "state=AVAILABLE" in log
+        assert "method=Predict code=OK" in log
+        assert "secret" not in out + log
+
+
+def test_a_drain_is_bounded(tmp_path: Path) -> None:
+    with (process(tmp_path, "--drain_seconds=0.2") as (child, _),
+          grpc.insecure_channel(f"unix:{tmp_path}/s") as channel):
+        slow = ask(channel, rows=3600)
+        time.sleep(0.3)
+        child.terminate()
+        assert child.wait(timeout=60) == 0
+        assert slow.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+
+
+def test_killing_the_server_in_mid_call_is_UNAVAILABLE(tmp_path: Path) -> None:
+    with (process(tmp_path) as (child, _),
+          grpc.insecure_channel(f"unix:{tmp_path}/s") as channel):
+        slow = ask(channel, rows=3600)
+        time.sleep(0.3)
+        os.kill(child.pid, signal.SIGKILL)
+        assert slow.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_signal_ends_a_server_that_still_waits_for_its_models(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ECHO, "--port=0", "--model_base_path=/none",
+                              f"--grpc_socket_path={tmp_path}/s"],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert child.stderr is not None
+        assert "poll model=default" in child.stderr.readline()      # FL28
+        child.terminate()
+        child.communicate(timeout=60)
+        assert child.returncode == 0
+    finally:
+        child.kill()

@@ -1,0 +1,146 @@
+"""Warm-up records, golden samples, settings for the real server; no TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+
+from tf_infer.config import ShapeGrid
+from tf_infer.errors import Code, ConfigError, InvalidRequest, ServerFailure
+from tf_infer.manifest import EXTRA_FOLDER, Sample, write_samples
+from tf_infer.server import tf_serving
+from tf_infer.server.config import ModelConfig
+from tf_infer.server.fakes import EchoServable, ScriptedServable
+from tf_infer.server.warmup import (
+    difference,
+    masked_crc32c,
+    read_records,
+    replay_golden,
+    warm_up,
+)
+from tf_infer.wire import serving_pb2, tensors
+
+TEXTS = np.array([b"a", b"b"], object)
+
+
+def test_the_checksum_is_Castagnolis() -> None:
+    # RFC 3720, B.4: crc32c of 32 zero bytes is 0x8a9136aa; the mask is record_writer.cc's.
+    crc = 0x8A9136AA
+    assert masked_crc32c(bytes(32)) == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def record(data: bytes) -> bytes:
+    length = struct.pack("<Q", len(data))
+    return (length + struct.pack("<I", masked_crc32c(length)) + data
+            + struct.pack("<I", masked_crc32c(data)))
+
+
+def test_records_come_back_and_every_damage_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "records"
+    whole = record(b"one") + record(b"") + record(b"x" * 1000)
+    path.write_bytes(whole)
+    assert [len(data) for data in read_records(path)] == [3, 0, 1000]
+    for place in (0, 9, 13, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
+        with pytest.raises(ServerFailure, match="verify your warmup data") as caught:
+            list(read_records(path))
+        assert caught.value.code is Code.DATA_LOSS
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ServerFailure, match="cut short"):
+        list(read_records(path))
+
+
+def test_warm_up_runs_each_record_as_often_as_asked(tmp_path: Path) -> None:
+    log = serving_pb2.PredictionLog()
+    log.predict_log.request.inputs["text"].CopyFrom(tensors.to_proto(TEXTS))
+    assert warm_up(EchoServable(), tmp_path) == 0
+    (tmp_path / EXTRA_FOLDER).mkdir()
+    path = tmp_path / EXTRA_FOLDER / "tf_serving_warmup_requests"
+    path.write_bytes(record(log.SerializeToString()) * 2)
+    servable = ScriptedServable([{"text": TEXTS}])
+    assert warm_up(servable, tmp_path, iterations=3) == 2
+    assert len(servable.calls) == 6
+
+
+@pytest.mark.parametrize(("expected", "got", "words"), [
+    ([1.0, np.nan, np.inf], [1.0 + 1e-6, np.nan, np.inf], ""),
+    ([1.0, 2.0], [1.0, 2.1], "1 of 2 values differ, the worst by 0.1"),
+    ([1.0, np.nan], [1.0, 0.0], "1 of 2 values differ"),
+    ([np.inf], [-np.inf], "1 of 1 values differ"),
+    ([[1.0]], [1.0], r"expected shape \(1, 1\), got \(1,\)"),
+    ([1, 2], [1, 3], "1 of 2 values differ"),
+    ([b"a", b"b"], [b"a", b"secret"], "1 of 2 values differ"),
+    ([True], [True], ""),
+    ([1000.0], [1000.05], ""),
+])
+def test_difference(expected: list[object], got: list[object], words: str) -> None:
+    kind = object if isinstance(expected[0], bytes) else None
+    text = difference(np.array(expected, kind), np.array(got, kind), atol=1e-4, rtol=1e-4)
+    assert bool(text) == bool(words)
+    if words:
+        with pytest.raises(ValueError, match=words):
+            raise ValueError(text)
+    assert "secret" not in text
+
+
+def replay(tmp_path: Path, answer: np.ndarray, *samples: Sample) -> int:
+    (tmp_path / EXTRA_FOLDER).mkdir(exist_ok=True)
+    write_samples(samples, tmp_path / EXTRA_FOLDER / "golden.jsonl")
+    return replay_golden(ScriptedServable([{"text": answer}]), tmp_path)
+
+
+def test_golden_replay_names_sample_and_output_and_never_a_text(tmp_path: Path) -> None:
+    good = Sample("serving_default", {"text": TEXTS}, {"text": TEXTS})
+    assert replay_golden(EchoServable(), tmp_path) == 0
+    assert replay(tmp_path, TEXTS, good, good) == 2
+    with pytest.raises(InvalidRequest, match="golden sample 0, signature 'serving_default', "
+                       "output 'text': 1 of 2 values differ") as caught:
+        replay(tmp_path, np.array([b"a", b"secret"], object), good)
+    assert "secret" not in str(caught.value)
+    assert caught.value.code is Code.FAILED_PRECONDITION
+
+
+@pytest.mark.parametrize(("sample", "words"), [
+    (Sample("no", {}, {}), "expected one of"),
+    (Sample("serving_default", {"text": TEXTS}, {"z": TEXTS}),
+     r"outputs of \['text'\], got \['z'\]"),
+    (Sample("serving_default", {"z": TEXTS}, {}), r"inputs of \['text'\], got \['z'\]"),
+])
+def test_golden_samples_of_another_model(tmp_path: Path, sample: Sample, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        replay(tmp_path, TEXTS, sample)
+
+
+# ---------------------------------------------------------------------------- the real server
+
+
+def models(tmp_path: Path) -> tuple[ModelConfig, ...]:
+    for name in ("b", "a"):
+        os.makedirs(tmp_path / name / "1")
+    return tuple(ModelConfig(name=name, base_path=str(tmp_path / name)) for name in ("b", "a"))
+
+
+def test_models_config_names_every_model_below_the_root(tmp_path: Path) -> None:
+    (path,) = tf_serving.write(models(tmp_path), tmp_path / "out", model_root="/models/")
+    read = serving_pb2.ModelServerConfig()
+    text_format.Parse(path.read_text(encoding="utf-8"), read)
+    assert [(item.name, item.base_path, item.model_platform)
+            for item in read.model_config_list.config] == [
+        ("a", "/models/a", "tensorflow"), ("b", "/models/b", "tensorflow")]
+
+
+def test_batching_config_allows_the_sizes_of_the_grids() -> None:
+    text = tf_serving.batching_text([ShapeGrid(rows=(1, 8)), ShapeGrid(rows=(1, 4, 32))])
+    read = text_format.Parse(text, serving_pb2.BatchingParameters())
+    assert list(read.allowed_batch_sizes) == [1, 4, 8, 32]
+    assert read.max_batch_size.value == 32  # BA08
+
+
+def test_a_relative_root_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="TensorFlow Serving refuses relative paths"):
+        tf_serving.models_text(models(tmp_path), model_root="models")
