@@ -1,0 +1,194 @@
+"""AsyncClient: the methods of Client, awaited.
+
+    async with AsyncClient("localhost:8500") as client:
+        rows = await asyncio.gather(*(client.classify("intents", [text]) for text in texts))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tf_infer.client import calls
+from tf_infer.client.calls import UNSET, Call, Deadline, Text, Timeout
+from tf_infer.client.credentials import INSECURE, Credentials
+from tf_infer.client.results import (
+    Classification,
+    Generation,
+    Label,
+    ModelMetadata,
+    ModelStatus,
+    Prediction,
+)
+from tf_infer.client.retry import RetryPolicy, plan_retry
+from tf_infer.client.transport import AioTransport, AsyncTransport, ChannelOptions
+from tf_infer.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ServerUnavailable,
+    ServingError,
+)
+from tf_infer.wire.messages import SERVING_DEFAULT, ModelRef, SignatureInfo
+
+T = TypeVar("T")
+
+READY_POLL_S = 0.1
+
+
+class AsyncClient:
+    """Asks a server; every method is one awaited call. Arguments and errors are those of `Client`.
+
+    Belongs to the event loop of its first call. Any number of calls may run at once.
+    """
+
+    def __init__(self, target: str | Sequence[str] = "localhost:8500", *,
+                 credentials: Credentials = INSECURE, timeout_s: float | None = 10.0,
+                 retry: RetryPolicy | None = None, options: ChannelOptions | None = None,
+                 transport: AsyncTransport | None = None) -> None:
+        self._timeout_s = calls.seconds(timeout_s, None)
+        self._retry = retry or RetryPolicy()
+        self._transport = transport or AioTransport(target, credentials=credentials,
+                                                     options=options)
+        self._signatures: dict[ModelRef, SignatureInfo] = {}
+        self._class_names: dict[ModelRef, tuple[str, ...]] = {}
+
+    async def predict(self, model: str | ModelRef, inputs: Mapping[str, Any], *,
+                      signature: str = SERVING_DEFAULT, outputs: Sequence[str] = (),
+                      dtypes: Mapping[str, str] | None = None, timeout_s: Timeout = UNSET
+                      ) -> Prediction:
+        """Ask any signature; see `Client.predict`."""
+        call = calls.predict(calls.reference(model), inputs, signature=signature, outputs=outputs,
+                             dtypes=dtypes)
+        return await self._run(call, timeout_s)
+
+    async def classify(self, model: str | ModelRef, texts: Sequence[Text], *,
+                       text_pairs: Sequence[Text] | None = None, signature: str = SERVING_DEFAULT,
+                       timeout_s: Timeout = UNSET) -> list[Classification]:
+        """Label texts; see `Client.classify`."""
+        ref = calls.reference(model)
+        deadline = Deadline(calls.seconds(timeout_s, self._timeout_s))
+        call = calls.classify(ref, texts, text_pairs=text_pairs, signature=signature)
+        prediction = await self._run(call, deadline.left_s())
+        names = self._class_names.get(prediction.model)
+        if names is None and not calls.class_names_known(prediction):
+            try:
+                names = await self._run(calls.class_names(prediction.model), deadline.left_s())
+            except InvalidRequest:
+                names = ()  # not a model of ours: scores stay nameless
+            except ServingError:
+                return calls.classifications(prediction, ())  # asked again next time
+            self._class_names[prediction.model] = names
+        return calls.classifications(prediction, names or ())
+
+    async def classify_examples(self, model: str | ModelRef,
+                                examples: Sequence[Mapping[str, Any]], *,
+                                context: Mapping[str, Any] | None = None,
+                                signature: str = "classify",
+                                timeout_s: Timeout = UNSET) -> list[list[Label]]:
+        """Ask TensorFlow Serving's Classify; see `Client.classify_examples`."""
+        return await self._run(calls.classify_examples(
+            calls.reference(model), examples, signature=signature, context=context), timeout_s)
+
+    async def regress_examples(self, model: str | ModelRef,
+                               examples: Sequence[Mapping[str, Any]], *,
+                               context: Mapping[str, Any] | None = None, signature: str = "regress",
+                               timeout_s: Timeout = UNSET) -> np.ndarray:
+        """Ask TensorFlow Serving's Regress; see `Client.regress_examples`."""
+        return await self._run(calls.regress_examples(
+            calls.reference(model), examples, signature=signature, context=context), timeout_s)
+
+    async def generate(self, model: str | ModelRef, prompts: Sequence[Text], *,
+                       max_new_tokens: int | Sequence[int] | None = None,
+                       temperature: float | Sequence[float] | None = None,
+                       top_k: int | Sequence[int] | None = None,
+                       top_p: float | Sequence[float] | None = None,
+                       seed: int | Sequence[int] | None = None,
+                       options: Mapping[str, Any] | None = None,
+                       timeout_s: Timeout = UNSET) -> list[Generation]:
+        """Continue prompts; see `Client.generate`."""
+        ref = calls.reference(model)
+        deadline = Deadline(calls.seconds(timeout_s, self._timeout_s))
+        chosen = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
+                  "top_p": top_p, "seed": seed, **(options or {})}
+        if all(value is None for value in chosen.values()):
+            return await self._run(calls.generate_default(ref, prompts), deadline.left_s())
+        signature = self._signatures.get(ref)
+        if signature is None:
+            found = await self._run(calls.metadata(ref), deadline.left_s())
+            signature = self._signatures[ref] = calls.generate_signature(found)
+        try:
+            call = calls.generate(ref, prompts, chosen, signature)
+            return await self._run(call, deadline.left_s())
+        except InvalidRequest:
+            self._signatures.pop(ref, None)  # perhaps a new version takes other options
+            raise
+
+    async def status(self, model: str | ModelRef, *, timeout_s: Timeout = UNSET) -> ModelStatus:
+        """Return the versions and their states; see `Client.status`."""
+        return await self._run(calls.status(calls.reference(model)), timeout_s)
+
+    async def metadata(self, model: str | ModelRef, *, timeout_s: Timeout = UNSET) -> ModelMetadata:
+        """Return the signatures of a model; see `Client.metadata`."""
+        return await self._run(calls.metadata(calls.reference(model)), timeout_s)
+
+    async def wait_until_ready(self, model: str | ModelRef, *, timeout_s: float | None = 60.0
+                               ) -> ModelStatus:
+        """Return as soon as the model is AVAILABLE; see `Client.wait_until_ready`."""
+        ref = calls.reference(model)
+        deadline = Deadline(calls.seconds(timeout_s, None))
+        last: ModelStatus | ServingError | None = None
+        while True:
+            left_s = deadline.left_or_zero_s()
+            if left_s == 0.0:
+                raise DeadlineExceeded(calls.not_ready(ref, deadline.timeout_s or 0.0, last))
+            try:
+                last = await self._attempt(calls.status(ref), min(left_s or 5.0, 5.0))
+                if calls.is_ready(last):
+                    return last
+            except (ServerUnavailable, ModelNotFound, DeadlineExceeded) as error:
+                last = error
+            await asyncio.sleep(min(READY_POLL_S, left_s or READY_POLL_S))
+
+    async def _attempt(self, call: Call[T], timeout_s: float | None) -> T:
+        return call.answer(await self._transport.unary(
+            call.method.path, call.request.SerializeToString(), timeout_s=timeout_s))
+
+    async def _run(self, call: Call[T], timeout_s: Timeout) -> T:
+        limit_s = calls.seconds(timeout_s, self._timeout_s)
+        request, path = call.request.SerializeToString(), call.method.path
+        metadata = (("x-request-id", uuid.uuid4().hex),)
+        started_s, attempt, left_s = time.monotonic(), 1, limit_s
+        while True:
+            try:
+                return call.answer(await self._transport.unary(path, request, timeout_s=left_s,
+                                                         metadata=metadata))
+            except ServingError as error:
+                wait_s = plan_retry(
+                    self._retry, attempt=attempt, code=error.code,
+                    elapsed_s=time.monotonic() - started_s, timeout_s=limit_s,
+                    elsewhere=self._transport.addresses_up() > 0, draw=random.random())
+                if wait_s is None:
+                    raise
+            await asyncio.sleep(wait_s)
+            attempt += 1
+            if limit_s is not None:
+                left_s = max(limit_s - (time.monotonic() - started_s), 0.001)
+
+    async def close(self) -> None:
+        """Close the connections; calls in flight end with Cancelled."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        await self.close()

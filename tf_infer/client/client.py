@@ -1,0 +1,242 @@
+"""Client: ask a server of TensorFlow Serving's API, ours or any other.
+
+    with Client("localhost:8500") as client:
+        for answer in client.classify("intents", ["where is my parcel?"]):
+            print(answer.label, answer.score)
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tf_infer.client import calls
+from tf_infer.client.calls import UNSET, Call, Deadline, Text, Timeout
+from tf_infer.client.credentials import INSECURE, Credentials
+from tf_infer.client.results import (
+    Classification,
+    Generation,
+    Label,
+    ModelMetadata,
+    ModelStatus,
+    Prediction,
+)
+from tf_infer.client.retry import RetryPolicy, plan_retry
+from tf_infer.client.transport import ChannelOptions, GrpcTransport, Transport
+from tf_infer.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ServerUnavailable,
+    ServingError,
+)
+from tf_infer.wire.messages import SERVING_DEFAULT, ModelRef, SignatureInfo
+
+T = TypeVar("T")
+
+READY_POLL_S = 0.1
+
+
+class Client:
+    """Asks a server; every method is one call, and threads may share a client.
+
+    Args:
+        target: "host:port", several with commas or as a list (each is asked in turn, and one that
+            does not answer is left out for a while), "dns:///host:port", "unix:/path".
+        credentials: `INSECURE`, `tls(...)` or `bearer(...)` of `client.credentials`.
+        timeout_s: time for one call, retries included; None for no limit; each method may differ.
+        retry: when a failed call is sent again.
+        options: compression, keepalive, connection.
+        transport: what carries the bytes, instead of gRPC to `target`.
+
+    Raises (every method):
+        ConfigError, ShapeError: what can be seen to be wrong before anything is sent.
+        ServingError: what the server answered, as the exception of its status code.
+    """
+
+    def __init__(self, target: str | Sequence[str] = "localhost:8500", *,
+                 credentials: Credentials = INSECURE, timeout_s: float | None = 10.0,
+                 retry: RetryPolicy | None = None, options: ChannelOptions | None = None,
+                 transport: Transport | None = None) -> None:
+        self._timeout_s = calls.seconds(timeout_s, None)
+        self._retry = retry or RetryPolicy()
+        self._transport = transport or GrpcTransport(target, credentials=credentials,
+                                                     options=options)
+        self._signatures: dict[ModelRef, SignatureInfo] = {}
+        self._class_names: dict[ModelRef, tuple[str, ...]] = {}
+
+    def predict(self, model: str | ModelRef, inputs: Mapping[str, Any], *,
+                signature: str = SERVING_DEFAULT, outputs: Sequence[str] = (),
+                dtypes: Mapping[str, str] | None = None, timeout_s: Timeout = UNSET) -> Prediction:
+        """Ask any signature, by TensorFlow Serving's Predict.
+
+        Args:
+            model: a name (its highest version), or a ModelRef with a version or a label.
+            inputs: name -> array, number, text, or nested lists of them; arrays keep their dtype,
+                Python floats become float32 and ints int32 (int64 where they do not fit).
+            signature: its name.
+            outputs: names of the wanted outputs; empty for all.
+            dtypes: name -> dtype to send an input as ("bfloat16", "float16", "int64", ...).
+            timeout_s: for this call; None for no limit.
+        """
+        call = calls.predict(calls.reference(model), inputs, signature=signature, outputs=outputs,
+                             dtypes=dtypes)
+        return self._run(call, timeout_s)
+
+    def classify(self, model: str | ModelRef, texts: Sequence[Text], *,
+                 text_pairs: Sequence[Text] | None = None, signature: str = SERVING_DEFAULT,
+                 timeout_s: Timeout = UNSET) -> list[Classification]:
+        """Label texts.
+
+        Args:
+            model: a classifier.
+            texts: one row each.
+            text_pairs: the second texts, for a model of pairs.
+            signature: takes `text` (and `text_pair`), gives `label`, `score`, perhaps `scores`.
+            timeout_s: for this call. The first one to a version may ask for its class names, too.
+        """
+        ref = calls.reference(model)
+        deadline = Deadline(calls.seconds(timeout_s, self._timeout_s))
+        call = calls.classify(ref, texts, text_pairs=text_pairs, signature=signature)
+        prediction = self._run(call, deadline.left_s())
+        names = self._class_names.get(prediction.model)
+        if names is None and not calls.class_names_known(prediction):
+            try:
+                names = self._run(calls.class_names(prediction.model), deadline.left_s())
+            except InvalidRequest:
+                names = ()  # not a model of ours: scores stay nameless
+            except ServingError:
+                return calls.classifications(prediction, ())  # asked again next time
+            self._class_names[prediction.model] = names
+        return calls.classifications(prediction, names or ())
+
+    def classify_examples(self, model: str | ModelRef, examples: Sequence[Mapping[str, Any]], *,
+                          context: Mapping[str, Any] | None = None, signature: str = "classify",
+                          timeout_s: Timeout = UNSET) -> list[list[Label]]:
+        """Ask TensorFlow Serving's own Classify: all classes of each example.
+
+        Args:
+            model: any model with a classification signature.
+            examples: feature name -> value or list, as tf.Example takes them.
+            context: features that every example has beside its own.
+            signature: its name.
+            timeout_s: for this call.
+        """
+        return self._run(calls.classify_examples(
+            calls.reference(model), examples, signature=signature, context=context), timeout_s)
+
+    def regress_examples(self, model: str | ModelRef, examples: Sequence[Mapping[str, Any]], *,
+                         context: Mapping[str, Any] | None = None, signature: str = "regress",
+                         timeout_s: Timeout = UNSET) -> np.ndarray:
+        """Ask TensorFlow Serving's own Regress: [B] float32, one value for each example."""
+        return self._run(calls.regress_examples(
+            calls.reference(model), examples, signature=signature, context=context), timeout_s)
+
+    def generate(self, model: str | ModelRef, prompts: Sequence[Text], *,
+                 max_new_tokens: int | Sequence[int] | None = None,
+                 temperature: float | Sequence[float] | None = None,
+                 top_k: int | Sequence[int] | None = None,
+                 top_p: float | Sequence[float] | None = None,
+                 seed: int | Sequence[int] | None = None,
+                 options: Mapping[str, Any] | None = None,
+                 timeout_s: Timeout = UNSET) -> list[Generation]:
+        """Continue prompts.
+
+        Args:
+            model: a decoder.
+            prompts: one row each; for several draws of one prompt, repeat it.
+            max_new_tokens, temperature, top_k, top_p: one value, or one for each prompt. All left
+                out takes the model's own defaults; one of them left out takes `calls.OPTIONS`,
+                unless the signature has a default.
+            seed: one int, from which each row gets its own (`calls.row_seeds`), or one per row.
+            options: further inputs of the model's signature `generate`, in the same form.
+            timeout_s: for this call; the first one with options also asks for the signature.
+        """
+        ref = calls.reference(model)
+        deadline = Deadline(calls.seconds(timeout_s, self._timeout_s))
+        chosen = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
+                  "top_p": top_p, "seed": seed, **(options or {})}
+        if all(value is None for value in chosen.values()):
+            return self._run(calls.generate_default(ref, prompts), deadline.left_s())
+        signature = self._signatures.get(ref)
+        if signature is None:
+            found = self._run(calls.metadata(ref), deadline.left_s())
+            signature = self._signatures[ref] = calls.generate_signature(found)
+        try:
+            return self._run(calls.generate(ref, prompts, chosen, signature), deadline.left_s())
+        except InvalidRequest:
+            self._signatures.pop(ref, None)  # perhaps a new version takes other options
+            raise
+
+    def status(self, model: str | ModelRef, *, timeout_s: Timeout = UNSET) -> ModelStatus:
+        """Return the versions that the server knows, and their states. A label is ignored."""
+        return self._run(calls.status(calls.reference(model)), timeout_s)
+
+    def metadata(self, model: str | ModelRef, *, timeout_s: Timeout = UNSET) -> ModelMetadata:
+        """Return the signatures of a model: names, dtypes, shapes."""
+        return self._run(calls.metadata(calls.reference(model)), timeout_s)
+
+    def wait_until_ready(self, model: str | ModelRef, *, timeout_s: float | None = 60.0
+                         ) -> ModelStatus:
+        """Return as soon as the model (or the version asked for) is AVAILABLE.
+
+        Raises:
+            DeadlineExceeded: it was not within `timeout_s`; says what was last seen.
+            ServerFailure: every version failed to load.
+        """
+        ref = calls.reference(model)
+        deadline = Deadline(calls.seconds(timeout_s, None))
+        last: ModelStatus | ServingError | None = None
+        while True:
+            left_s = deadline.left_or_zero_s()
+            if left_s == 0.0:
+                raise DeadlineExceeded(calls.not_ready(ref, deadline.timeout_s or 0.0, last))
+            try:
+                last = self._attempt(calls.status(ref), min(left_s or 5.0, 5.0))
+                if calls.is_ready(last):
+                    return last
+            except (ServerUnavailable, ModelNotFound, DeadlineExceeded) as error:
+                last = error
+            time.sleep(min(READY_POLL_S, left_s or READY_POLL_S))
+
+    def _attempt(self, call: Call[T], timeout_s: float | None) -> T:
+        return call.answer(self._transport.unary(
+            call.method.path, call.request.SerializeToString(), timeout_s=timeout_s))
+
+    def _run(self, call: Call[T], timeout_s: Timeout) -> T:
+        limit_s = calls.seconds(timeout_s, self._timeout_s)
+        request, path = call.request.SerializeToString(), call.method.path
+        metadata = (("x-request-id", uuid.uuid4().hex),)
+        started_s, attempt, left_s = time.monotonic(), 1, limit_s
+        while True:
+            try:
+                return call.answer(self._transport.unary(path, request, timeout_s=left_s,
+                                                         metadata=metadata))
+            except ServingError as error:
+                wait_s = plan_retry(
+                    self._retry, attempt=attempt, code=error.code,
+                    elapsed_s=time.monotonic() - started_s, timeout_s=limit_s,
+                    elsewhere=self._transport.addresses_up() > 0, draw=random.random())
+                if wait_s is None:
+                    raise
+            time.sleep(wait_s)
+            attempt += 1
+            if limit_s is not None:
+                left_s = max(limit_s - (time.monotonic() - started_s), 0.001)
+
+    def close(self) -> None:
+        """Close the connections; calls in flight end with Cancelled."""
+        self._transport.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,116 @@
+"""Frozen results of the client's methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tf_infer.wire.messages import ModelRef, SignatureInfo, VersionState
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A class and its score.
+
+    Attributes:
+        name: of the class; "" when the server does not tell it.
+        score: from 0 to 1: softmax over the classes, or sigmoid of one with several labels.
+    """
+
+    name: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer for one text.
+
+    Attributes:
+        label: name of the class with the highest score.
+        score: its score.
+        scores: every class in the model's order; empty when the model gives only the best one.
+        labels: names of all classes the text is given: one, or any number (none, too) of a model
+            with several labels.
+    """
+
+    label: str
+    score: float
+    scores: tuple[Label, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    def top(self, count: int) -> tuple[Label, ...]:
+        """Return the `count` best classes, best first; ties in the model's order."""
+        return tuple(sorted(self.scores, key=lambda label: -label.score)[:count])
+
+    def above(self, threshold: float) -> tuple[Label, ...]:
+        """Return the classes with a score of at least `threshold`, in the model's order."""
+        return tuple(label for label in self.scores if label.score >= threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The continuation of one prompt.
+
+    Attributes:
+        text: what was written; bytes that are not UTF-8 replaced by U+FFFD.
+        ids: the token ids, without the end token.
+        score: sum of the natural-log probabilities the model gave them, in nats.
+        finish_reason: why it ended, such as "stop" (end token) or "length".
+    """
+
+    text: str
+    ids: tuple[int, ...] = ()
+    score: float = float("nan")
+    finish_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction(Mapping[str, np.ndarray]):
+    """What Predict answered: a mapping from output name to array; strings are objects of bytes.
+
+    Attributes:
+        model: name and the version that ran.
+        signature: that ran.
+        outputs: name -> array.
+    """
+
+    model: ModelRef
+    signature: str
+    outputs: Mapping[str, np.ndarray]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.outputs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """What the server says of a model's versions, highest first."""
+
+    model: ModelRef
+    versions: tuple[VersionState, ...]
+
+    @property
+    def available(self) -> tuple[int, ...]:
+        """The versions that answer."""
+        return tuple(one.version for one in self.versions if one.state == "AVAILABLE")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """The signatures of the version that was asked, by name.
+
+    Attributes:
+        model: name and version.
+        signatures: those that start with "__" are TensorFlow's own.
+    """
+
+    model: ModelRef
+    signatures: Mapping[str, SignatureInfo]
