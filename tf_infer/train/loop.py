@@ -1,0 +1,330 @@
+"""fit and evaluate: a reproducible loop that goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from tf_infer.config import TrainConfig, to_json
+from tf_infer.errors import ConfigError, DataError
+from tf_infer.tasks.base import Task
+from tf_infer.train import checkpoint
+from tf_infer.train.batches import Plan, plan, split
+from tf_infer.train.checkpoint import State, assign, values
+from tf_infer.train.data import Example
+from tf_infer.train.objectives import Objective, digest, objective_for
+from tf_infer.train.schedule import optimizer, rate
+
+EVALUATION_ROWS = 64
+# The average starts as the weights themselves and slows down over its first steps.
+AVERAGE_RAMP_STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History:
+    """What a run gave.
+
+    Attributes:
+        epochs: of each epoch what was measured: "loss" (training, nats, with dropout and
+            smoothing), "learning_rate", "seconds", and with validation rows "validation", which
+            holds what `evaluate` returns, without its classes.
+        best_epoch: whose weights the task has now, counted from 1.
+        stopped_early: whether `patience` ended the run.
+    """
+
+    epochs: tuple[dict[str, Any], ...]
+    best_epoch: int
+    stopped_early: bool
+
+
+def fit(task: Task, examples: Sequence[Example], config: TrainConfig, *,
+        validation: Sequence[Example] | None = None, run_dir: Path | None = None,
+        resume: bool = False, progress: bool | None = None) -> History:
+    """Change a task's weights so that it answers like the examples.
+
+    Args:
+        task: its network is trained in place; a classifier with `frozen` trains its head alone.
+        examples: training rows.
+        config: how.
+        validation: rows that choose the best epoch; None takes `config.validation_fraction` of the
+            examples.
+        run_dir: where TensorBoard scalars and, after every epoch, a checkpoint go; None keeps
+            nothing.
+        resume: go on with the run in `run_dir`; starts one where there is none.
+        progress: show bars; None shows them on a terminal only.
+
+    Returns:
+        What was measured; the task then has the weights of the best epoch.
+
+    Raises:
+        DataError: no examples, labels the task does not know, one label only.
+        ConfigError: `run_dir` holds another run; the loss is no number any more (the task then has
+            the weights of the best epoch so far).
+        CheckpointError: a checkpoint cannot be written or read.
+
+    The same task, examples and configuration give the same weights on the same machine, whether or
+    not the run was interrupted. Interrupted within an epoch, the run goes on at its beginning.
+    """
+    ticker = functools.partial(_bar, progress=progress)
+    objective = objective_for(task, config)
+    if not examples:
+        raise DataError("examples: expected at least one, got none.")
+    if validation is None and config.validation_fraction:
+        training, held = split(len(examples), fraction=config.validation_fraction, seed=config.seed)
+        examples, validation = [examples[i] for i in training], [examples[i] for i in held]
+    rows = objective.rows(examples, training=True, ticker=ticker)
+    held_rows = objective.rows(validation, training=False, ticker=ticker) if validation else None
+    run = _Run(task, objective, config, rows, held_rows, run_dir, ticker)
+    run.start(resume=resume)
+    return run.finish()
+
+
+def evaluate(task: Task, examples: Sequence[Example], *, block_tokens: int = 128,
+             progress: bool | None = None) -> dict[str, Any]:
+    """Measure a task on examples.
+
+    Args:
+        task: as it would be served, weights included.
+        examples: rows with labels; documents for a decoder.
+        block_tokens: length of a decoder's rows, as in `TrainConfig`.
+        progress: show bars; None shows them on a terminal only.
+
+    Returns:
+        "rows" and "loss" (nats a row, or an id of a decoder). Classifiers: "accuracy" (of several
+        labels: share of rows right as a whole), "macro_f1", "calibration_error" or "micro_f1", and
+        "classes": name -> precision, recall, f1, rows. Decoders: "perplexity" of an id.
+
+    Raises:
+        DataError: no examples, or labels the task does not know.
+    """
+    ticker = functools.partial(_bar, progress=progress)
+    if not examples:
+        raise DataError("examples: expected at least one, got none.")
+    objective = objective_for(task, TrainConfig(block_tokens=block_tokens))
+    rows = objective.rows(examples, training=False, ticker=ticker)
+    return _Judge(objective, rows)(ticker)
+
+
+class _Judge:
+    """Evaluates rows again and again, with one traced function."""
+
+    def __init__(self, objective: Objective, rows: Any) -> None:
+        self.objective = objective
+        self.rows = rows
+        self.plan = plan(rows.lengths(), objective.buckets, batch_rows=EVALUATION_ROWS, seed=None)
+        self.data = objective.dataset(rows, self.plan)
+        self.read = tf.function(functools.partial(objective.losses, training=False),
+                                input_signature=[self.data.element_spec])
+
+    def __call__(self, ticker: Any) -> dict[str, Any]:
+        total = weight = 0.0
+        answers: list[np.ndarray] = []
+        for batch in ticker(self.data, "evaluate"):
+            nats, weights, answer = self.read(batch)
+            total += float(np.sum(nats, dtype=np.float64))
+            weight += float(np.sum(weights, dtype=np.float64))
+            answers.append(answer.numpy())
+        targets = self.rows.targets[np.concatenate(self.plan.rows)]
+        return self.objective.judge(np.concatenate(answers), targets, total / weight)
+
+
+class _Run:
+    """One call of `fit`."""
+
+    def __init__(self, task: Task, objective: Objective, config: TrainConfig, rows: Any,
+                 held_rows: Any, run_dir: Path | None, ticker: Any) -> None:
+        self.objective, self.config, self.rows = objective, config, rows
+        self.run_dir, self.ticker = run_dir, ticker
+        self.variables = objective.variables
+        self.random_states = random_states(task.network)
+        self.judge = _Judge(objective, held_rows) if held_rows is not None else None
+        self.epoch_steps = len(self._plan(0).rows)
+        self.steps = self.epoch_steps * config.epochs
+        self.optimizer = optimizer(config, self.variables, self.steps)
+        self.average = ([keras.Variable(variable, trainable=False) for variable in self.variables]
+                        if config.average_decay else [])
+        # A batch is divided by the mean weight of all batches, so that every row of an epoch
+        # counts the same, in a batch that is not full too.
+        self.scale = float(objective.weights(rows).sum()) / self.epoch_steps
+        self.started_with = {"config": to_json(config), "task": to_json(task.config),
+                             "data": digest(rows, held_rows)}
+        self.epochs: list[dict[str, Any]] = []
+        self.best = values(self.variables)
+        data = objective.dataset(rows, self._plan(0))
+        self.step = tf.function(self._step, input_signature=[data.element_spec])
+
+    def start(self, *, resume: bool) -> None:
+        """Read the checkpoint if there is one, and run the epochs that are left."""
+        self._restore(resume=resume)
+        writer = tf.summary.create_file_writer(str(self.run_dir)) if self.run_dir else None
+        while len(self.epochs) < self.config.epochs and not self._stopped():
+            began = time.perf_counter()
+            step_losses = self._epoch(len(self.epochs))
+            last = values(self.variables)
+            assign(self.variables, values(self.average))  # nothing without an average
+            self._close_epoch(step_losses, began)
+            assign(self.variables, last)
+            if writer:
+                self._write_scalars(writer, step_losses)
+                self._save()
+
+    def finish(self) -> History:
+        """Give the task its best weights."""
+        assign(self.variables, self.best)
+        return History(epochs=tuple(self.epochs), best_epoch=best_epoch(self._ranks()) + 1,
+                       stopped_early=self._stopped())
+
+    # ------------------------------------------------------------------ one epoch
+
+    def _plan(self, epoch: int) -> Plan:
+        return plan(self.rows.lengths(), self.objective.buckets, seed=self.config.seed,
+                    batch_rows=self.config.batch_rows, epoch=epoch)
+
+    def _epoch(self, epoch: int) -> list[float]:
+        """Run the steps of an epoch; return the loss of each."""
+        seed_states(self.random_states, self.config.seed, epoch)
+        step_losses: list[float] = []
+        batches = self.objective.dataset(self.rows, self._plan(epoch))
+        for batch in self.ticker(batches, f"epoch {epoch + 1}/{self.config.epochs}"):
+            loss = float(self.step(batch))
+            if not math.isfinite(loss):
+                assign(self.variables, self.best)
+                raise ConfigError(
+                    f"TrainConfig.learning_rate: expected one at which the loss stays a number, "
+                    f"got {self.config.learning_rate!r} and a loss of {loss} in epoch {epoch + 1}, "
+                    f"step {len(step_losses) + 1}. Lower it, or set clip_norm.")
+            step_losses.append(loss)
+        return step_losses
+
+    def _step(self, batch: tuple[tf.Tensor, ...]) -> tf.Tensor:
+        now = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int32)
+        with tf.GradientTape() as tape:
+            nats, weights, _ = self.objective.losses(
+                batch, training=True, seed=tf.stack([self.config.seed % 2**31, now]))
+            loss = tf.reduce_sum(nats) / self.scale
+        gradients = tape.gradient(loss, [variable.value for variable in self.variables],
+                                  unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        self.optimizer.apply(gradients, self.variables)
+        if self.average:
+            steps = tf.cast(now, tf.float32)
+            kept = tf.minimum(self.config.average_decay, steps / (steps + AVERAGE_RAMP_STEPS))
+            for mean, variable in zip(self.average, self.variables):
+                mean.assign(mean * kept + variable * (1.0 - kept))
+        return tf.reduce_sum(nats) / tf.reduce_sum(weights)
+
+    def _close_epoch(self, step_losses: Sequence[float], began: float) -> None:
+        """Judge the weights, note what was found, and keep them if they are the best."""
+        done = self.epoch_steps * (len(self.epochs) + 1)
+        found: dict[str, Any] = {"loss": float(np.mean(step_losses)),
+                                 "learning_rate": rate(self.config, done - 1, self.steps)}
+        if self.judge:
+            found["validation"] = {name: value for name, value in self.judge(self.ticker).items()
+                                   if name != "classes"}
+        self.epochs.append({**found, "seconds": round(time.perf_counter() - began, 3)})
+        if best_epoch(self._ranks()) == len(self.epochs) - 1:
+            self.best = values(self.variables)
+
+    def _ranks(self) -> list[tuple[float, ...]]:
+        """Return what must grow, of each epoch; without validation the last epoch is the best."""
+        return [self.objective.rank(epoch["validation"]) if "validation" in epoch else (number,)
+                for number, epoch in enumerate(self.epochs)]
+
+    def _stopped(self) -> bool:
+        return ran_out(self._ranks(), self.config.patience)
+
+    # ------------------------------------------------------------------ run directory
+
+    def _write_scalars(self, writer: Any, step_losses: Sequence[float]) -> None:
+        """Write an epoch at once, so that a run that goes on never writes a step twice."""
+        epoch, done = self.epochs[-1], self.epoch_steps * len(self.epochs)
+        with writer.as_default():
+            for number, loss in enumerate(step_losses, start=done - self.epoch_steps + 1):
+                tf.summary.scalar("train/step_loss", loss, step=number)
+            tf.summary.scalar("train/loss", epoch["loss"], step=done)
+            tf.summary.scalar("train/learning_rate", epoch["learning_rate"], step=done)
+            for name, value in epoch.get("validation", {}).items():
+                tf.summary.scalar(f"validation/{name}", value, step=done)
+        writer.flush()
+
+    def _save(self) -> None:
+        assert self.run_dir is not None
+        checkpoint.write(State(
+            network=values(self.variables) + values(self.average),
+            optimizer=values(self.optimizer.variables), best=self.best,
+            about={"epochs": self.epochs, "started_with": self.started_with}), self.run_dir)
+
+    def _restore(self, *, resume: bool) -> None:
+        if self.run_dir is None:
+            if resume:
+                raise ConfigError("resume: expected a run_dir to go on with, got None.")
+            return
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        state = checkpoint.read(self.run_dir)
+        if state is None:
+            return
+        if not resume:
+            raise ConfigError(f"run_dir: expected a directory without a run, got "
+                              f"{str(self.run_dir)!r}. Go on with it by --resume, or name another.")
+        changed = differences(state.about["started_with"], self.started_with)
+        if changed:
+            raise ConfigError(f"resume: expected the settings and data that the run in "
+                              f"{str(self.run_dir)!r} was started with, got others: "
+                              f"{', '.join(changed)}. Start a new run in another run_dir.")
+        assign(self.variables + self.average, state.network)
+        assign(self.optimizer.variables, state.optimizer)
+        self.best, self.epochs = state.best, state.about["epochs"]
+
+
+# ---------------------------------------------------------------------------- decisions
+
+
+def best_epoch(ranks: Sequence[tuple[float, ...]]) -> int:
+    """Return the first of the highest ranks."""
+    return max(range(len(ranks)), key=lambda number: (ranks[number], -number))
+
+
+def ran_out(ranks: Sequence[tuple[float, ...]], patience: int | None) -> bool:
+    """Return whether the best rank is `patience` epochs old or older."""
+    return bool(ranks) and patience is not None and (
+        len(ranks) - 1 - best_epoch(ranks) >= patience)
+
+
+def differences(before: Any, after: Any, where: str = "") -> list[str]:
+    """Return the paths of all values that differ between two JSON objects."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [path for key in sorted({*before, *after}) for path in differences(
+            before.get(key), after.get(key), f"{where}.{key}".strip("."))]
+    return [] if before == after else [where]
+
+
+# ---------------------------------------------------------------------------- randomness, bars
+
+
+def random_states(network: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the states of all dropout layers, which Keras keeps as variables."""
+    weights = {id(variable) for variable in network.weights}
+    return [variable for variable in network.variables if id(variable) not in weights]
+
+
+def seed_states(states: Sequence[keras.Variable], seed: int, epoch: int) -> None:
+    """Give every dropout layer a state that follows from seed and epoch alone."""
+    for number, state in enumerate(states):
+        drawn = np.random.SeedSequence([seed, epoch, number]).generate_state(2)
+        state.assign(drawn.astype(state.dtype))
+
+
+def _bar(items: Iterable[Any], what: str, *, progress: bool | None) -> Iterable[Any]:
+    # None makes tqdm look whether standard error is a terminal.
+    hidden = None if progress is None else not progress
+    bar: Iterable[Any] = tqdm(items, desc=what, disable=hidden, leave=False, dynamic_ncols=True)
+    return bar

@@ -1,0 +1,57 @@
+"""What training makes smaller; every loss is a row's sum in nats, so that batches add up."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def cross_entropy(logits: tf.Tensor, targets: tf.Tensor, *, label_smoothing: float = 0.0
+                  ) -> tf.Tensor:
+    """Compute the cross-entropy of one class of all.
+
+    Args:
+        logits: [B, C] float32.
+        targets: [B] int32, 0 .. C - 1.
+        label_smoothing: share of the target that is spread evenly over all C classes.
+
+    Returns:
+        [B] float32, nats.
+
+    Source: Szegedy et al. 2016, arXiv:1512.00567, section 7.
+    """
+    classes = logits.shape[-1]
+    wanted = tf.one_hot(targets, classes, dtype=logits.dtype)
+    wanted = wanted * (1.0 - label_smoothing) + label_smoothing / classes
+    return tf.nn.softmax_cross_entropy_with_logits(wanted, logits)
+
+
+def binary_cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """Compute the cross-entropy where every class is decided for itself.
+
+    Args:
+        logits: [B, C] float32.
+        targets: [B, C] float32, 0 or 1.
+
+    Returns:
+        [B] float32, nats, summed over the classes.
+    """
+    return tf.reduce_sum(
+        tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits), axis=-1)
+
+
+def next_id(logits: tf.Tensor, ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Compute a language model's loss: position t is asked for the id at t + 1.
+
+    Args:
+        logits: [B, T, V] float32, of whole rows.
+        ids: [B, T] int32.
+        mask: [B, T] bool, each row True first.
+
+    Returns:
+        sums: [B] float32, nats, over the real ids but the first.
+        counts: [B] float32, how many those are.
+    """
+    real = tf.cast(mask[:, 1:], logits.dtype)
+    nats = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=tf.where(mask, ids, 0)[:, 1:], logits=logits[:, :-1])  # [B, T - 1]
+    return tf.reduce_sum(nats * real, axis=1), tf.reduce_sum(real, axis=1)
