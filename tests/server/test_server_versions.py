@@ -52,14 +52,14 @@ def states(versions: Versions, name: str = "m") -> dict[int, State]:
     return {row.version: row.state for row in versions.status(name)}
 
 
-def wait(versions: Versions, expected: dict[int, State]) -> None:
+def wait(versions: Versions, expected: dict[int, State], name: str = "m") -> None:
     def holds() -> bool:
         try:
-            return states(versions) == expected
+            return states(versions, name) == expected
         except ModelNotFound:
             return False
 
-    assert versions.wait_until(holds, WAIT_S), states(versions)
+    assert versions.wait_until(holds, WAIT_S), states(versions, name)
 
 
 def model(base: Path, **settings: Any) -> ModelConfig:
@@ -189,7 +189,7 @@ def test_FL30_a_model_that_fails_for_good_at_the_start(tmp_path: Path) -> None:
         with pytest.raises(ServingError, match=r"did not become available.*2 is broken") as caught:
             versions.configure([good, model(make_versions(tmp_path / "m", "2/bad"))])
         assert caught.value.code is Code.UNKNOWN
-        assert states(versions, "good") == {1: UP}  # MS14
+        wait(versions, {1: UP}, "good")  # MS14
 
 
 def test_FL28_FL29_a_missing_base_path_holds_up_all_models(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_FL28_FL29_a_missing_base_path_holds_up_all_models(tmp_path: Path) -> No
             versions.status("good")
         make_versions(tmp_path / "late", "1")
         wait(versions, {1: UP})
-        assert states(versions, "good") == {1: UP}
+        wait(versions, {1: UP}, "good")
 
 
 def test_a_stop_ends_the_wait_for_models(tmp_path: Path) -> None:

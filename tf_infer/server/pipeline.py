@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -45,7 +45,8 @@ class Call(Generic[T]):
     deadline_s: float | None = None
 
 
-class Answer(NamedTuple, Generic[T]):
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
     """What came of a call, and the version that computed it (VR07, GE09)."""
 
     name: str
