@@ -14,13 +14,12 @@ from tf_infer.decoding.score import sequence_scores
 from tf_infer.manifest import SignatureSpec, TensorSpec
 from tf_infer.networks.contracts import Cache
 from tf_infer.tasks import options
-from tf_infer.tasks.base import Signature, Task, rows
+from tf_infer.tasks.base import Signature, Task, by_name, rows
 from tf_infer.tasks.grid import require, same_rows
 from tf_infer.text.contracts import TokenBatch, Tokens
 from tf_infer.text.packing import pack, pad_id
 
-OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-SAMPLING = OPTIONS[1:]
+SAMPLING = ("temperature", "top_k", "top_p", "seed")  # in the order of SamplingOptions
 
 
 class CausalLM(Task):
@@ -37,9 +36,10 @@ class CausalLM(Task):
         decode: `ids`, `length` -> `text`.
         steps: read ids, then produce `count` tokens, for loops of the host; see `_steps`.
 
-    A prompt is cut on the left to `packing.max_tokens`. Where the codec has no start id, an empty
-    prompt is read as its end id (GPT-2's habit), else as id 0. Prompt and continuation together
-    never exceed the network's `max_positions`: such a row ends early, with reason "length".
+    A prompt is cut on the left to `packing.max_tokens`. Where no start id is put before it, an
+    empty prompt is read as the codec's start id, else its end id (GPT-2's habit), else id 0.
+    Prompt and continuation together never exceed the network's `max_positions`: such a row ends
+    early, with reason "length".
     `text` is what the continuation adds to the decoded prompt, spaces included.
     """
 
@@ -57,7 +57,8 @@ class CausalLM(Task):
         """`prompt` [B] string and every option [B] -> what `core` takes."""
         same_rows(inputs)
         options.check(inputs, self.config.capacity)
-        batch = self._encode(inputs["prompt"], offsets=False)
+        tokens = self.codec.encode(inputs["prompt"])
+        batch = self._pack(tokens, tokens.ids.row_lengths() == 0)
         lengths = _lengths(batch)
         room = self.network.max_positions - lengths
         return {"ids": batch.ids, "lengths": lengths,
@@ -102,25 +103,23 @@ class CausalLM(Task):
             end_ids = (self.codec.end_id,)
         return Limits(self.config.capacity, max_new_tokens, end_ids, pad_id(self.codec))
 
-    def _encode(self, texts: tf.Tensor, *, offsets: bool) -> TokenBatch:
-        """[B] string -> rows of at least one id each."""
-        tokens = self.codec.encode(texts, offsets=offsets)
+    def _pack(self, tokens: Tokens, bare: tf.Tensor) -> TokenBatch:
+        """Lay encoded texts into rows, with one id before those of `bare` [B] if none would be."""
         if not self.config.packing.start:
-            tokens = self._without_empty_rows(tokens)
+            tokens = self._with_first_id(tokens, tf.cast(bare, tf.int64))
         return pack(tokens, self.codec, self.config.packing, self.config.grid)
 
-    def _without_empty_rows(self, tokens: Tokens) -> Tokens:
+    def _with_first_id(self, tokens: Tokens, counts: tf.Tensor) -> Tokens:
         candidates = (self.codec.start_id, self.codec.end_id, 0)
         first = next(candidate for candidate in candidates if candidate is not None)
-        empty = tf.cast(tokens.ids.row_lengths() == 0, tf.int64)
 
-        def filled(ragged: tf.RaggedTensor | None, value: int) -> tf.RaggedTensor | None:
+        def led(ragged: tf.RaggedTensor | None, value: int) -> tf.RaggedTensor | None:
             if ragged is None:
                 return None
-            values = tf.fill([tf.reduce_sum(empty)], value)
-            return tf.concat([tf.RaggedTensor.from_row_lengths(values, empty), ragged], axis=1)
+            values = tf.fill([tf.reduce_sum(counts)], value)
+            return tf.concat([tf.RaggedTensor.from_row_lengths(values, counts), ragged], axis=1)
 
-        return Tokens(filled(tokens.ids, first), filled(tokens.starts, 0), filled(tokens.ends, 0))
+        return Tokens(led(tokens.ids, first), led(tokens.starts, 0), led(tokens.ends, 0))
 
     def _continuation(self, prompt_ids: tf.Tensor, prompt_lengths: tf.Tensor, ids: tf.Tensor,
                       lengths: tf.Tensor) -> tf.Tensor:
@@ -160,7 +159,7 @@ class CausalLM(Task):
             rows("ends", "int32", None, note="one past its last byte"))
         given = options.specs(capacity, self.config.defaults)
         steps_in, steps_out = self._steps_specs()
-        found = (
+        return by_name(
             (SignatureSpec(name="serving_default", inputs=(prompt,), outputs=answer),
              self._with_defaults),
             (SignatureSpec(name="generate", inputs=(prompt, *given), outputs=answer),
@@ -170,7 +169,6 @@ class CausalLM(Task):
             (SignatureSpec(name="encode", inputs=(text,), outputs=packed), self._encoded),
             (SignatureSpec(name="decode", inputs=(ids, length), outputs=(text,)), self._decoded),
             (SignatureSpec(name="steps", inputs=steps_in, outputs=steps_out), self._steps))
-        return {spec.name: Signature(spec, function) for spec, function in found}
 
     def _with_defaults(self, *, prompt: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._generate(prompt=prompt, **options.defaults_for(
@@ -187,19 +185,18 @@ class CausalLM(Task):
         tokens = self.codec.encode(whole, offsets=True)
         prompt_bytes = tf.strings.length(prompt)[:, None]                    # [B, 1]
         wanted = tf.reduce_sum(tf.cast(tokens.ends > prompt_bytes, tf.int32), axis=1)
-        batch = self._encode(whole, offsets=True)
+        batch = self._pack(tokens, tf.equal(wanted, tf.cast(tokens.ids.row_lengths(), tf.int32)))
         counted = batch.mask & (batch.ends > prompt_bytes)
-        # Cut on the left, or with nothing before it, an id of the continuation goes unscored.
-        counted &= tf.range(tf.shape(counted)[1]) > 0
+        counted &= tf.range(tf.shape(counted)[1]) > 0  # cut so that nothing stands before it
         length = tf.reduce_sum(tf.cast(counted, tf.int32), axis=-1)
         require(tf.equal(length, wanted),
-                f"continuation: expected room for all its ids behind at least one other, in rows "
-                f"of {self.config.grid.tokens[-1]}.", wanted)
+                f"continuation: expected at most {self.config.grid.tokens[-1] - 1} ids.", wanted)
         logits = tf.cast(self.network(batch.ids, batch.mask, training=False), tf.float32)
         return {"score": sequence_scores(logits, batch.ids, counted), "length": length}
 
     def _encoded(self, *, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        batch = self._encode(text, offsets=True)
+        tokens = self.codec.encode(text, offsets=True)
+        batch = self._pack(tokens, tokens.ids.row_lengths() == 0)
         return {"ids": batch.ids, "mask": tf.cast(batch.mask, tf.int32),
                 "starts": batch.starts, "ends": batch.ends}
 

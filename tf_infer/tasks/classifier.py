@@ -9,7 +9,7 @@ import tensorflow as tf
 from tf_infer.config import ClassifierConfig
 from tf_infer.decoding.argmax import above, best
 from tf_infer.manifest import SignatureSpec, TensorSpec
-from tf_infer.tasks.base import Signature, Task, rows
+from tf_infer.tasks.base import Signature, Task, by_name, rows
 from tf_infer.tasks.grid import pad_tokens, require, same_rows
 from tf_infer.text.contracts import TokenBatch
 from tf_infer.text.packing import pack, pad_id
@@ -81,7 +81,7 @@ class Classifier(Task):
         packed = self._packed_specs()
         examples = rows("inputs", "string",
                         note=f"serialized tf.Example with {' and '.join(self._text_names())}")
-        specs = (
+        return by_name(
             (SignatureSpec(name="serving_default", inputs=texts, outputs=tuple(answer)),
              self._answer),
             (SignatureSpec(name="ids", inputs=packed, outputs=(logits,)), self._from_ids),
@@ -91,7 +91,6 @@ class Classifier(Task):
             (SignatureSpec(name="encode", inputs=texts, outputs=(
                 *packed, rows("starts", "int32", None, note="first byte in the id's own text"),
                 rows("ends", "int32", None, note="one past its last byte"))), self._encoded))
-        return {spec.name: Signature(spec, function) for spec, function in specs}
 
     def _text_names(self) -> tuple[str, ...]:
         return ("text", "text_pair") if self.config.pair else ("text",)

@@ -1,0 +1,48 @@
+"""The shared suite, run for every task."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.tasks import small, suite
+from tests.tasks.suite import Paths
+from tf_infer.tasks.build import build, load, save
+
+
+@pytest.fixture(scope="module", params=small.ALL)
+def paths(request: pytest.FixtureRequest) -> Paths:
+    return Paths(build(small.ALL[request.param], seed=7), xla=request.param != "no_start")
+
+
+def test_outputs_are_what_the_spec_says(paths: Paths) -> None:
+    suite.outputs_are_what_the_spec_says(paths)
+
+
+def test_eager_graph_and_xla_agree_on_hostile_texts(paths: Paths) -> None:
+    suite.all_paths_agree(paths)
+
+
+@pytest.mark.parametrize("path", ["graph", "xla"])
+def test_a_row_alone_is_the_row_in_a_crowd(paths: Paths, path: str) -> None:
+    suite.a_row_alone_is_the_row_in_a_crowd(paths, path)
+
+
+def test_no_rows_give_no_rows(paths: Paths) -> None:
+    suite.no_rows_give_no_rows(paths)
+
+
+def test_saved_is_loaded(paths: Paths, tmp_path: Path) -> None:
+    suite.saved_is_loaded(paths, load(save(paths.task, tmp_path / "model")))
+
+
+def test_two_threads_get_right_answers(paths: Paths) -> None:
+    inputs = [suite.inputs_for(paths.task, "serving_default", [bytes([65 + i]) * (i % 9)] * 2)
+              for i in range(24)]
+    alone = [paths.ask("graph", "serving_default", one) for one in inputs]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda one: paths.ask("graph", "serving_default", one), inputs))
+    for found, wanted in zip(together, alone):
+        suite.close(found, wanted)
