@@ -1,6 +1,10 @@
 """Write tests/golden/networks: tiny random checkpoints and what transformers computes with them.
 
-    python scripts/make_network_golden.py          (needs the extra `oracles`)
+    python scripts/make_network_golden.py                       (needs the extra `oracles`)
+    python scripts/make_network_golden.py --cases CASES.json    for tests marked oracles
+
+CASES.json is a list of objects: `output`, a folder, and either `directory`, a checkpoint to run, or
+the arguments of `make`. A process of its own, because torch and TensorFlow crash one another.
 
 The settings differ from the defaults on purpose: an ignored one shows in the outputs.
 """
@@ -64,6 +68,19 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def run(directory: Path, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """Load a checkpoint with transformers, and return inputs and outputs as `make` does."""
+    model = transformers.AutoModel.from_pretrained(directory, attn_implementation="eager").eval()
+    width = 128
+    draw = np.random.default_rng(seed)
+    ids = draw.integers(1000, model.config.vocab_size, (ROWS, width)).astype(np.int32)
+    lengths = np.array([width, 77, 12, 2], np.int32)
+    mask = np.arange(width)[None] < lengths[:, None]
+    segments = ((np.arange(width)[None] > 60) & mask).astype(np.int32)
+    return {"ids": ids, "lengths": lengths, "segments": segments,
+            **outputs(model, ids, mask, segments)}
+
+
 def make(name: str, directory: Path, *, seed: int = 0, changes: Mapping[str, Any] | None = None,
          **saving: Any) -> dict[str, np.ndarray]:
     """Save a random model of transformers, and return inputs and outputs.
@@ -117,9 +134,22 @@ def outputs(model: Any, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray
     return {name: value.astype(np.float32) for name, value in found.items()}
 
 
+def answer(cases: Path) -> None:
+    """Write `outputs.npz` of each case into its folder."""
+    for case in json.loads(cases.read_text(encoding="utf-8")):
+        output = Path(case.pop("output"))
+        directory = case.pop("directory", None)
+        found = run(Path(directory)) if directory else make(directory=output, **case)
+        output.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(output / "outputs.npz", **found)
+
+
 def main() -> int:
     """Write every model; a folder each, with config.json, model.safetensors and outputs.npz."""
     transformers.logging.set_verbosity_error()
+    if sys.argv[1:2] == ["--cases"]:
+        answer(Path(sys.argv[2]))
+        return 0
     for name in MODELS:
         folder = GOLDEN / name
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,14 @@ from tf_infer.networks.checkpoint import Checkpoint
 FOLDER = Path(__file__).resolve().parent.parent / "golden" / "networks"
 NAMES = sorted(path.name for path in FOLDER.iterdir())
 ATOL = 1e-4  # the promise of the package: float32, two implementations
+
+
+def ask_transformers(cases: list[dict[str, Any]], folder: Path) -> None:
+    """Run scripts/make_network_golden.py on `cases`, in a process without TensorFlow."""
+    listed = folder / "cases.json"
+    listed.write_text(json.dumps(cases), encoding="utf-8")
+    script = FOLDER.parent.parent.parent / "scripts" / "make_network_golden.py"
+    subprocess.run([sys.executable, str(script), "--cases", str(listed)], check=True)
 
 
 def layer_of(checkpoint: Checkpoint) -> Any:
