@@ -121,7 +121,7 @@ def test_bad_credentials_are_refused(build: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         build()
     assert "a b" not in str(caught.value)
-    assert INSECURE == Credentials()
+    assert Credentials() == INSECURE
 
 
 @pytest.mark.parametrize("arguments", [
