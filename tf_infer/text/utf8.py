@@ -73,6 +73,17 @@ def to_source(tokens: Tokens, repaired: Repaired) -> Tokens:
                            ends=tokens.ends.with_values(mapped(tokens.ends.values)))
 
 
+def decode_with_ends(texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
+    """Return code points [B, (c)] int32 of any bytes, and the bytes of each: [N], [N] int32."""
+    codes, begin = tf.strings.unicode_decode_with_offsets(
+        texts, "UTF-8", errors="replace", replacement_char=REPLACEMENT)
+    starts, rows = tf.cast(begin.values, tf.int32), begin.value_rowids()
+    following = tf.concat([starts[1:], [0]], axis=0)[:tf.size(starts)]
+    same_row = tf.concat([rows[1:] == rows[:-1], [False]], axis=0)[:tf.size(starts)]
+    ends = tf.where(same_row, following, tf.gather(tf.strings.length(texts), rows))
+    return codes, starts, ends
+
+
 def code_widths(codes: tf.Tensor) -> tf.Tensor:
     """Return how many bytes each code point takes in UTF-8: int32, 1 to 4."""
     return (1 + tf.cast(codes > 0x7F, tf.int32) + tf.cast(codes > 0x7FF, tf.int32)
