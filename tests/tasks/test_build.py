@@ -48,7 +48,7 @@ def test_a_task_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     task = build(small.BAG)
     task.config = dataclasses.replace(task.config, codec=WordPieceConfig())
     task.tokenizer_dir = tmp_path / "gone"
-    with pytest.raises(OSError, match=r"vocab\.txt"):
+    with pytest.raises(CheckpointError, match="gone"):
         save(task, tmp_path / "out" / "model")
     assert list((tmp_path / "out").iterdir()) == []
 

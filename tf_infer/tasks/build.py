@@ -7,24 +7,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tf_infer import config as configs
-from tf_infer.config import BytesConfig, CausalLMConfig, ClassifierConfig, TaskConfig
+from tf_infer.config import (
+    BytesConfig,
+    CausalLMConfig,
+    ClassifierConfig,
+    PackingConfig,
+    ShapeGrid,
+    TaskConfig,
+)
 from tf_infer.errors import CheckpointError, ConfigError
 from tf_infer.networks import build as networks
+from tf_infer.networks import checkpoints
+from tf_infer.networks.checkpoint import Checkpoint, Head
 from tf_infer.tasks.base import Task
 from tf_infer.tasks.causal_lm import CausalLM
 from tf_infer.tasks.classifier import Classifier
 from tf_infer.text import build as codecs
+from tf_infer.text import files
 
 TASK_FILE = "task.json"
 TOKENIZER_FOLDER = "tokenizer"
-TOKENIZER_FILES = {"bytes": (), "wordpiece": ("vocab.txt",), "sentencepiece": ("tokenizer.model",),
-                   "bytepair": ("vocab.json", "merges.txt")}
+HEAD_FIELDS = ("classes", "multi_label", "pooling", "hidden", "activation")
 
 
 def build(config: TaskConfig, *, tokenizer_dir: Path | None = None, weights: Path | None = None,
@@ -111,8 +125,97 @@ def save(task: Task, folder: Path) -> Path:
 
 def _save_tokenizer(task: Task, folder: Path) -> None:
     folder.mkdir()
-    for name in TOKENIZER_FILES[task.config.codec.kind]:
-        if task.tokenizer_dir is None:
-            raise ConfigError(f"task.tokenizer_dir: expected the folder of {name}, got None. Build "
-                              "the task with tokenizer_dir=....")
-        shutil.copyfile(task.tokenizer_dir / name, folder / name)
+    if isinstance(task.config.codec, BytesConfig):
+        return
+    if task.tokenizer_dir is None:
+        raise ConfigError("task.tokenizer_dir: expected the folder of the tokenizer's files, got "
+                          "None. Build the task with tokenizer_dir=....")
+    files.copy(task.tokenizer_dir, folder, task.config.codec)
+
+
+def from_checkpoint(path: Path, changes: Mapping[str, Any] | None = None, *,
+                    tokenizer_dir: Path | None = None, max_tokens: int | None = None,
+                    seed: int = 0) -> Task:
+    """Make a task of a pretrained checkpoint: what its files say, then what the caller changes.
+
+    Args:
+        path: a Hugging Face directory, a KerasHub preset, a `.keras` file, or our own directory.
+        changes: fields of ClassifierConfig (encoders) or CausalLMConfig (decoders) that replace
+            those of the files, such as `classes` of an encoder without a trained head. `kind` is
+            only checked.
+        tokenizer_dir: where the tokenizer's files lie, if not in the checkpoint.
+        max_tokens: longest row, special ids included; None takes 128, or what the network can read
+            if that is less.
+        seed: of weights that the checkpoint does not have (a classifier's head).
+
+    Raises:
+        CheckpointError: files are missing, broken, or say what cannot be honoured.
+        ConfigError: a field is unknown or breaks a rule, or one without default is missing.
+    """
+    changes = dict(changes or {})
+    found = checkpoints.read(Path(path))
+    if found.network is None:
+        configs.check(not changes and max_tokens is None, "changes",
+                      "none for a model directory of our own", sorted(changes),
+                      f"Edit its {TASK_FILE}, or build from the original checkpoint.")
+        return load(path)
+    folder = tokenizer_dir or found.tokenizer_dir
+    configs.check(folder is not None, "tokenizer_dir", "the folder of the tokenizer's files, since "
+                  "the checkpoint holds none", folder)
+    assert folder is not None
+    config = _read_config(found, folder, changes, max_tokens)
+    staged = Path(tempfile.mkdtemp(prefix="tf_infer_tokenizer_"))
+    try:
+        files.copy(folder, staged, config.codec)
+        task = build(config, tokenizer_dir=staged, seed=seed)
+        found.assign(task.network.encoder if found.kind == "encoder" else task.network)
+        if found.head is not None and _keeps_head(found.head, config):
+            found.head.assign(task.network)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    # The codec reads its files again when it is exported.
+    weakref.finalize(task.codec, shutil.rmtree, staged, ignore_errors=True)
+    return task
+
+
+def _read_config(found: Checkpoint, folder: Path, changes: Mapping[str, Any],
+                 max_tokens: int | None) -> TaskConfig:
+    """Return what the files say with the changes made."""
+    limit = found.max_tokens or PackingConfig().max_tokens
+    longest = max_tokens or min(PackingConfig().max_tokens, limit)
+    packing = files.read_packing(folder, max_tokens=longest)
+    fields: dict[str, Any] = {"codec": files.read(folder), "network": found.network}
+    if found.kind == "encoder":
+        kind: type[ClassifierConfig] | type[CausalLMConfig] = ClassifierConfig
+        fields["packing"] = replace(packing, pair_separators=found.pair_separators)
+        if found.head is not None:
+            fields |= {name: getattr(found.head, name) for name in HEAD_FIELDS}
+    else:
+        kind = CausalLMConfig
+        fields |= {"packing": replace(packing, end=False), "end_ids": found.end_ids}
+    known = {field.name: field.default for field in dataclasses.fields(kind)}
+    wanted = changes.get("kind", known["kind"])
+    configs.check(wanted == known["kind"], "kind", f"{known['kind']!r}, since that is what the "
+                  f"checkpoint's network ({found.kind}) can be", wanted)
+    unknown = sorted(set(changes) - set(known))
+    configs.check(not unknown, "changes", f"fields of {kind.__name__}", unknown)
+    fields |= changes
+    fields.setdefault("grid", _grid(fields["packing"].max_tokens))
+    configs.check("classes" in fields or kind is not ClassifierConfig, "classes",
+                  "the names of the classes, since the checkpoint has no trained head", None)
+    return kind(**fields)
+
+
+def _keeps_head(head: Head, config: TaskConfig) -> bool:
+    """Whether the head that came with the checkpoint still answers what is asked for."""
+    return all(getattr(config, name) == getattr(head, name) for name in HEAD_FIELDS)
+
+
+def _grid(longest: int) -> ShapeGrid:
+    """Return the usual grid, its last length being `longest`."""
+    usual = ShapeGrid()
+    sizes = {*(size for size in usual.tokens if size < longest), longest}
+    while max(sizes - {longest}, default=longest) * 2 < longest:
+        sizes.add(max(sizes - {longest}) * 2)
+    return ShapeGrid(rows=usual.rows, tokens=tuple(sorted(sizes)))
