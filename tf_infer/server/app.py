@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -33,12 +32,14 @@ from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import State
 from tf_infer.server.grpc_service import Service
 from tf_infer.server.pipeline import Pipeline
+from tf_infer.server.threads import ElasticExecutor
 from tf_infer.server.versions import Versions
 from tf_infer.version import __version__
 
 log = logging.getLogger("tf_infer.server")
 
 START_FAILED = 255
+CORE_THREADS = 4  # more are slower as long as none is held: see threads.py
 MAX_MESSAGE_BYTES = 2**31 - 1  # LI01
 
 
@@ -63,7 +64,8 @@ class Server:
                                  max_waiting=config.max_waiting)
         self._service = Service(self.pipeline, tensor_content=config.tensor_content,
                                 check_method_names=config.check_method_names, health=config.health)
-        self._workers = ThreadPoolExecutor(config.threads, thread_name_prefix="tf-infer-grpc")
+        self._workers = ElasticExecutor(min(CORE_THREADS, config.threads), config.threads,
+                                        name="tf-infer-grpc")
         self._grpc: grpc.Server | None = None
 
     @property
@@ -80,7 +82,7 @@ class Server:
             ServingError: a model failed for good (FL30), or the port is taken (FL13).
         """
         self.versions.configure(self.config.models)
-        server = grpc.server(self._workers, options=(
+        server = grpc.server(self._workers, options=(  # type: ignore[arg-type]
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0), *self.config.channel_arguments))

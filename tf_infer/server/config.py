@@ -63,7 +63,7 @@ class ServerConfig:
         labels_for_unavailable: FL36.
         health: offer grpc.health.v1.
         tags: the meta graph to load.
-        threads: of gRPC; as many requests are worked on at once.
+        threads: requests worked on at once, at most; see threads.py.
         max_running: runs of models at once, 0 for as many as `threads`.
         max_waiting: requests that may wait for a run beyond those; more are refused.
         drain_s: how long running requests are waited for at the end.
@@ -87,7 +87,7 @@ class ServerConfig:
     labels_for_unavailable: bool = False
     health: bool = False
     tags: tuple[str, ...] = ("serve",)
-    threads: int = 32
+    threads: int = 64
     max_running: int = 0
     max_waiting: int = 1000
     drain_s: float = 10.0
