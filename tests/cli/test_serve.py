@@ -16,6 +16,10 @@ import grpc
 import pytest
 
 from tf_infer.cli import main as cli
+from tf_infer.cli import quickstart
+from tf_infer.config import ShapeGrid
+from tf_infer.server import tf_serving
+from tf_infer.server.config import ModelConfig
 from tf_infer.wire import methods, serving_pb2, tensors
 
 # The command with a server that echoes, so that no TensorFlow is needed.
@@ -75,6 +79,17 @@ def test_the_settings_of_the_real_server_are_written(
                        f"--write_tf_serving_config={tmp_path}/out")
     assert (code, text) == (0, f"wrote {tmp_path}/out/models.config\n")
     assert "/models/m" in (tmp_path / "out" / "models.config").read_text(encoding="utf-8")
+
+
+def test_the_settings_in_serving_are_those_of_the_quickstarts_models() -> None:
+    root = Path(__file__).resolve().parent.parent.parent / "serving" / "tf_serving"
+    models = [ModelConfig(name=name, base_path=f"/somewhere/{name}")
+              for name in (quickstart.INTENTS, quickstart.WRITER)]
+    assert (root / tf_serving.MODELS_FILE).read_text(encoding="utf-8") == (
+        tf_serving.models_text(models, model_root="/models"))
+    grid = ShapeGrid(rows=quickstart.ROWS, tokens=quickstart.TOKENS)
+    assert (root / tf_serving.BATCHING_FILE).read_text(encoding="utf-8") == (
+        tf_serving.batching_text([grid, grid]))
 
 
 @contextmanager

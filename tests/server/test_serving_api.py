@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class Module(tf.Module):
             "count": of(lambda: {"y": self.count.assign_add(1)}),
             "lookup": of(lambda x: {"y": self.table.lookup(x)}, x=text),
             "bert": of(lambda x: {"y": self.bert.tokenize(x).to_tensor()}, x=text),
+            "compiled": of(tf.function(lambda x: {"y": x * x}, jit_compile=True), x=floats),
             "scalar": of(lambda x: {"y": x}, x=tf.TensorSpec([], tf.string)),
             "any_rank": of(lambda x: {"y": tf.shape(x)}, x=tf.TensorSpec(None, tf.float32)),
             "classify": of(_classify, inputs=text),
@@ -145,6 +147,7 @@ class Stub:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        self.raw = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
         self.models = model_service_pb2_grpc.ModelServiceStub(channel)
 
     def predict(self, name: str = "m", signature: str = "", timeout: float = 30,
@@ -233,6 +236,41 @@ def test_PR23_variables_and_tables_keep_their_values(stub: Stub) -> None:
     first = stub.predict(signature="count")["y"].item()
     assert stub.predict(signature="count")["y"].item() == first + 1
     assert stub.predict(signature="lookup", x=["b", "z"])["y"].tolist() == [2, -1]
+
+
+def test_LI06_calls_at_the_same_time_get_their_own_answers(stub: Stub) -> None:
+    def ask(number: int) -> bool:
+        x = np.full(1 + number % 5, number, F32)
+        text = np.array([str(number).encode()] * 3, object)
+        return bool(np.array_equal(stub.predict(x=x)["y"], 2 * x) and np.array_equal(
+            stub.predict(signature="echo_string", x=text)["y"], text))
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(400)))
+
+
+def test_compiled_graphs_run(stub: Stub) -> None:
+    assert stub.predict(signature="compiled", x=F32([1, 2]))["y"].tolist() == [1.0, 4.0]
+
+
+def test_requests_with_random_damage_never_end_the_process(stub: Stub) -> None:
+    random = np.random.default_rng(0)
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "m", "bert"
+    request.inputs["x"].CopyFrom(tf.make_tensor_proto(["a b", "b"]))
+    whole, codes = request.SerializeToString(), set()
+    for _ in range(600):
+        data = bytearray(whole)
+        for place in random.integers(0, len(data), 1 + random.integers(3)):
+            data[place] = random.integers(256)
+        try:
+            stub.raw(bytes(data), timeout=30)
+            codes.add("OK")
+        except grpc.RpcError as error:
+            codes.add(error.code().name)
+    assert {"INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND"} <= codes
+    assert "UNAVAILABLE" not in codes
+    assert stub.predict(x=F32([1]))["y"].tolist() == [2.0]
 
 
 def test_a_scalar_string_that_would_end_the_process_is_refused(stub: Stub) -> None:

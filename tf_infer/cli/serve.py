@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(app.failure(error), flush=True)
         return app.START_FAILED
     _log_to_stderr(verbose=values["verbose"])
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes about this machine
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return app.run(config)
 
 

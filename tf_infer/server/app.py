@@ -23,6 +23,7 @@ from tf_infer.errors import (
     BackendMissing,
     Code,
     ConfigError,
+    ServerFailure,
     ServerUnavailable,
     ServingError,
     TfInferError,
@@ -198,6 +199,10 @@ def run(config: ServerConfig, *, load: LoadFn | None = None) -> int:
             os.write(writer, b"r")
         except TfInferError as error:
             failures.append(error)
+            os.write(writer, b"f")
+        except Exception as error:  # a fault of ours must not leave the process waiting
+            log.exception("start failed")
+            failures.append(ServerFailure(f"{type(error).__name__}: {error}"))
             os.write(writer, b"f")
 
     threading.Thread(target=start, name="tf-infer-start", daemon=True).start()
