@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,7 @@ from tf_infer.train.data import Example
 from tf_infer.train.objectives import Objective, digest, objective_for
 from tf_infer.train.schedule import optimizer, rate
 
+LOG = logging.getLogger(__name__)
 EVALUATION_ROWS = 64
 # The average starts as the weights themselves and slows down over its first steps.
 AVERAGE_RAMP_STEPS = 10
@@ -233,6 +235,7 @@ class _Run:
         self.epochs.append({**found, "seconds": round(time.perf_counter() - began, 3)})
         if best_epoch(self._ranks()) == len(self.epochs) - 1:
             self.best = values(self.variables)
+        LOG.info("%s", line(self.epochs, self.config.epochs))
 
     def _ranks(self) -> list[tuple[float, ...]]:
         """Return what must grow, of each epoch; without validation the last epoch is the best."""
@@ -297,6 +300,15 @@ def ran_out(ranks: Sequence[tuple[float, ...]], patience: int | None) -> bool:
     """Return whether the best rank is `patience` epochs old or older."""
     return bool(ranks) and patience is not None and (
         len(ranks) - 1 - best_epoch(ranks) >= patience)
+
+
+def line(epochs: Sequence[dict[str, Any]], count: int) -> str:
+    """Return what the last epoch gave, for people."""
+    last = epochs[-1]
+    held = ", ".join(f"{name} {value:.4g}" for name, value in last.get("validation", {}).items()
+                     if name != "rows")
+    return (f"epoch {len(epochs)}/{count}: loss {last['loss']:.4g}"
+            f"{'; validation ' + held if held else ''} ({last['seconds']:.1f} s)")
 
 
 def differences(before: Any, after: Any, where: str = "") -> list[str]:
