@@ -315,7 +315,7 @@ def test_retries_stop_with_the_deadline(make: Any) -> None:
     busy = fail_with(grpc.StatusCode.RESOURCE_EXHAUSTED)
     with (FakeServer({methods.PREDICT: busy}) as server,
           make(server.address, retry=policy, timeout_s=0.5) as client,
-          pytest.raises(Overloaded)):
+          pytest.raises((Overloaded, DeadlineExceeded))):  # the last attempt may itself end late
         client.predict("m", {"x": 1.0})
     assert 2 <= len(server.requests) <= 6
 

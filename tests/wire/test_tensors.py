@@ -185,10 +185,15 @@ def test_any_fields_are_an_array_of_that_shape_or_one_of_our_errors(
 @given(st.lists(st.one_of(st.integers(-2**63, 2**63 - 1), st.integers(-200, 200)), max_size=40))
 def test_varints_are_those_of_protobuf(numbers: list[int]) -> None:
     array = np.array(numbers, np.int64)
-    expected = pb.PackedTensorProto.FromString(
-        pb.TensorProto(int64_val=numbers).SerializeToString()).int64_val
-    assert varint.encode(array) == expected
-    assert varint.decode(expected).view(np.int64).tolist() == numbers
+    message = pb.TensorProto(dtype=pb.DT_INT64, version_number=300, int64_val=numbers,
+                             uint64_val=[1]).SerializeToString()
+    packed = bytes(varint.find_field(message, 10))
+    assert varint.encode(array) == packed
+    assert varint.decode(packed).view(np.int64).tolist() == numbers
+    again = pb.TensorProto.FromString(varint.field(10, packed))
+    assert list(again.int64_val) == numbers
+    assert bytes(varint.find_field(message, 17)) == b"\x01"
+    assert bytes(varint.find_field(message, 9)) == b""
 
 
 @pytest.mark.parametrize(("value", "dtype", "shape"), [

@@ -159,11 +159,11 @@ class AsyncClient:
 
     async def _attempt(self, call: Call[T], timeout_s: float | None) -> T:
         return call.answer(await self._transport.unary(
-            call.method.path, call.request.SerializeToString(), timeout_s=timeout_s))
+            call.method.path, call.request, timeout_s=timeout_s))
 
     async def _run(self, call: Call[T], timeout_s: Timeout) -> T:
         limit_s = calls.seconds(timeout_s, self._timeout_s)
-        request, path = call.request.SerializeToString(), call.method.path
+        request, path = call.request, call.method.path
         metadata = (("x-request-id", uuid.uuid4().hex),)
         started_s, attempt, left_s = time.monotonic(), 1, limit_s
         while True:

@@ -51,10 +51,13 @@ Timeout = float | None | Unset
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One call: where it goes, what is sent, and how the answer is read."""
+    """One call: where it goes, what is sent, and how the answer is read.
+
+    The request is bytes already: a large message beside its bytes would double the memory.
+    """
 
     method: Method
-    request: Any
+    request: bytes
     read: Callable[[Any], T]
 
     def answer(self, data: bytes) -> T:
@@ -121,7 +124,8 @@ def predict(ref: ModelRef, inputs: Mapping[str, Any], *, signature: str,
     arrays = {name: tensors.as_array(value, where=name) for name, value in inputs.items()}
     request = messages.predict_request(ref, arrays, signature=signature, outputs=outputs,
                                        dtypes_by_name=dtypes)
-    return Call(methods.PREDICT, request, lambda answer: _prediction(ref, signature, answer))
+    return Call(methods.PREDICT, request.SerializeToString(),
+                lambda answer: _prediction(ref, signature, answer))
 
 
 def _prediction(ref: ModelRef, signature: str, answer: Any) -> Prediction:
@@ -231,7 +235,7 @@ def classify_examples(ref: ModelRef, rows: Sequence[Mapping[str, Any]], *, signa
     """Ask TensorFlow Serving's own Classify."""
     request = pb.ClassificationRequest(model_spec=messages.model_spec(ref, signature),
                                        input=examples.to_input(rows, context=context))
-    return Call(methods.CLASSIFY, request, lambda answer: [
+    return Call(methods.CLASSIFY, request.SerializeToString(), lambda answer: [
         [Label(name, score) for name, score in row]
         for row in messages.read_classifications(answer)])
 
@@ -241,7 +245,7 @@ def regress_examples(ref: ModelRef, rows: Sequence[Mapping[str, Any]], *, signat
     """Ask TensorFlow Serving's own Regress."""
     request = pb.RegressionRequest(model_spec=messages.model_spec(ref, signature),
                                    input=examples.to_input(rows, context=context))
-    return Call(methods.REGRESS, request, messages.read_regressions)
+    return Call(methods.REGRESS, request.SerializeToString(), messages.read_regressions)
 
 
 # ---------------------------------------------------------------------------- generate
@@ -374,14 +378,14 @@ def metadata(ref: ModelRef) -> Call[ModelMetadata]:
     """Ask what a model takes and gives."""
     request = pb.GetModelMetadataRequest(model_spec=messages.model_spec(ref),
                                          metadata_field=[messages.SIGNATURE_DEF])
-    return Call(methods.GET_MODEL_METADATA, request,
+    return Call(methods.GET_MODEL_METADATA, request.SerializeToString(),
                 lambda answer: ModelMetadata(*messages.read_metadata(answer)))
 
 
 def status(ref: ModelRef) -> Call[ModelStatus]:
     """Ask which versions of a model the server knows, and in which state. A label is ignored."""
     request = pb.GetModelStatusRequest(model_spec=messages.model_spec(ref))
-    return Call(methods.GET_MODEL_STATUS, request,
+    return Call(methods.GET_MODEL_STATUS, request.SerializeToString(),
                 lambda answer: ModelStatus(ref, messages.read_status(answer)))
 
 

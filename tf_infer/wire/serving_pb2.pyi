@@ -176,34 +176,6 @@ class TensorProto(_message.Message):
     float8_val: bytes
     def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., tensor_shape: _Optional[_Union[TensorShapeProto, _Mapping]] = ..., version_number: _Optional[int] = ..., tensor_content: _Optional[bytes] = ..., float_val: _Optional[_Iterable[float]] = ..., double_val: _Optional[_Iterable[float]] = ..., int_val: _Optional[_Iterable[int]] = ..., string_val: _Optional[_Iterable[bytes]] = ..., scomplex_val: _Optional[_Iterable[float]] = ..., int64_val: _Optional[_Iterable[int]] = ..., bool_val: _Optional[_Iterable[bool]] = ..., dcomplex_val: _Optional[_Iterable[float]] = ..., half_val: _Optional[_Iterable[int]] = ..., uint32_val: _Optional[_Iterable[int]] = ..., uint64_val: _Optional[_Iterable[int]] = ..., float8_val: _Optional[bytes] = ...) -> None: ...
 
-class PackedTensorProto(_message.Message):
-    __slots__ = ("dtype", "tensor_shape", "float_val", "double_val", "int_val", "scomplex_val", "int64_val", "bool_val", "dcomplex_val", "half_val", "uint32_val", "uint64_val")
-    DTYPE_FIELD_NUMBER: _ClassVar[int]
-    TENSOR_SHAPE_FIELD_NUMBER: _ClassVar[int]
-    FLOAT_VAL_FIELD_NUMBER: _ClassVar[int]
-    DOUBLE_VAL_FIELD_NUMBER: _ClassVar[int]
-    INT_VAL_FIELD_NUMBER: _ClassVar[int]
-    SCOMPLEX_VAL_FIELD_NUMBER: _ClassVar[int]
-    INT64_VAL_FIELD_NUMBER: _ClassVar[int]
-    BOOL_VAL_FIELD_NUMBER: _ClassVar[int]
-    DCOMPLEX_VAL_FIELD_NUMBER: _ClassVar[int]
-    HALF_VAL_FIELD_NUMBER: _ClassVar[int]
-    UINT32_VAL_FIELD_NUMBER: _ClassVar[int]
-    UINT64_VAL_FIELD_NUMBER: _ClassVar[int]
-    dtype: DataType
-    tensor_shape: TensorShapeProto
-    float_val: bytes
-    double_val: bytes
-    int_val: bytes
-    scomplex_val: bytes
-    int64_val: bytes
-    bool_val: bytes
-    dcomplex_val: bytes
-    half_val: bytes
-    uint32_val: bytes
-    uint64_val: bytes
-    def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., tensor_shape: _Optional[_Union[TensorShapeProto, _Mapping]] = ..., float_val: _Optional[bytes] = ..., double_val: _Optional[bytes] = ..., int_val: _Optional[bytes] = ..., scomplex_val: _Optional[bytes] = ..., int64_val: _Optional[bytes] = ..., bool_val: _Optional[bytes] = ..., dcomplex_val: _Optional[bytes] = ..., half_val: _Optional[bytes] = ..., uint32_val: _Optional[bytes] = ..., uint64_val: _Optional[bytes] = ...) -> None: ...
-
 class BytesList(_message.Message):
     __slots__ = ("value",)
     VALUE_FIELD_NUMBER: _ClassVar[int]

@@ -22,6 +22,10 @@ from tf_infer.wire.dtypes import DType
 # 30 bytes could claim all memory. More than this cannot be sent in one gRPC message anyway.
 MAX_TENSOR_BYTES = 2**31 - 1
 
+# Number by number, 100,000 floats take protobuf 10 ms; as one packed block 0.03 ms. So typed fields
+# are written and read as what they are on the wire: the field's number, a length, the block.
+_NUMBERS = {field.name: field.number for field in pb.TensorProto.DESCRIPTOR.fields}
+
 
 # ---------------------------------------------------------------------------- values -> array
 
@@ -133,9 +137,7 @@ def write(array: np.ndarray, proto: Any, *, dtype: str | None = None, content: b
     elif content and array.size > 1:
         proto.tensor_content = array.astype(row.array, copy=False).tobytes()
     elif array.size:
-        packed = pb.PackedTensorProto()
-        setattr(packed, row.field, _pack(array, row))
-        proto.MergeFromString(packed.SerializeToString())
+        proto.MergeFromString(varint.field(_NUMBERS[row.field], _pack(array, row)))
 
 
 def _pack(array: np.ndarray, row: DType) -> bytes:
@@ -226,10 +228,10 @@ def _content(proto: Any, row: DType, count: int, where: str) -> np.ndarray:
 
 def _typed(proto: Any, row: DType) -> np.ndarray:
     """Return the numbers of the typed field, however many there are."""
-    packed = getattr(pb.PackedTensorProto.FromString(proto.SerializeToString()), row.field)
+    packed = varint.find_field(proto.SerializeToString(), _NUMBERS[row.field])
     if row.form == "raw":
-        whole = len(packed) - len(packed) % row.array.itemsize  # half a complex number is none
-        return np.frombuffer(packed[:whole], row.array)
+        whole = len(packed) // row.array.itemsize  # half a complex number is none
+        return np.frombuffer(packed, row.array, count=whole)
     numbers = varint.decode(packed)
     if row.form == "bits":
         return numbers.astype(np.uint16).view(row.array)

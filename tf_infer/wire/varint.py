@@ -1,4 +1,4 @@
-"""Packed varints <-> numbers, a whole block at a time.
+"""Packed fields of a message <-> numbers, a whole block at a time.
 
 Source: protobuf's encoding guide, "Base 128 Varints": seven bits a byte, lowest first, the top bit
 says that more follow; negative numbers are their 64-bit two's complement, ten bytes long.
@@ -34,13 +34,15 @@ def encode(values: np.ndarray) -> bytes:
     return packed.tobytes()
 
 
-def decode(packed: bytes) -> np.ndarray:
+def decode(packed: bytes | memoryview) -> np.ndarray:
     """Return the numbers of packed varints, [N] uint64 (two's complement where negative).
 
     Args:
         packed: whole varints, as protobuf writes them.
     """
     data = np.frombuffer(packed, np.uint8)
+    if data.size == 0:
+        return np.zeros(0, np.uint64)
     ends = np.flatnonzero(data < 0x80)
     if ends.size == data.size:
         return data.astype(np.uint64)
@@ -48,3 +50,52 @@ def decode(packed: bytes) -> np.ndarray:
     place = np.arange(data.size) - np.repeat(starts, ends - starts + 1)
     words = (data & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64)
     return np.add.reduceat(words, starts)
+
+
+def field(number: int, content: bytes) -> bytes:
+    """Return a field of bytes as it stands in a message: tag, length, content."""
+    return b"".join((_one(number << 3 | 2), _one(len(content)), content))
+
+
+def _one(value: int) -> bytes:
+    packed = bytearray()
+    while value > 0x7F:
+        packed.append(value & 0x7F | 0x80)
+        value >>= 7
+    packed.append(value)
+    return bytes(packed)
+
+
+def find_field(message: bytes, number: int) -> memoryview:
+    """Return the content of a field of bytes; empty when it is not there.
+
+    Args:
+        message: as protobuf has just written it: known fields in ascending order, each packed field
+            in one block, unknown fields behind them.
+        number: the field's.
+    """
+    view, place = memoryview(message), 0
+    while place < len(view):
+        tag, place = _read_one(view, place)
+        if tag >> 3 > number:
+            break
+        if tag & 7 == 2:
+            size, place = _read_one(view, place)
+            if tag >> 3 == number:
+                return view[place:place + size]
+            place += size
+        elif tag & 7 == 0:
+            _, place = _read_one(view, place)
+        else:
+            break  # no field below 18 of a TensorProto has another form
+    return view[:0]
+
+
+def _read_one(view: memoryview, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = view[place]
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return value, place
