@@ -34,9 +34,8 @@ def decoder(request: pytest.FixtureRequest) -> Any:
     return golden.layer_of(checkpoints.read(golden.FOLDER / request.param))
 
 
-@pytest.mark.parametrize("path", ["graph", "xla"])
-def test_steps_equal_the_whole(decoder: Any, path: str) -> None:
-    suite.steps_equal_the_whole(decoder, path)
+def test_steps_equal_the_whole(decoder: Any) -> None:
+    suite.steps_equal_the_whole(decoder, "xla")
 
 
 def test_idle_rows_keep_their_cache(decoder: Any) -> None:
