@@ -67,8 +67,10 @@ class Call(Generic[T]):
             ServerFailure: the bytes are no answer to this call.
         """
         try:
-            return self.read(methods.parse(self.method.response, data,
-                                           where=f"answer to {self.method.name}"))
+            message = methods.parse(self.method.response, data,
+                                    where=f"answer to {self.method.name}")
+            del data  # a large answer is held once less while it is read
+            return self.read(message)
         except (ShapeError, InvalidRequest) as error:
             reason = error.details if isinstance(error, InvalidRequest) else str(error)
             raise ServerFailure(f"{reason} The server's answer cannot be read.",

@@ -68,7 +68,9 @@ class Generation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction(Mapping[str, np.ndarray]):
-    """What Predict answered: a mapping from output name to array; strings are objects of bytes.
+    """What Predict answered: a mapping from output name to array.
+
+    Strings are objects of bytes; arrays of numbers may be read-only: copy them to write.
 
     Attributes:
         model: name and the version that ran.
