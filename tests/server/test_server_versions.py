@@ -129,13 +129,16 @@ def test_VR08_VR09_removed_versions(tmp_path: Path) -> None:
         wait(versions, {1: END, 2: UP})
 
 
-def test_VR10_a_base_path_that_disappears_leaves_what_is_loaded(tmp_path: Path) -> None:
+def test_VR10_a_base_path_that_disappears_leaves_what_is_loaded(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = make_versions(tmp_path / "base", "1")
     with table() as versions:
         versions.configure([model(base)])
         shutil.rmtree(base)
         assert not versions.poll()
+        assert not versions.poll()
         assert states(versions) == {1: UP}
+        assert caplog.text.count("No such file") == 1
 
 
 def test_VR11_VR12_a_version_that_fails_leaves_the_old_one(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ class Versions:
         self._stopping = threading.Event()
         self._workers = ThreadPoolExecutor(load_threads, thread_name_prefix="tf-infer-load")
         self._poll_s = poll_s
+        self._poll_fault = ""
         self._poller = threading.Thread(target=self._poll_forever, name="tf-infer-poll",
                                         daemon=True)
         if poll_s > 0:
@@ -180,11 +181,14 @@ class Versions:
             try:
                 on_disk = versions_in(os.listdir(model.base_path))
             except OSError as error:
-                log.warning("poll model=%s base_path=%s error=%s", model.name, model.base_path,
-                            error.strerror)
+                fault = f"model={model.name} base_path={model.base_path} error={error.strerror}"
+                if fault != self._poll_fault:  # said once, not every second
+                    log.warning("poll %s", fault)
+                self._poll_fault = fault
                 return False
             wanted[model.name] = {version: Path(model.base_path) / on_disk[version]
                                   for version in aspired(model.policy, on_disk)}
+        self._poll_fault = ""
         with self._changed:
             if models is self._models:
                 self._wanted = wanted
