@@ -74,6 +74,13 @@ def fast_classes() -> tuple[list[list[int]], list[list[int]]]:
             ranges(code for code, count in zip(POINTS, words) if count == 3))
 
 
+def word_characters() -> list[list[int]]:
+    """Return the ranges of characters that an added token of `single_word` must not touch."""
+    found = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    found.add_tokens([tokenizers.AddedToken("xyz", single_word=True, normalized=False)])
+    return where(lambda char: 1 not in found.encode(f"{char}xyz").ids)
+
+
 def main() -> None:
     clean, chinese = bert(clean_text=True), bert(handle_chinese_chars=True)
     accents, lower = bert(strip_accents=True), bert(lowercase=True)
@@ -90,6 +97,7 @@ def main() -> None:
                       and accents.normalize_str(char) == ""),
         "space": where(lambda char: len(split(f"a{char}b")) == 2),
         "punctuation": where(lambda char: len(split(f"a{char}b")) == 3),
+        "word": word_characters(),
         "fast_space": fast_space,
         "fast_alone": fast_alone,
         "combining": combining_classes(),

@@ -15,15 +15,12 @@ import tensorflow_text as tf_text
 
 from tf_infer.config import AddedToken, check
 from tf_infer.text.contracts import Tokens
+from tf_infer.text.unicode import facts, re2_class
 from tf_infer.text.utf8 import repair, to_source
 
-# Unicode's White_Space, and \w of Unicode's technical standard 18, as RE2 classes.
+# Unicode's White_Space, as an RE2 class.
 _SPACE = (r"[\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}"
           r"\x{3000}]")
-_WORD = (r"[\pL\pM\p{Nd}\p{Nl}\p{Pc}\x{200c}\x{200d}\x{24b6}-\x{24e9}\x{1f130}-\x{1f149}"
-         r"\x{1f150}-\x{1f169}\x{1f170}-\x{1f189}]")
-
-
 # Stands for a token that an earlier pass found; no token may contain it.
 _FOUND = "\x02"
 
@@ -174,8 +171,9 @@ class _Finder(tf.Module):
                            ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Make text again of whole-word tokens that touch a word; join it to its neighbours."""
         behind, ahead = _same_as_last(rows), _same_as_next(rows)
-        touches = tf.roll(tf.strings.regex_full_match(texts, rf"(?s).*{_WORD}"), 1, 0) & behind
-        touches |= tf.roll(tf.strings.regex_full_match(texts, rf"(?s){_WORD}.*"), -1, 0) & ahead
+        word = f"[{re2_class(facts().word)}]"
+        touches = tf.roll(tf.strings.regex_full_match(texts, rf"(?s).*{word}"), 1, 0) & behind
+        touches |= tf.roll(tf.strings.regex_full_match(texts, rf"(?s){word}.*"), -1, 0) & ahead
         single = tf.gather(self._single_word, tf.maximum(which, 0))
         which = tf.where(touches & single, -1, which)
         is_token = which >= 0

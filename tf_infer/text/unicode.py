@@ -24,6 +24,7 @@ class Facts(NamedTuple):
         chinese: bool, gets white space on both sides.
         mark: bool, dropped by accent stripping.
         space, punctuation: bool, where words are split.
+        word: bool, what an added token of `single_word` must not touch.
         fast_space, fast_alone: bool, where TF-Text's FastWordpieceTokenizer splits words.
         combining: uint8, canonical combining class.
         decomposed: code point -> its canonical decomposition, where it has one.
@@ -36,6 +37,7 @@ class Facts(NamedTuple):
     mark: np.ndarray
     space: np.ndarray
     punctuation: np.ndarray
+    word: np.ndarray
     fast_space: np.ndarray
     fast_alone: np.ndarray
     combining: np.ndarray
@@ -53,11 +55,18 @@ def facts() -> Facts:
         combining[_members(ranges)] = int(group)
     sets = {name: _members(data[name]) for name in
             ("removed", "cleaned_to_space", "chinese", "mark", "space", "punctuation",
-             "fast_space", "fast_alone")}
+             "word", "fast_space", "fast_alone")}
     decomposed = _texts(data["decomposed"])
     decomposed.update({code: _jamo(code) for code in _HANGUL})
     return Facts(**sets, combining=combining, decomposed=decomposed,
                  lowered=_texts(data["lowered"]))
+
+
+def re2_class(members: np.ndarray) -> str:
+    """Return the inside of an RE2 character class that holds exactly the members [POINTS] bool."""
+    edges = np.flatnonzero(np.diff(members.astype(np.int8), prepend=0, append=0))
+    return "".join(f"\\x{{{first:x}}}-\\x{{{end - 1:x}}}"
+                   for first, end in edges.reshape(-1, 2))
 
 
 def _members(ranges: list[list[int]]) -> np.ndarray:
