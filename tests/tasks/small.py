@@ -37,4 +37,4 @@ NO_START = CausalLMConfig(
                                            truncation="left"),
     grid=GRID, capacity=5, defaults=GenerationDefaults(max_new_tokens=5))
 ALL = {"classifier": CLASSIFIER, "multi_label_pair": MULTI_LABEL_PAIR, "bag": BAG,
-       "decoder": DECODER, "no_start": NO_START}
+       "decoder": DECODER}

@@ -17,18 +17,14 @@ Arrays = Mapping[str, np.ndarray]
 ATOL = 1e-4  # float32 through two layers and up to 8 summed log-probabilities; shapes differ
 HOSTILE = [b"", b"a", b"Where is my parcel?", b"zero\x00byte", b"\x00", b"\xff\xfe\xc3(\x80",
            "naïve 中文 🙂🏽 שלום".encode(), b" \t\n ", b"\xf0\x9f", b"x" * 1_000_000]
+COMPILED = ("serving_default", "generate", "ids")  # whose core XLA compiles
 
 
 class Paths:
-    """A task that can be asked eagerly, as a graph with free rows, and with its core under XLA.
+    """A task that can be asked eagerly, as a graph with free rows, and with its core under XLA."""
 
-    Attributes:
-        compiled_names: signatures whose core XLA compiles.
-    """
-
-    def __init__(self, task: Task, *, xla: bool = True) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
-        self.compiled_names = ("serving_default", "generate", "ids") if xla else ()
         self.compiled = task.recompiled("xla")
         self._traced: dict[tuple[str, str], Any] = {}
 
@@ -180,14 +176,14 @@ def all_paths_agree(paths: Paths) -> None:
         inputs = inputs_for(paths.task, signature, values)
         reference = paths.ask("eager", signature, inputs)
         close(paths.ask("graph", signature, inputs), reference, f"graph {signature}")
-        if signature in paths.compiled_names:
+        if signature in COMPILED:
             close(paths.ask("xla", signature, inputs), reference, f"xla {signature}")
 
 
 def a_row_alone_is_the_row_in_a_crowd(paths: Paths, path: str) -> None:
     values = [b"", b"one", b"x" * 25, b"a longer text", b"\xff\x00", b"two", b"x" * 400, b"end"]
     for signature, found in paths.task.signatures().items():
-        if path == "xla" and signature not in paths.compiled_names:
+        if path == "xla" and signature not in COMPILED:
             continue
         some = [v[:9] for v in values] if signature == "score" else values
         inputs = inputs_for(paths.task, signature, some)
@@ -203,7 +199,7 @@ def a_row_alone_is_the_row_in_a_crowd(paths: Paths, path: str) -> None:
 def no_rows_give_no_rows(paths: Paths) -> None:
     for signature, found in paths.task.signatures().items():
         inputs = take(inputs_for(paths.task, signature, HOSTILE[:2]), slice(0, 0))
-        for path in ("eager", "graph", *(["xla"] if signature in paths.compiled_names else [])):
+        for path in ("eager", "graph", *(["xla"] if signature in COMPILED else [])):
             outputs = paths.ask(path, signature, inputs)
             for tensor in found.spec.outputs:
                 _fits(outputs[tensor.name], tensor.dtype, tensor.shape, 0,

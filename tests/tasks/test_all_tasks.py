@@ -14,7 +14,7 @@ from tf_infer.tasks.build import build, load, save
 
 @pytest.fixture(scope="module", params=small.ALL)
 def paths(request: pytest.FixtureRequest) -> Paths:
-    return Paths(build(small.ALL[request.param], seed=7), xla=request.param != "no_start")
+    return Paths(build(small.ALL[request.param], seed=7))
 
 
 def test_outputs_are_what_the_spec_says(paths: Paths) -> None:
