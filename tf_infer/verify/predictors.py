@@ -4,6 +4,7 @@
     GraphPredictor        the same, each traced once; of a task compiled by XLA: the path "xla"
     SavedModelPredictor   a version directory, as `tf.saved_model.load` reads it
     SessionPredictor      the same directory in a version-1 session, as TensorFlow Serving runs it
+    GrpcPredictor         a server
 
 TensorFlow is imported only when one that needs it is built.
 """
@@ -80,7 +81,7 @@ class GraphPredictor:
             return function(**dict(zip(specs, tensors)))
 
         traced: Callable[..., Any] = tf.function(
-            call, input_signature=list(specs.values()), autograph=False)
+            call, input_signature=list(specs.values()), autograph=False).get_concrete_function()
         return traced
 
 
@@ -145,6 +146,33 @@ class SessionPredictor:
     def close(self) -> None:
         """Free the session."""
         self._session.close()
+
+
+class GrpcPredictor:
+    """A model on a server of TensorFlow Serving's API.
+
+    Args:
+        address: host:port, or unix:/path.
+        model: its name on the server.
+        version: this one; None asks for the highest.
+        timeout_s: of one call.
+    """
+
+    def __init__(self, address: str, model: str, *, version: int | None = None,
+                 timeout_s: float = 120.0) -> None:
+        from tf_infer import ModelRef
+        from tf_infer.client import Client
+
+        self._client = Client(address, timeout_s=timeout_s)
+        self._model = ModelRef(model, version=version)
+
+    def __call__(self, signature: str, inputs: Mapping[str, np.ndarray]) -> Outputs:
+        """Return the outputs of `signature` by name."""
+        return self._client.predict(self._model, inputs, signature=signature).outputs
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
 
 
 def _load_into(session: Any, folder: Path) -> Any:

@@ -1,0 +1,119 @@
+"""`tf-infer export`: a model directory becomes a version directory that a server can load."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+EPILOG = """what is checked before anything stands under the version's number: graph, XLA, the
+reloaded SavedModel, the session loader that TensorFlow Serving uses, and a server asked over gRPC
+give what the model gives op by op, on golden samples of every length and class.
+
+examples:
+  tf-infer export runs/intents --base-dir saved_models/intents
+  tf-infer export runs/intents --base-dir saved_models/intents --texts messages.jsonl --keep 3
+  tf-infer export runs/writer --base-dir saved_models/writer --no-xla
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `tf-infer export`."""
+    from tf_infer.cli.proof import add_tolerance
+
+    parser.epilog = EPILOG
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR",
+                        help="what `tf-infer build` or `tf-infer train` wrote")
+    parser.add_argument("--base-dir", type=Path, required=True, metavar="DIR",
+                        help="folder of the model's versions, such as saved_models/NAME")
+    parser.add_argument("--name", help="of the model (default: the last part of --base-dir)")
+    parser.add_argument("--version", type=int, metavar="N",
+                        help="number (default: the next; a number is never used twice)")
+    parser.add_argument("--texts", type=Path, metavar="FILE",
+                        help="texts to choose golden samples from: one a line, or .jsonl")
+    parser.add_argument("--max-rows", type=int, metavar="N",
+                        help="largest batch of a golden sample (default: that of the grid)")
+    parser.add_argument("--no-xla", action="store_true", help="do not compare with XLA")
+    parser.add_argument("--no-server", action="store_true", help="do not start a server to compare")
+    parser.add_argument("--keep", type=int, metavar="N",
+                        help="afterwards remove all versions but the newest N")
+    parser.add_argument("--json", action="store_true",
+                        help="print path, version and report as JSON")
+    add_tolerance(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export; return 0, or 1 when a path differs (nothing is written then)."""
+    from tf_infer.cli.proof import export_check, make_golden, read_texts, sample_text, tolerance_of
+    from tf_infer.errors import VerificationError
+    from tf_infer.export.saved_model import save
+    from tf_infer.export.versions import prune
+    from tf_infer.manifest import Report
+    from tf_infer.tasks.build import load
+    from tf_infer.verify.table import format_report
+
+    progress = Progress(quiet=arguments.json)
+    tolerance = tolerance_of(arguments)
+    texts = read_texts(arguments.texts) if arguments.texts else ()
+    name = arguments.name or arguments.base_dir.resolve().name
+    progress(f"reading {arguments.model_dir}")
+    task = load(arguments.model_dir)
+    progress("running golden samples op by op")
+    golden = make_golden(task, texts, max_rows=arguments.max_rows)
+    reports: list[Report] = []
+    check = export_check(task, name, golden, tolerance, xla=not arguments.no_xla,
+                         server=not arguments.no_server, progress=progress)
+
+    def recorded(folder: Path) -> Report:
+        reports.append(check(folder))
+        return reports[0]
+
+    try:
+        folder = save(task, arguments.base_dir, name=name, check=recorded, golden=golden,
+                      version=arguments.version, warmup_text=sample_text(texts), progress=progress)
+    except VerificationError as error:
+        _print(arguments, error.report, None)
+        print(f"tf-infer export: {error} Nothing was written.", file=sys.stderr)
+        return 1
+    removed = prune(arguments.base_dir, keep=arguments.keep) if arguments.keep else ()
+    if arguments.json:
+        _print(arguments, reports[0], folder)
+        return 0
+    print(format_report(reports[0]))
+    print(f"\n{folder}: {len(golden)} golden samples, in {progress.seconds():.0f} s.")
+    if removed:
+        print(f"removed the versions {', '.join(map(str, removed))}")
+    print(f"next: tf-infer serve --model_name={name} --model_base_path={folder.resolve().parent}")
+    return 0
+
+
+def _print(arguments: argparse.Namespace, report: object, folder: Path | None) -> None:
+    from tf_infer.config import to_json
+    from tf_infer.manifest import Report
+    from tf_infer.verify.table import format_report
+
+    assert isinstance(report, Report)
+    if arguments.json:
+        print(json.dumps({"passed": report.passed, "path": str(folder) if folder else None,
+                          "version": int(folder.name) if folder else None,
+                          "report": to_json(report)}, indent=2))
+    else:
+        print(format_report(report))
+
+
+class Progress:
+    """Says on standard error what happens next, with the seconds since the start."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._started_s = time.monotonic()
+        self._quiet = quiet
+
+    def __call__(self, line: str) -> None:
+        if not self._quiet:
+            print(f"[{self.seconds():6.1f} s] {line}", file=sys.stderr, flush=True)
+
+    def seconds(self) -> float:
+        """Return the seconds since the start."""
+        return time.monotonic() - self._started_s

@@ -1,0 +1,197 @@
+"""What `verify`, `export` and `quickstart` share: golden samples of a task, and what proves it.
+
+Stages do not import each other; here they are put in a row.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tf_infer.errors import DataError
+
+if TYPE_CHECKING:
+    from tf_infer.manifest import Report, Sample
+    from tf_infer.tasks.base import Task
+    from tf_infer.verify.parity import Tolerance
+    from tf_infer.verify.predictors import Outputs, Predictor
+
+MAX_TEXTS = 2_000  # to choose golden samples from; more only cost time
+
+
+def read_texts(path: Path) -> tuple[bytes, ...]:
+    """Read texts: one a line, or with the ending .jsonl the field "text" (or "prompt") of objects.
+
+    Raises:
+        DataError: the file cannot be read, a line has no text, or there is none; names the line.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()[:MAX_TEXTS]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+    if Path(path).suffix == ".jsonl":
+        lines = [_text_of(line, f"{path} line {number}") for number, line in enumerate(lines, 1)
+                 if line.strip()]
+    texts = tuple(line for line in lines if line.strip())
+    if not texts:
+        raise DataError(f"{path}: expected at least one text, got none.")
+    return texts
+
+
+def _text_of(line: bytes, where: str) -> bytes:
+    try:
+        data = json.loads(line)
+        text = data.get("text", data.get("prompt"))
+        return bytes(text.encode("utf-8"))
+    except (ValueError, AttributeError) as error:
+        raise DataError(f'{where}: expected an object with "text" or "prompt".') from error
+
+
+def make_golden(task: Task, texts: Sequence[bytes] = (), *, max_rows: int | None = None
+                ) -> tuple[Sample, ...]:
+    """Make golden samples of a task: texts of every length and class, with the eager outputs.
+
+    Args:
+        task: the reference.
+        texts: to choose from; texts of every length of the grid are added.
+        max_rows: leave out larger row buckets of the grid; None takes all.
+    """
+    from tf_infer.export.warmup import texts_of_lengths, token_counter
+    from tf_infer.verify.golden import choose, make_requests
+    from tf_infer.verify.parity import fill
+    from tf_infer.verify.predictors import EagerPredictor
+    from tf_infer.wire.examples import to_example
+
+    signatures = task.signatures()
+    reference, count = EagerPredictor(signatures), token_counter(signatures)
+    cut = texts_of_lengths(count, sample_text(texts), task.config.grid.tokens)
+    texts = (*texts[:MAX_TEXTS], *cut)
+    batches = choose(texts, count(texts), task.config.grid, max_rows=max_rows,
+                     classes=_predicted_classes(reference, task, texts))
+    specs = [signature.spec for signature in signatures.values()]
+    requests = make_requests(specs, batches, encode=reference, example=lambda features: bytes(
+        to_example(features).SerializeToString()))
+    return fill(reference, requests)
+
+
+def sample_text(texts: Sequence[bytes]) -> str:
+    """Return some hundred characters of the given texts, for cutting to lengths."""
+    return " ".join(text.decode("utf-8", "replace") for text in texts[:50])
+
+
+def _predicted_classes(reference: Predictor, task: Task, texts: Sequence[bytes]
+                       ) -> list[str] | None:
+    import numpy as np
+
+    spec = task.signatures()["serving_default"].spec
+    if all(output.name != "label" for output in spec.outputs):
+        return None
+    labels: list[str] = []
+    rows = task.config.grid.rows[-1]
+    for start in range(0, len(texts), rows):
+        batch = np.empty(len(texts[start:start + rows]), dtype=object)
+        batch[:] = texts[start:start + rows]
+        outputs = reference("serving_default", {one.name: batch for one in spec.inputs})
+        labels += [label.decode() for label in outputs["label"]]
+    return labels
+
+
+class ServedPredictor:
+    """A version directory behind our own server, in this process, asked over gRPC.
+
+    Loading it there also runs its warm-up records and replays its golden samples.
+    """
+
+    def __init__(self, version_dir: Path, model: str) -> None:
+        from tf_infer.server.app import Server
+        from tf_infer.server.config import ModelConfig, ServerConfig
+        from tf_infer.verify.predictors import GrpcPredictor
+
+        base_path = str(Path(version_dir).resolve().parent)
+        self._folder = tempfile.TemporaryDirectory(prefix="tf-infer-")
+        socket_path = str(Path(self._folder.name) / "grpc")
+        self._server = Server(ServerConfig(
+            models=(ModelConfig(name=model, base_path=base_path),), port=0, poll_s=0.0,
+            socket_path=socket_path, max_load_retries=0, threads=2, load_threads=1))
+        try:
+            self._server.start()
+            self._grpc = GrpcPredictor(f"unix:{socket_path}", model)
+        except BaseException:
+            self._stop()
+            raise
+
+    def __call__(self, signature: str, inputs: Any) -> Outputs:
+        """Return the outputs of `signature` by name."""
+        return self._grpc(signature, inputs)
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._grpc.close()
+        self._stop()
+
+    def _stop(self) -> None:
+        self._server.stop(0.0)
+        self._folder.cleanup()
+
+
+def export_check(task: Task, name: str, golden: Sequence[Sample], tolerance: Tolerance, *,
+                 xla: bool = True, server: bool = True, progress: Callable[[str], None]
+                 ) -> Callable[[Path], Report]:
+    """Return the check that an export has to pass: every path gives what eager gives.
+
+    Args:
+        task: the reference, whose outputs the golden samples carry.
+        name: of the model.
+        golden: samples with outputs.
+        tolerance: what counts as equal.
+        xla, server: whether the paths "xla" and "grpc" are compared too; they take longest.
+        progress: is told which path is next.
+    """
+    from tf_infer.verify.parity import verify
+    from tf_infer.verify.predictors import (
+        GraphPredictor,
+        SavedModelPredictor,
+        SessionPredictor,
+    )
+
+    def check(folder: Path) -> Report:
+        openers: dict[str, Callable[[], Predictor]] = {
+            "graph": lambda: GraphPredictor(task.signatures()),
+            "xla": lambda: GraphPredictor(task.recompiled("xla").signatures()),
+            "saved_model": lambda: SavedModelPredictor(folder),
+            "session": lambda: SessionPredictor(folder),
+            "grpc": lambda: ServedPredictor(folder, name)}
+        skipped = {path: "not asked for" for path, wanted in (("xla", xla), ("grpc", server))
+                   if not wanted}
+        return verify({path: _told(path, opener, progress) for path, opener in openers.items()
+                       if path not in skipped}, golden, tolerance, skipped=skipped)
+
+    return check
+
+
+def _told(path: str, opener: Callable[[], Predictor], progress: Callable[[str], None]
+          ) -> Callable[[], Predictor]:
+    def told() -> Predictor:
+        progress(f"comparing {path}")
+        return opener()
+
+    return told
+
+
+def add_tolerance(parser: Any) -> None:
+    """Add --atol and --rtol."""
+    parser.add_argument("--atol", type=float, metavar="NUMBER",
+                        help="absolute difference that floats may have (default: 1e-4)")
+    parser.add_argument("--rtol", type=float, metavar="NUMBER",
+                        help="difference relative to the value, on top (default: 1e-4)")
+
+
+def tolerance_of(arguments: Any) -> Tolerance:
+    """Return what --atol and --rtol say."""
+    from tf_infer.verify.parity import Tolerance
+
+    given = {name: getattr(arguments, name) for name in ("atol", "rtol")}
+    return Tolerance(**{name: value for name, value in given.items() if value is not None})

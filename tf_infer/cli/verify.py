@@ -1,0 +1,163 @@
+"""`tf-infer verify`: every path of a model gives the same answers, or says where it does not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tf_infer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tf_infer.manifest import PathReport, Report, Sample
+    from tf_infer.verify.parity import Tolerance
+    from tf_infer.verify.predictors import Predictor
+
+EPILOG = """DIR is one of
+  a model directory (task.json)   graph and XLA against op by op; rows alone against rows in a crowd
+  a version directory, or the     its golden samples through both loaders, and with --address
+  folder of a model's versions    through a server; anybody's SavedModel with --samples
+
+examples:
+  tf-infer verify runs/intents
+  tf-infer verify saved_models/intents
+  tf-infer verify saved_models/intents/3 --address localhost:8500 --model intents
+  tf-infer verify /models/theirs/1 --samples requests.jsonl --json
+"""
+TASK_FILE = "task.json"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `tf-infer verify`."""
+    from tf_infer.cli.proof import add_tolerance
+
+    parser.epilog = EPILOG
+    parser.add_argument("folder", type=Path, metavar="DIR",
+                        help="model directory, version directory, or folder of versions")
+    parser.add_argument("--samples", type=Path, metavar="FILE",
+                        help="requests in the form of golden.jsonl; those without outputs are "
+                             "compared with what tf.saved_model.load gives")
+    parser.add_argument("--texts", type=Path, metavar="FILE",
+                        help="of a model directory: texts to choose samples from")
+    parser.add_argument("--max-rows", type=int, metavar="N",
+                        help="of a model directory: largest batch (default: that of the grid)")
+    parser.add_argument("--no-xla", action="store_true", help="do not compare with XLA")
+    parser.add_argument("--address", metavar="HOST:PORT",
+                        help="of a server that has this version: compare its answers too")
+    parser.add_argument("--model", metavar="NAME",
+                        help="its name there (default: as in the manifest)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_tolerance(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare and print; return 0 when all paths agree, else 1."""
+    from tf_infer.cli.export import Progress
+    from tf_infer.cli.proof import tolerance_of
+    from tf_infer.config import to_json
+    from tf_infer.errors import VerificationError
+    from tf_infer.verify.table import format_report
+
+    progress = Progress(quiet=arguments.json)
+    tolerance = tolerance_of(arguments)
+    verify = verify_task if (arguments.folder / TASK_FILE).is_file() else verify_version
+    try:
+        report = verify(arguments, tolerance, progress)
+    except VerificationError as error:
+        report = error.report
+    if arguments.json:
+        print(json.dumps({"passed": report.passed, "report": to_json(report)}, indent=2))
+    else:
+        print(format_report(report))
+    return 0 if report.passed else 1
+
+
+def verify_task(arguments: argparse.Namespace, tolerance: Tolerance,
+                progress: Callable[[str], None]) -> Report:
+    """Compare the paths of a model directory, and rows alone with rows in a crowd."""
+    from tf_infer.cli.proof import make_golden, read_texts
+    from tf_infer.manifest import Report
+    from tf_infer.tasks.build import load
+    from tf_infer.verify.batch_effects import batch_effects
+    from tf_infer.verify.parity import replay, require
+    from tf_infer.verify.predictors import GraphPredictor
+
+    progress(f"reading {arguments.folder}")
+    task = load(arguments.folder)
+    texts = read_texts(arguments.texts) if arguments.texts else ()
+    progress("running samples op by op")
+    samples = make_golden(task, texts, max_rows=arguments.max_rows)
+    graph = GraphPredictor(task.signatures())
+    progress("comparing graph")
+    paths: list[PathReport] = [replay(graph, samples, tolerance, path="graph")]
+    if not arguments.no_xla:
+        progress("comparing xla")
+        compiled = GraphPredictor(task.recompiled("xla").signatures())
+        paths.append(replay(compiled, samples, tolerance, path="xla"))
+    progress("comparing rows alone with rows in a crowd")
+    paths += batch_effects(graph, samples, tolerance)
+    report = Report(reference="eager", paths=tuple(paths))
+    require(report)
+    return report
+
+
+def verify_version(arguments: argparse.Namespace, tolerance: Tolerance,
+                   progress: Callable[[str], None]) -> Report:
+    """Replay samples through both loaders of a version directory, and through a server."""
+    from tf_infer.verify import parity
+    from tf_infer.verify.predictors import GrpcPredictor, SavedModelPredictor, SessionPredictor
+
+    folder, name = find_version(arguments.folder)
+    samples = _samples(folder, arguments.samples)
+    reference = "golden"
+    if any(not sample.outputs for sample in samples):
+        progress(f"running samples through {folder}")
+        samples = parity.fill(SavedModelPredictor(folder), samples)
+        reference = "saved_model"
+    openers: dict[str, Callable[[], Predictor]] = {
+        "saved_model": lambda: SavedModelPredictor(folder),
+        "session": lambda: SessionPredictor(folder)}
+    if arguments.address:
+        model, number = arguments.model or name, folder.resolve().name
+        version = int(number) if number.isdecimal() else None
+        openers["grpc"] = lambda: GrpcPredictor(arguments.address, model, version=version)
+    progress(f"comparing {', '.join(openers)} of {folder}")
+    return parity.verify(openers, samples, tolerance, reference=reference)
+
+
+def find_version(folder: Path) -> tuple[Path, str]:
+    """Return a version directory and its model's name; of a folder of versions, the highest.
+
+    Raises:
+        ConfigError: there is no SavedModel, or its manifest is broken.
+        ExportError: its files are not those of its manifest.
+    """
+    from tf_infer.export.versions import list_versions
+    from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, check_files, read_manifest
+
+    folder = Path(folder)
+    versions = list_versions(folder)
+    if versions and not (folder / "saved_model.pb").is_file():
+        folder = next(path for path in folder.iterdir()
+                      if path.name.isdecimal() and int(path.name) == versions[-1])
+    if (folder / EXTRA_FOLDER / MANIFEST_FILE).is_file():
+        manifest = read_manifest(folder)
+        check_files(folder, manifest)
+        return folder, manifest.name
+    if not (folder / "saved_model.pb").is_file():
+        raise ConfigError(
+            f"{folder}: expected a model directory with {TASK_FILE}, or a version directory with "
+            "saved_model.pb, got neither. If an export or a copy was interrupted, repeat it.")
+    return folder, folder.resolve().parent.name
+
+
+def _samples(folder: Path, given: Path | None) -> Sequence[Sample]:
+    from tf_infer.manifest import EXTRA_FOLDER, GOLDEN_FILE, read_samples
+
+    path = given or folder / EXTRA_FOLDER / GOLDEN_FILE
+    if given is None and not path.is_file():
+        raise ConfigError(f"{folder}: expected golden samples in {EXTRA_FOLDER}/{GOLDEN_FILE}, got "
+                          "none. Give requests of your own with --samples.")
+    return read_samples(path)
