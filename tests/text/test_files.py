@@ -236,6 +236,24 @@ def test_a_sentencepiece_folder(tmp_path: Path) -> None:
         files.read(write(tmp_path, unigram))
 
 
+def test_the_tokenizer_folder_of_a_keras_hub_preset(tmp_path: Path) -> None:
+    folder = tmp_path / "assets" / "tokenizer"
+    folder.mkdir(parents=True)
+    shutil.copyfile(GOLDEN / "vocab.txt", folder / "vocabulary.txt")
+    options = {"lowercase": True, "strip_accents": False, "split": True, "suffix_indicator": "##",
+               "oov_token": "[UNK]", "special_tokens_in_strings": False}
+    write(tmp_path, {"class_name": "BertTokenizer", "config": options})
+    config = files.read(folder)
+    assert isinstance(config, WordPieceConfig)
+    assert (config.lowercase, config.strip_accents, config.start_token) == (True, False, "[CLS]")
+    (tmp_path / "ours").mkdir()
+    files.copy(folder, tmp_path / "ours", config)
+    assert (tmp_path / "ours" / "vocab.txt").read_bytes() == (GOLDEN / "vocab.txt").read_bytes()
+    write(tmp_path, {"class_name": "BertTokenizer", "config": {**options, "split": False}})
+    with pytest.raises(CheckpointError, match="split"):
+        files.read(folder)
+
+
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"expected tokenizer\.json"):
         files.read(tmp_path)

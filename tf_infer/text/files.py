@@ -1,7 +1,8 @@
 """Tokenizer folders of Hugging Face -> configuration, packing, and the files our codecs read.
 
 `tokenizer.json` counts where there is one; else `vocab.txt`, `vocab.json` with `merges.txt`, or a
-`.model` file, with the options of `tokenizer_config.json` and `special_tokens_map.json`.
+`.model` file, with the options of `tokenizer_config.json` and `special_tokens_map.json`. The
+`assets/tokenizer` folder of a KerasHub preset is read too, with the preset's own options.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from tf_infer.text.pieces import read_model
 from tf_infer.text.tokenizer_json import Frame
 
 _MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
+_KERAS_HUB = {"vocab.txt": "vocabulary.txt", "vocab.json": "vocabulary.json",
+              "tokenizer.model": "vocabulary.spm"}
 _BERT_SPECIAL = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]",
                  "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
@@ -81,7 +84,7 @@ def copy(folder: Path, target: Path, config: CodecConfig) -> None:
         names = ("vocab.txt",) if isinstance(config, WordPieceConfig) else (
             "vocab.json", "merges.txt")
         for name in names:
-            shutil.copyfile(found.path / name, target / name)
+            shutil.copyfile(found.file(name), target / name)
     elif isinstance(config, WordPieceConfig):
         lines = _lines(found.tokenizer["model"]["vocab"], found.path / "tokenizer.json")
         (target / "vocab.txt").write_bytes("".join(f"{line}\n" for line in lines).encode())
@@ -102,6 +105,11 @@ class _Folder:
     tokenizer: dict[str, Any] | None
     settings: Mapping[str, Any]
 
+    def file(self, name: str) -> Path:
+        """Return the path of a file by Hugging Face's name, or by KerasHub's."""
+        usual = self.path / name
+        return usual if usual.exists() else self.path / _KERAS_HUB.get(name, name)
+
     def token(self, name: str) -> str | None:
         """Return the special token that tokenizer_config.json or special_tokens_map.json name."""
         value = self.settings.get(name)
@@ -114,9 +122,11 @@ def _open(path: Path) -> _Folder:
         data = _json(path / "tokenizer.json")
         return _Folder(path=path, kind=tokenizer_json.model_kind(data, "tokenizer.json"),
                        tokenizer=data, settings=settings)
-    if (path / "vocab.txt").exists():
+    settings = {**_keras_hub(path), **settings}
+    if any((path / name).exists() for name in ("vocab.txt", "vocabulary.txt")):
         kind = "wordpiece"
-    elif (path / "vocab.json").exists() and (path / "merges.txt").exists():
+    elif (path / "merges.txt").exists() and any(
+            (path / name).exists() for name in ("vocab.json", "vocabulary.json")):
         kind = "bytepair"
     elif _model_files(path):
         kind = "sentencepiece"
@@ -125,6 +135,22 @@ def _open(path: Path) -> _Folder:
                               "merges.txt, or one *.model file, got none of them. "
                               "Copy the tokenizer's files there.")
     return _Folder(path=path, kind=kind, tokenizer=None, settings=settings)
+
+
+def _keras_hub(path: Path) -> dict[str, Any]:
+    """Return the options of a KerasHub preset whose `assets/tokenizer` is `path`."""
+    if not any((path / name).exists() for name in _KERAS_HUB.values()):
+        return {}
+    data = _json(path.parent.parent / "tokenizer.json")
+    options = data.get("config", {})
+    for name, wanted in (("split", True), ("special_tokens_in_strings", False)):
+        _check_setting(options, name, wanted)
+    renamed = {"lowercase": "do_lower_case", "strip_accents": "strip_accents",
+               "suffix_indicator": "wordpieces_prefix", "oov_token": "unk_token",
+               "add_prefix_space": "add_prefix_space"}
+    return {"tokenizer_class": data.get("class_name", "")} | {
+        ours: options[theirs] for theirs, ours in renamed.items() if options.get(theirs) is not None
+    }
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -150,7 +176,7 @@ def _wordpiece(found: _Folder) -> WordPieceConfig:
         vocab |= {token.text for token in config.added_tokens}
         _check_agreement(config, settings)
     else:
-        lines = vocabulary.read(found.path / "vocab.txt")
+        lines = vocabulary.read(found.file("vocab.txt"))
         vocab = set(lines)
         lowercase = settings.get("do_lower_case", True)
         accents = settings.get("strip_accents")
@@ -191,7 +217,7 @@ def _bytepair(found: _Folder) -> BytePairConfig:
     if found.tokenizer is not None:
         config = tokenizer_json.bytepair(found.tokenizer, "tokenizer.json")
     else:
-        vocab = _json(found.path / "vocab.json")
+        vocab = _json(found.file("vocab.json"))
         tokens = {text for name in ("bos_token", "eos_token", "unk_token", "pad_token",
                                     "cls_token", "sep_token", "mask_token")
                   if (text := found.token(name))} or {"<|endoftext|>"}
@@ -272,7 +298,7 @@ def _check_setting(settings: Mapping[str, Any], name: str, wanted: Any) -> None:
 def _model_files(path: Path) -> list[Path]:
     """Return the SentencePiece models of a folder: the usual name, else all."""
     usual = [path / name for name in _MODEL_FILES if (path / name).exists()]
-    return usual[:1] or sorted(path.glob("*.model"))
+    return usual[:1] or sorted([*path.glob("*.model"), *path.glob("*.spm")])
 
 
 def _model_path(found: _Folder) -> Path:
