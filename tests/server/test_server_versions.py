@@ -232,7 +232,7 @@ def test_VR17_an_unload_waits_for_the_request_that_runs(tmp_path: Path) -> None:
         versions.configure([model(make_versions(tmp_path, "1"))])
         with versions.lease(ModelRef("m")) as lease:
             versions.configure([])
-            assert states(versions) == {1: State.UNLOADING}
+            assert not versions.wait_until(lambda: states(versions) != {1: State.UNLOADING}, 0.3)
             assert isinstance(lease.servable, EchoServable)
             assert not lease.servable.closed
             with pytest.raises(ModelNotFound), versions.lease(ModelRef("m")):
