@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -169,6 +170,9 @@ def main() -> None:
                         help=f"of {[*EXPERIMENTS, 'tinystories']}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
+    # A script's folder comes first on the path, and benchmarks/tokenizers.py is not the package
+    # that keras_hub imports.
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT / "benchmarks"]
     if not DATA.is_dir():
         parser.exit(1, f"{DATA}: no such folder; set TF_INFER_SHARED to the one that holds data/\n")
     for result in results(arguments.names, arguments.seeds):
