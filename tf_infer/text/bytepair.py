@@ -30,6 +30,7 @@ from tf_infer.text.merges import (
 )
 from tf_infer.text.pieces import ModelFile, ModelKind, Piece, PieceKind
 from tf_infer.text.regex_split import MARK, mark_words
+from tf_infer.text.rows import row_ids
 
 VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 
@@ -200,7 +201,7 @@ class _Words(tf.Module):
             sizes = tf.tensor_scatter_nd_update(counts, long[:, None], parts.row_lengths())
             begin = tf.cumsum(sizes, exclusive=True)
             origin = tf.gather(tf.gather(begin, long) - parts.row_splits[:-1],
-                               parts.value_rowids())
+                               row_ids(parts.row_splits))
             short = tf.where(index >= 0)[:, 0]
             place = tf.concat([origin + tf.range(tf.size(origin, tf.int64)),
                                tf.gather(begin, short)], axis=0)
@@ -248,7 +249,7 @@ class _Words(tf.Module):
         for _ in range(4):
             starts -= tf.cast(~tf.gather(heads, starts), tf.int32)
             ends += tf.cast(~tf.gather(heads, ends), tf.int32)
-        origin = tf.gather(first + tf.cast(longer, tf.int32), ids.value_rowids())
+        origin = tf.gather(first + tf.cast(longer, tf.int32), row_ids(ids.row_splits))
         return Tokens(ids, ids.with_values(tf.maximum(starts - origin, 0)),
                       ids.with_values(ends - origin))
 

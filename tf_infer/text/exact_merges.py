@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tf_infer.text.rows import row_ids
+
 _NEVER = 2**31 - 1
 
 
@@ -33,7 +35,7 @@ class ExactMerges(tf.Module):
 
     def run(self, words: tf.RaggedTensor) -> tf.RaggedTensor:
         """Merge [W, (m)] int32 symbols."""
-        symbols, owner = words.values, tf.cast(words.value_rowids(), tf.int32)
+        symbols, owner = words.values, tf.cast(row_ids(words.row_splits), tf.int32)
         place = tf.range(tf.size(symbols))
         any_size = tf.TensorShape([None])
         *_, result = tf.while_loop(

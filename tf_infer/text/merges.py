@@ -43,21 +43,21 @@ def analyse(pairs: Sequence[Pair]) -> MergeTable:
     """Decide how a merge table can be run; a pair that is listed twice has its last rank."""
     last = {pair: rank for rank, pair in enumerate(pairs)}
     ranks = {pair: rank for rank, pair in enumerate(sorted(last, key=lambda pair: last[pair]))}
-    products = {a + b for a, b in ranks}
+    latest = {a + b: rank for (a, b), rank in ranks.items()}
     born: dict[str, int] = {}
     parts: dict[str, Pair] = {}
     live, early = [], False
     for pair, rank in ranks.items():
         missing = [part for part in pair if len(part) > 1 and part not in born]
         if missing:
-            early |= any(part in products for part in missing)
+            early |= any(latest.get(part, -1) > rank for part in missing)
         elif _survives(pair, rank, ranks, born, parts):
             join = pair[0] + pair[1]
             born[join], parts[join] = rank, pair
             live.append(pair)
     if not early:
         return MergeTable(tuple(live), True)
-    return MergeTable(tuple(ranks), _one_way_each(ranks, products))
+    return MergeTable(tuple(ranks), _one_way_each(ranks, set(latest)))
 
 
 def _survives(pair: Pair, rank: int, ranks: Mapping[Pair, int], born: Mapping[str, int],

@@ -26,6 +26,7 @@ from tf_infer.text.pieces import (
     maps_to_space,
     no_rules,
 )
+from tf_infer.text.rows import row_ids
 
 _SKIPPED = (PieceKind.CONTROL, PieceKind.BYTE, PieceKind.UNUSED)
 
@@ -63,8 +64,10 @@ class Unigram(tf.Module):
 
     def encode(self, texts: tf.Tensor, *, offsets: bool) -> Tokens:
         """Split [S] well-formed strings into ids [S, (T)]."""
-        if offsets or self._quick is None:
+        if offsets:
             return self._exact(texts)
+        if self._quick is None:
+            return Tokens(self._exact(texts).ids, None, None)
         ids, hard = self._quick.encode(texts)
         return Tokens(tf.cond(tf.reduce_any(hard) | tf.reduce_any(ids.values == self._unknown),
                               lambda: self._with_exact(texts, ids, hard), lambda: ids), None, None)
@@ -102,7 +105,7 @@ class Unigram(tf.Module):
     def _merge(self, path: tf.RaggedTensor, ids: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor,
                unknown: tf.Tensor) -> Tokens:
         """Make one id of each run of unknown characters."""
-        rows = path.value_rowids()
+        rows = row_ids(path.row_splits)
         joins = unknown[1:] & unknown[:-1] & (rows[1:] == rows[:-1])
         keep = tf.concat([[True], ~joins], axis=0)[:tf.size(ids)]
         last = tf.concat([~joins, [True]], axis=0)[:tf.size(ids)]
@@ -115,16 +118,15 @@ class Unigram(tf.Module):
                ends: tf.Tensor, begin: tf.Tensor, end: tf.Tensor, unknown: tf.Tensor) -> Tokens:
         """Put the bytes of unknown characters in their place."""
         counts = tf.where(unknown, end - begin + 1, 1)                         # [t]
-        source = tf.repeat(tf.range(tf.size(ids)), counts)                     # [n]
-        inside = tf.range(tf.size(source, tf.int64)) - tf.gather(
-            tf.cumsum(counts, exclusive=True), source)
+        total = tf.concat([tf.zeros([1], tf.int64), tf.cumsum(counts)], axis=0)
+        source = row_ids(total)                                                # [n]
+        inside = tf.range(tf.size(source, tf.int64)) - tf.gather(total, source)
         slot = tf.gather(begin, source) + inside
         spelled = tf.gather(unknown, source)
 
         def pick(slots: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
             return tf.where(spelled, tf.gather(slots, slot), tf.gather(tokens, source))
 
-        total = tf.concat([tf.zeros([1], tf.int64), tf.cumsum(counts)], axis=0)
         splits = tf.gather(total, path.row_splits)
         return Tokens(*(tf.RaggedTensor.from_row_splits(pick(slots, tokens), splits,
                                                         validate=False)
@@ -229,15 +231,15 @@ class _Splitter(tf.Module):
             counts = tf.gather(self._slots.row_lengths(), flat)
             slots = tf.gather(self._slots, flat).values
             strings = tf.gather(self._strings, flat).values
-            stop = tf.cumsum(counts)
-            last = tf.scatter_nd(stop[:, None] - 1, tf.ones_like(flat),
-                                 tf.shape(slots, tf.int64)) > 0
-            begin = tf.repeat(begin, counts)
-            end = tf.where(last, tf.repeat(end, counts), begin)
-            splits = tf.gather(tf.concat([tf.zeros([1], tf.int64), stop], axis=0), splits)
+            total = tf.concat([tf.zeros([1], tf.int64), tf.cumsum(counts)], axis=0)
+            piece = row_ids(total)
+            last = tf.range(1, tf.size(slots, tf.int64) + 1) == tf.gather(total, piece + 1)
+            begin = tf.gather(begin, piece)
+            end = tf.where(last, tf.gather(end, piece), begin)
+            splits = tf.gather(total, splits)
         rows = tf.RaggedTensor.from_row_splits(slots, splits, validate=False)
         joined = tf.strings.unsorted_segment_join(
-            strings, rows.value_rowids(), tf.size(texts))
+            strings, row_ids(rows.row_splits), tf.size(texts))
         return Characters(joined, rows, rows.with_values(begin), rows.with_values(end),
                           strings != "")
 
