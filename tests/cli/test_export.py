@@ -175,7 +175,8 @@ def test_a_decoder_is_exported_and_the_old_version_removed(
     build.save(build.build(config), tmp_path / "writer")
     (tmp_path / "saved" / "4").mkdir(parents=True)
     assert main(["export", str(tmp_path / "writer"), "--base-dir", str(tmp_path / "saved"),
-                 "--name", "writer", "--texts", str(texts), "--no-xla", "--keep", "1"]) == 0
+                 "--name", "writer", "--texts", str(texts), "--no-xla", "--no-server",
+                 "--keep", "1"]) == 0
     shown = capsys.readouterr().out
     assert "removed the versions 4" in shown
     assert f"next: tf-infer serve --model_name=writer --model_base_path={tmp_path}/saved" in shown
