@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from serverkit import call, free_port, make_versions, predict_request, refused, running
 
+from tests.server.serverkit import call, free_port, make_versions, predict_request, refused, running
 from tf_infer.errors import Code, InvalidRequest, ServerUnavailable
 from tf_infer.server.app import Server
 from tf_infer.server.config import ModelConfig, ServerConfig

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serverkit import call, make_versions, predict_request, refused, running
 
+from tests.server.serverkit import call, make_versions, predict_request, refused, running
 from tf_infer.errors import (
     Cancelled,
     Code,

@@ -16,7 +16,6 @@ tf = pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_serving")
 
 import tensorflow_text as tf_text  # noqa: E402
-from serverkit import running  # noqa: E402
 from tensorflow_serving.apis import (  # noqa: E402
     classification_pb2,
     get_model_metadata_pb2,
@@ -29,6 +28,7 @@ from tensorflow_serving.apis import (  # noqa: E402
     regression_pb2,
 )
 
+from tests.server.serverkit import running  # noqa: E402
 from tf_infer.errors import ServingError  # noqa: E402
 from tf_infer.manifest import EXTRA_FOLDER, Sample, write_samples  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
