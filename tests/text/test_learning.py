@@ -28,7 +28,7 @@ def test_the_same_texts_give_the_same_file(tmp_path: Path) -> None:
 
 
 def test_faults_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="at least [0-9]{3} for the characters"):
+    with pytest.raises(DataError, match=r"at least [0-9]{3} for the characters"):
         learn_sentencepiece(TEXTS, tmp_path, vocab_size=100)
     with pytest.raises(DataError, match="texts: expected at least one"):
         learn_sentencepiece([], tmp_path, vocab_size=320)

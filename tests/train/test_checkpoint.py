@@ -32,7 +32,7 @@ def test_a_state_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_the_state_before(tmp_path: Path) -> None:
     checkpoint.write(STATE, tmp_path)
     (tmp_path / f".{checkpoint.FILE}.partial").symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match="No space left on device.*Make room"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*Make room"):
         checkpoint.write(STATE._replace(about={}), tmp_path)
     read = checkpoint.read(tmp_path)
     assert read is not None
