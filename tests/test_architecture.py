@@ -115,6 +115,14 @@ def test_every_part_has_a_row() -> None:
     assert parts == set(INSIDE) == set(OUTSIDE) == EVERYTHING
 
 
+def test_the_page_names_every_file() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page.split("## 1.")[1].split("## 2.")[0]
+    missing = [path.relative_to(ROOT).as_posix() for path in sources()
+               if path.stem != "__init__" and f" {path.name} " not in tree.replace("\n", " ")]
+    assert not missing, f"docs/architecture.md does not show {missing}"
+
+
 def test_the_table_has_no_circle() -> None:
     seen: set[str] = set()
 
