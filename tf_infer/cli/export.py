@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 EPILOG = """what is checked before anything stands under the version's number: graph, XLA, the
@@ -46,43 +45,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export; return 0, or 1 when a path differs (nothing is written then)."""
-    from tf_infer.cli.proof import export_check, make_golden, read_texts, sample_text, tolerance_of
+    from tf_infer.cli.proof import Progress, export_task, read_texts, tolerance_of
     from tf_infer.errors import VerificationError
-    from tf_infer.export.saved_model import save
     from tf_infer.export.versions import prune
-    from tf_infer.manifest import Report
     from tf_infer.tasks.build import load
     from tf_infer.verify.table import format_report
 
     progress = Progress(quiet=arguments.json)
-    tolerance = tolerance_of(arguments)
-    texts = read_texts(arguments.texts) if arguments.texts else ()
     name = arguments.name or arguments.base_dir.resolve().name
+    texts = read_texts(arguments.texts) if arguments.texts else ()
     progress(f"reading {arguments.model_dir}")
     task = load(arguments.model_dir)
-    progress("running golden samples op by op")
-    golden = make_golden(task, texts, max_rows=arguments.max_rows)
-    reports: list[Report] = []
-    check = export_check(task, name, golden, tolerance, xla=not arguments.no_xla,
-                         server=not arguments.no_server, progress=progress)
-
-    def recorded(folder: Path) -> Report:
-        reports.append(check(folder))
-        return reports[0]
-
     try:
-        folder = save(task, arguments.base_dir, name=name, check=recorded, golden=golden,
-                      version=arguments.version, warmup_text=sample_text(texts), progress=progress)
+        folder, report = export_task(
+            task, arguments.base_dir, name=name, texts=texts, tolerance=tolerance_of(arguments),
+            xla=not arguments.no_xla, server=not arguments.no_server, version=arguments.version,
+            max_rows=arguments.max_rows, progress=progress)
     except VerificationError as error:
         _print(arguments, error.report, None)
         print(f"tf-infer export: {error} Nothing was written.", file=sys.stderr)
         return 1
     removed = prune(arguments.base_dir, keep=arguments.keep) if arguments.keep else ()
     if arguments.json:
-        _print(arguments, reports[0], folder)
+        _print(arguments, report, folder)
         return 0
-    print(format_report(reports[0]))
-    print(f"\n{folder}: {len(golden)} golden samples, in {progress.seconds():.0f} s.")
+    print(format_report(report))
+    samples = max(path.samples for path in report.paths)
+    print(f"\n{folder}: {samples} golden samples, in {progress.seconds():.0f} s.")
     if removed:
         print(f"removed the versions {', '.join(map(str, removed))}")
     print(f"next: tf-infer serve --model_name={name} --model_base_path={folder.resolve().parent}")
@@ -101,19 +90,3 @@ def _print(arguments: argparse.Namespace, report: object, folder: Path | None) -
                           "report": to_json(report)}, indent=2))
     else:
         print(format_report(report))
-
-
-class Progress:
-    """Says on standard error what happens next, with the seconds since the start."""
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._started_s = time.monotonic()
-        self._quiet = quiet
-
-    def __call__(self, line: str) -> None:
-        if not self._quiet:
-            print(f"[{self.seconds():6.1f} s] {line}", file=sys.stderr, flush=True)
-
-    def seconds(self) -> float:
-        """Return the seconds since the start."""
-        return time.monotonic() - self._started_s

@@ -1,12 +1,14 @@
 """What `verify`, `export` and `quickstart` share: golden samples of a task, and what proves it.
 
-Stages do not import each other; here they are put in a row.
+Stages do not import each other; here they are put in a row. `export_task` is the whole row.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +139,49 @@ class ServedPredictor:
         self._folder.cleanup()
 
 
+def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes] = (),
+                tolerance: Tolerance | None = None, xla: bool = True, server: bool = True,
+                version: int | None = None, max_rows: int | None = None,
+                progress: Callable[[str], None] = lambda line: None) -> tuple[Path, Report]:
+    """Prove a task on every path and write it as a version of its model, or write nothing.
+
+    Args:
+        task: what to export; run op by op it is the reference.
+        base_dir: of the model; the version becomes `base_dir/<version>`.
+        name: of the model.
+        texts: to choose golden samples and warm-up requests from; may be empty.
+        tolerance: what counts as equal; None takes the default of `verify.parity`.
+        xla, server: whether the paths "xla" and "grpc" are compared too; they take longest.
+        version: number; None takes the next.
+        max_rows: largest batch of a golden sample; None takes that of the grid.
+        progress: is told what happens next.
+
+    Returns:
+        folder: the version directory.
+        report: of all paths; it passed.
+
+    Raises:
+        VerificationError: a path differs; carries the report.
+        ExportError: see `export.saved_model.save`.
+    """
+    from tf_infer.export.saved_model import save
+    from tf_infer.verify.parity import Tolerance as Bounds
+
+    progress("running golden samples op by op")
+    golden = make_golden(task, texts, max_rows=max_rows)
+    check = export_check(task, name, golden, tolerance or Bounds(), xla=xla, server=server,
+                         progress=progress)
+    reports: list[Report] = []
+
+    def recorded(folder: Path) -> Report:
+        reports.append(check(folder))
+        return reports[0]
+
+    folder = save(task, base_dir, name=name, check=recorded, golden=golden, version=version,
+                  warmup_text=sample_text(texts), progress=progress)
+    return folder, reports[0]
+
+
 def export_check(task: Task, name: str, golden: Sequence[Sample], tolerance: Tolerance, *,
                  xla: bool = True, server: bool = True, progress: Callable[[str], None]
                  ) -> Callable[[Path], Report]:
@@ -195,3 +240,19 @@ def tolerance_of(arguments: Any) -> Tolerance:
 
     given = {name: getattr(arguments, name) for name in ("atol", "rtol")}
     return Tolerance(**{name: value for name, value in given.items() if value is not None})
+
+
+class Progress:
+    """Says on standard error what happens next, with the seconds since the start."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._started_s = time.monotonic()
+        self._quiet = quiet
+
+    def __call__(self, line: str) -> None:
+        if not self._quiet:
+            print(f"[{self.seconds():6.1f} s] {line}", file=sys.stderr, flush=True)
+
+    def seconds(self) -> float:
+        """Return the seconds since the start."""
+        return time.monotonic() - self._started_s

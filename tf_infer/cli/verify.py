@@ -54,8 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare and print; return 0 when all paths agree, else 1."""
-    from tf_infer.cli.export import Progress
-    from tf_infer.cli.proof import tolerance_of
+    from tf_infer.cli.proof import Progress, tolerance_of
     from tf_infer.config import to_json
     from tf_infer.errors import VerificationError
     from tf_infer.verify.table import format_report
