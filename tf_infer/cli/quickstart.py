@@ -192,17 +192,13 @@ def _check_quality(accuracy: float) -> None:
 
 def _export(task: Task, output: Path, name: str, texts: Sequence[str]) -> Path:
     """Verify the task on every path and write it as the next version of its model."""
-    from tf_infer.cli.proof import export_check, make_golden, sample_text
-    from tf_infer.export.saved_model import save
-    from tf_infer.verify.parity import Tolerance
+    from tf_infer.cli.proof import export_task
 
     _step(3 if name == INTENTS else 5, f"verify and export {name}")
-    encoded = [text.encode() for text in texts]
-    golden = make_golden(task, encoded)
-    check = export_check(task, name, golden, Tolerance(), xla=False, server=False,
-                         progress=_say_indented)
-    folder = save(task, output / name, name=name, check=check, golden=golden,
-                  warmup_text=sample_text(encoded), progress=_say_indented)
+    folder, report = export_task(task, output / name, name=name, xla=False, server=False,
+                                 texts=[text.encode() for text in texts], progress=_say_indented)
+    proven = ", ".join(path.path for path in report.paths if path.passed)
+    _say(f"  equal to the model run op by op: {proven}")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     _say(f"  {folder}: {size / 1e6:.1f} MB")
     return folder
