@@ -38,7 +38,7 @@ from tf_infer.config import (
 )
 from tf_infer.tasks.base import Task
 from tf_infer.tasks.build import build, from_checkpoint
-from tf_infer.text.wordpiece_learning import learn_wordpiece
+from tf_infer.text.learning import learn_wordpiece
 from tf_infer.train.data import Example, class_names, read
 from tf_infer.train.loop import evaluate, fit
 

@@ -228,15 +228,12 @@ def _learn(arguments: argparse.Namespace, folder: Path) -> CodecConfig:
         return BytesConfig()
     check(arguments.texts is not None, "--texts", f"a file to learn {kind} from", None)
     texts = list(_texts(arguments.texts))
+    from tf_infer.text import learning
+
     if kind == "wordpiece":
-        from tf_infer.text.wordpiece_learning import learn_wordpiece
-
-        codec = WordPieceConfig()
-        learn_wordpiece(texts, folder, vocab_size=arguments.vocab_size, config=codec)
-        return codec
-    from tf_infer.text.learning import learn_sentencepiece
-
-    learn_sentencepiece(texts, folder, vocab_size=arguments.vocab_size)
+        learning.learn_wordpiece(texts, folder, vocab_size=arguments.vocab_size)
+        return WordPieceConfig()
+    learning.learn_sentencepiece(texts, folder, vocab_size=arguments.vocab_size)
     return SentencePieceConfig()
 
 

@@ -1,16 +1,30 @@
-"""Learn a SentencePiece model from texts, for decoders that are trained from nothing."""
+"""Learn a tokenizer's files from texts, for networks that are trained from nothing."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import tensorflow as tf
+from tensorflow_text.tools.wordpiece_vocab import wordpiece_tokenizer_learner_lib as learner
+
+from tf_infer.config import WordPieceConfig, check
 from tf_infer.errors import BackendMissing, DataError
+from tf_infer.text.normalize import Normalizer
+from tf_infer.text.unicode import facts
+from tf_infer.text.vocabulary import stands_alone, steps
 
 MODEL_FILE = "tokenizer.model"
+VOCABULARY_FILE = "vocab.txt"
 SPECIAL_IDS = 256 + 4  # a piece for every byte; pad, unknown, start, end
 SPACE = " \u2581"
+NORMALIZE_ROWS = 1_000
 
 
 def learn_sentencepiece(texts: Iterable[str], folder: Path, *, vocab_size: int) -> Path:
@@ -56,3 +70,69 @@ def learn_sentencepiece(texts: Iterable[str], folder: Path, *, vocab_size: int) 
     path = folder / MODEL_FILE
     path.write_bytes(model.getvalue())
     return path
+
+
+def learn_wordpiece(texts: Iterable[str], folder: Path, *, vocab_size: int,
+                    config: WordPieceConfig | None = None) -> Path:
+    """Learn a WordPiece vocabulary and write it as `vocab.txt`.
+
+    Args:
+        texts: what the network will read; the order does not matter.
+        folder: where the file goes; made when it does not exist.
+        vocab_size: most tokens, special ones included; fewer where the texts do not hold as many.
+        config: how words are normalised and split, and the special tokens; None takes the defaults.
+
+    Returns:
+        The path of the file: special tokens, words of one character, pieces, one token a line.
+
+    Raises:
+        DataError: no text holds a word.
+        ConfigError: `vocab_size` leaves no room beside the special tokens.
+
+    Source: the learner of TensorFlow Text (tensorflow_text.tools.wordpiece_vocab), over words that
+    are cut and normalised as `WordPieceCodec` does it.
+    """
+    config = config or WordPieceConfig()
+    tokens = _learn_tokens(texts, vocab_size, config)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / VOCABULARY_FILE
+    path.write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8", newline="\n")
+    return path
+
+
+def _learn_tokens(texts: Iterable[str], size: int, config: WordPieceConfig) -> list[str]:
+    named = (config.pad_token, config.unknown_token, config.start_token, config.end_token)
+    reserved = list(dict.fromkeys([token for token in (
+        *named, *(token.text for token in config.added_tokens)) if token]))
+    check(size > len(reserved) + 1, "vocab_size", f"more than {len(reserved) + 1}", size)
+    counts = Counter(word for word in _words(texts, config) if len(word) <= config.max_word_chars)
+    if not counts:
+        raise DataError("texts: expected at least one word, got none. Check the training file.")
+    known = facts()
+    # Punctuation and Chinese characters are words by themselves and never part of a longer piece.
+    alone = {word: count for word, count in counts.items()
+             if stands_alone(ord(word[0]), known, config.split_chinese)}
+    single = sorted(alone, key=lambda word: (-alone[word], word))[:size // 2]
+    longer = [(word, count) for word, count in counts.items() if word not in alone]
+    reserved += [word for word in single if word not in reserved]
+    if not longer:
+        return reserved[:size]
+    # Other characters take two tokens, alone and inside words; half of the room is for pieces.
+    learned: list[str] = learner.learn(
+        longer, size, reserved, lower_thresh=1, upper_thresh=max(counts.values()),
+        max_unique_chars=max(1, (size - len(reserved)) // 4), joiner=config.prefix)
+    return learned[:size]
+
+
+def _words(texts: Iterable[str], config: WordPieceConfig) -> Iterator[str]:
+    """Normalise texts and cut them into words, some rows at a time."""
+    normalizer = Normalizer(replace(steps(config), space_chinese=True))
+    known = facts()
+    punctuation = "".join(re.escape(chr(code)) for code in np.flatnonzero(known.punctuation))
+    space = "".join(re.escape(chr(code)) for code in np.flatnonzero(known.space))
+    word = re.compile(f"[{punctuation}]|[^{punctuation}{space}]+")
+    remaining = iter(texts)
+    while batch := list(itertools.islice(remaining, NORMALIZE_ROWS)):
+        for text in normalizer(tf.constant(batch), offsets=False).texts.numpy():
+            yield from word.findall(text.decode("utf-8"))
