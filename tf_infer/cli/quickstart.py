@@ -108,7 +108,7 @@ def _models(scratch: Path) -> Iterator[tuple[str, Task, list[str]]]:
     yield INTENTS, classifier, [m.text for m in messages]
 
     _step(4, f"train the decoder {WRITER}")
-    dialogues = _dialogues(messages)
+    dialogues = _dialogues()
     pieces = learn_sentencepiece([d.text for d in dialogues], scratch / "pieces",
                                  vocab_size=3 * PIECES)
     writer = _writer(pieces.parent)
@@ -152,7 +152,7 @@ def _train_config(*, epochs: int, learning_rate: float, average: float | None = 
                               block_tokens=TOKENS[-1] + REPLY_TOKENS)
 
 
-def _dialogues(messages: Sequence[Any]) -> list[Any]:
+def _dialogues() -> list[Any]:
     """Put a fitting reply behind every message: same intent, same language."""
     from tf_infer.train.data import Example
 

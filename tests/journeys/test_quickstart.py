@@ -1,0 +1,87 @@
+"""`tf-infer quickstart` as a user runs it: to its end, and stopped at any time."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tf_infer.cli import main, quickstart
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "tf_infer", "quickstart", "--output", str(folder / "models"),
+            *more]
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Return the command lines of processes that mention `folder`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if str(folder) in line:
+                found.append(line)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_it_trains_exports_serves_and_answers(tmp_path: Path) -> None:
+    ran = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=800)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    accuracy = re.search(r"accuracy on the 169 test messages: ([\d.]+)%", ran.stdout)
+    assert accuracy is not None
+    assert float(accuracy[1]) > 75
+    for label in ("delivery_status", "login_problem", "product_defect", "refund", "invoice"):
+        assert re.search(rf"^    {label} \(0\.\d\d\): \S", ran.stdout, re.MULTILINE)
+    for name in (quickstart.INTENTS, quickstart.WRITER):
+        assert (tmp_path / "models" / name / "1" / "saved_model.pb").is_file()
+    assert "what to type next" in ran.stdout
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("moment", ["importing", "train the classifier", "verify and export"])
+def test_ctrl_c_ends_it_at_once_and_leaves_nothing_half_written(
+        moment: str, tmp_path: Path) -> None:
+    process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    assert process.stdout is not None
+    for line in process.stdout:
+        if moment in line:
+            break
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors[-2000:]
+    assert "quickstart: interrupted" in errors
+    assert "Traceback" not in errors
+    models = tmp_path / "models"
+    left = [path.name for path in models.glob("*/*")] if models.exists() else []
+    assert [name for name in left if name not in (".last_version", ".lock")] == []
+
+
+def test_a_port_out_of_range_is_refused_before_anything_is_done(
+        capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["quickstart", "--port", "70000"]) == 1
+    assert "--port: expected 0 to 65535, got 70000" in capsys.readouterr().err
+
+
+def test_every_message_has_a_reply_of_its_intent_and_language() -> None:
+    messages, replies = quickstart._rows("train"), quickstart._rows("replies")
+    known = {row["text"]: (row["label"], row["language"]) for row in replies}
+    for row, dialogue in zip(messages, quickstart._dialogues()):
+        prompt, reply = dialogue.text.split(" => ")
+        assert prompt == f"{row['label']}: {row['text']}"
+        assert known[reply] == (row["label"], row["language"])
