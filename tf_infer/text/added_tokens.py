@@ -15,6 +15,7 @@ import tensorflow_text as tf_text
 
 from tf_infer.config import AddedToken, check
 from tf_infer.text.contracts import Tokens
+from tf_infer.text.rows import row_ids
 from tf_infer.text.unicode import facts, re2_class
 from tf_infer.text.utf8 import repair, to_source
 
@@ -80,7 +81,7 @@ class AddedTokens(tf.Module):
 
         def shifted(values: tf.RaggedTensor) -> tf.RaggedTensor:
             return values.with_values(
-                values.values + tf.gather(pieces.starts, values.value_rowids()))
+                values.values + tf.gather(pieces.starts, row_ids(values.row_splits)))
 
         if tokens.starts is None or tokens.ends is None:
             return Tokens(tf.cond(pieces.found, lambda: rows(tokens.ids, pieces.ids),
@@ -145,7 +146,7 @@ class _Finder(tf.Module):
     def _cut(self, pieces: Pieces) -> Pieces:
         texts = tf.where(pieces.ids < 0, pieces.texts, _FOUND)                     # [S]
         parts = tf_text.regex_split(_escape(texts), self._pattern, self._pattern)  # [S, (q)]
-        rows = parts.value_rowids()                                                # [N]
+        rows = row_ids(parts.row_splits)                                           # [N]
         texts = _unescape(parts.values)
         which = tf.cast(self._table.lookup(texts), tf.int32)
         which = tf.where(tf.gather(pieces.ids, rows) < 0, which, -1)

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tf_infer.config import BytesConfig
 from tf_infer.text.contracts import Tokens
+from tf_infer.text.rows import row_ids
 
 FIRST = 3  # pad 0, start 1, end 2
 
@@ -30,7 +31,7 @@ class BytesCodec(tf.Module):
             tf.cast(tf.strings.length(texts), tf.int64), validate=False)
         if not offsets:
             return Tokens(ids, None, None)
-        begin = tf.gather(ids.row_splits, ids.value_rowids())
+        begin = tf.gather(ids.row_splits, row_ids(ids.row_splits))
         starts = tf.cast(tf.range(tf.size(data, tf.int64)) - begin, tf.int32)     # [N]
         return Tokens(ids, ids.with_values(starts), ids.with_values(starts + 1))
 

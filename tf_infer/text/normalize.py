@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tf_infer.text.rows import row_ids, spread
 from tf_infer.text.unicode import POINTS, Facts, facts
 from tf_infer.text.utf8 import REPLACEMENT, code_widths, decode_with_ends
 
@@ -124,7 +125,7 @@ class Normalizer(tf.Module):
         several = chars.values <= _SEVERAL
         count = tf.where(several, tf.gather(self._first, which + 1) - tf.gather(self._first, which),
                          1)
-        index, inside = _repeat(count)
+        index, inside = spread(count)
         place = tf.gather(tf.gather(self._first, which), index) + inside
         several = tf.gather(several, index)
         values = tf.where(several, tf.gather(self._several, tf.where(several, place, 0)),
@@ -143,8 +144,7 @@ class Normalizer(tf.Module):
 
         def shortened() -> tuple[tf.Tensor, ...]:
             alone = chars.values & 1 > 0
-            rows = tf.RaggedTensor.from_row_splits(
-                chars.values, chars.splits, validate=False).value_rowids()
+            rows = row_ids(chars.splits)
             fresh = alone | tf.concat(
                 [[True], alone[:-1] | (rows[1:] != rows[:-1])], axis=0)
             word = tf.cumsum(tf.cast(fresh, tf.int32)) - 1
@@ -313,11 +313,11 @@ class _MarkOrder(tf.Module):
         which = self._which(codes)
         first = tf.gather(self._first, which)
         count = tf.gather(self._first, which + 1) - first
-        index, inside = _repeat(count)
+        index, inside = spread(count)
         parts = tf.gather(self._parts, tf.gather(first, index) + inside)
         codes = tf.where(tf.gather(which, index) > 0, parts, tf.gather(codes, index))
         splits = _moved(chars.splits, count)
-        rows = tf.RaggedTensor.from_row_splits(codes, splits, validate=False).value_rowids()
+        rows = row_ids(splits)
         group = tf.cast(tf.gather(self._combining, codes), tf.int64)
         fresh = (group == 0) | tf.concat([[True], rows[1:] != rows[:-1]], axis=0)
         run = tf.cumsum(tf.cast(fresh, tf.int64))
@@ -340,12 +340,6 @@ def _moved(splits: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.gather(total, splits), tf.int64)
 
 
-def _repeat(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return, for each of sum(count) places, which item it is of and its number in it."""
-    index = tf.repeat(tf.range(tf.size(count)), count)
-    return index, tf.range(tf.size(index)) - tf.gather(tf.cumsum(count, exclusive=True), index)
-
-
 def _write(chars: _Chars, starts: tf.Tensor | None, ends: tf.Tensor | None) -> Normal:
     codes = tf.bitwise.right_shift(chars.values, 1)
     ragged = tf.RaggedTensor.from_row_splits(codes, chars.splits, validate=False)
@@ -354,5 +348,6 @@ def _write(chars: _Chars, starts: tf.Tensor | None, ends: tf.Tensor | None) -> N
         return Normal(texts, None, None)
     widths = code_widths(codes)
     splits = _moved(chars.splits, widths)
+    index, _ = spread(widths)
     return Normal(texts, *(tf.RaggedTensor.from_row_splits(
-        tf.repeat(values, widths), splits, validate=False) for values in (starts, ends)))
+        tf.gather(values, index), splits, validate=False) for values in (starts, ends)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf_infer.text.contracts import Tokens
+from tf_infer.text.rows import row_ids
 
 
 def through(tokens: Tokens, starts: tf.RaggedTensor, ends: tf.RaggedTensor) -> Tokens:
@@ -16,7 +17,7 @@ def through(tokens: Tokens, starts: tf.RaggedTensor, ends: tf.RaggedTensor) -> T
             character; a row without values was not changed.
     """
     assert tokens.starts is not None and tokens.ends is not None
-    rows = tokens.starts.value_rowids()                                            # [N]
+    rows = row_ids(tokens.starts.row_splits)                                       # [N]
     first = tf.gather(starts.row_splits, rows)
     changed = tf.gather(starts.row_splits, rows + 1) > first
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tf_infer.config import PackingConfig, ShapeGrid
 from tf_infer.errors import ConfigError
 from tf_infer.text.contracts import TextCodec, TokenBatch, Tokens
+from tf_infer.text.rows import spread
 
 
 def pack(tokens: Tokens, codec: TextCodec, config: PackingConfig, grid: ShapeGrid, *,
@@ -101,8 +102,7 @@ def windows(tokens: Tokens, *, size: int, overlap: int) -> tuple[Tokens, tf.Tens
     step = size - overlap
     lengths = _lengths(tokens)                                                     # [B]
     counts = 1 + tf.maximum(0, -((size - lengths) // step))                        # [B]
-    row = tf.repeat(tf.range(tf.size(lengths)), counts)                            # [W]
-    number = tf.range(tf.size(row)) - tf.gather(tf.cumsum(counts, exclusive=True), row)
+    row, number = spread(counts)                                                   # [W], [W]
     begin = number * step                                                          # [W]
     count = tf.minimum(size, tf.gather(lengths, row) - begin)                      # [W]
     first = tf.cast(tf.gather(tokens.ids.row_splits, row), tf.int32) + begin       # [W]

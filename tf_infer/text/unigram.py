@@ -26,7 +26,7 @@ from tf_infer.text.pieces import (
     maps_to_space,
     no_rules,
 )
-from tf_infer.text.rows import row_ids
+from tf_infer.text.rows import row_ids, spread
 
 _SKIPPED = (PieceKind.CONTROL, PieceKind.BYTE, PieceKind.UNUSED)
 
@@ -119,8 +119,7 @@ class Unigram(tf.Module):
         """Put the bytes of unknown characters in their place."""
         counts = tf.where(unknown, end - begin + 1, 1)                         # [t]
         total = tf.concat([tf.zeros([1], tf.int64), tf.cumsum(counts)], axis=0)
-        source = row_ids(total)                                                # [n]
-        inside = tf.range(tf.size(source, tf.int64)) - tf.gather(total, source)
+        source, inside = spread(counts)                                        # [n], [n]
         slot = tf.gather(begin, source) + inside
         spelled = tf.gather(unknown, source)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tf_infer.text.contracts import Tokens
+from tf_infer.text.rows import row_ids, spread
 
 # RE2 compiles the two ranges to the byte sequences of well-formed UTF-8 and to no other.
 _WELL_FORMED = r"[\x{0}-\x{d7ff}\x{e000}-\x{10ffff}]*"
@@ -61,7 +62,7 @@ def to_source(tokens: Tokens, repaired: Repaired) -> Tokens:
     if tokens.starts is None or tokens.ends is None or repaired.origins is None:
         return tokens
     origins = repaired.origins
-    first = tf.gather(origins.row_splits, tokens.starts.value_rowids())
+    first = tf.gather(origins.row_splits, row_ids(tokens.starts.row_splits))
 
     def mapped(positions: tf.Tensor) -> tf.Tensor:
         return tf.cond(
@@ -77,7 +78,7 @@ def decode_with_ends(texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.Tensor, tf.T
     """Return code points [B, (c)] int32 of any bytes, and the bytes of each: [N], [N] int32."""
     codes, begin = tf.strings.unicode_decode_with_offsets(
         texts, "UTF-8", errors="replace", replacement_char=REPLACEMENT)
-    starts, rows = tf.cast(begin.values, tf.int32), begin.value_rowids()
+    starts, rows = tf.cast(begin.values, tf.int32), row_ids(begin.row_splits)
     following = tf.concat([starts[1:], [0]], axis=0)[:tf.size(starts)]
     same_row = tf.concat([rows[1:] == rows[:-1], [False]], axis=0)[:tf.size(starts)]
     ends = tf.where(same_row, following, tf.gather(tf.strings.length(texts), rows))
@@ -100,9 +101,7 @@ def _origins(texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     widths = tf.concat([codes.with_values(code_widths(codes.values)),
                         tf.ones([rows, 1], tf.int32)], axis=1)        # [B, (c + 1)]
     stops = tf.concat([starts[:, 1:], ends], axis=1)                  # [B, (c + 1)]
-    index = tf.repeat(tf.range(tf.size(widths.values)), widths.values)
-    begin = tf.cumsum(widths.values, exclusive=True)
-    inside = tf.range(tf.size(index)) - tf.gather(begin, index)
+    index, inside = spread(widths.values)
     values = tf.minimum(tf.gather(tf.cast(starts.values, tf.int32), index) + inside,
                         tf.gather(tf.cast(stops.values, tf.int32), index))
     total = tf.concat([[0], tf.cumsum(widths.values)], axis=0)        # [N + 1]
