@@ -33,6 +33,7 @@ class Slow(fakes.EchoServable):
         time.sleep(len(inputs["text"]) - 1)  # seconds: rows - 1
         return super().run(signature, inputs, outputs=outputs, timeout_s=timeout_s)
 app.run = lambda config: run(config, load=lambda path: (Slow(), app.LoadTimes()))
+serve.require_models, serve.load_tensorflow = lambda command: None, lambda: None
 from tf_infer.cli.main import main
 sys.exit(main(["serve", *sys.argv[1:]]))
 """

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 
-from tf_infer.errors import BackendMissing, TfInferError
+from tf_infer.cli.backend import NEEDS, load_tensorflow, require_models
+from tf_infer.errors import TfInferError
 
 # name -> what it does, in the order of a model's and then a request's life. The module
 # tf_infer.cli.<name> has `configure(parser)` and `run(arguments) -> int`, and may import nothing
@@ -25,9 +25,8 @@ COMMANDS: dict[str, str] = {
     "inspect": "show what a version directory or a server's model takes and gives",
 }
 
-# commands that import TensorFlow, and the extra that brings what they need
-NEEDS: dict[str, str] = {"quickstart": "server", "build": "models", "train": "models",
-                         "verify": "models", "export": "models", "serve": "server"}
+# commands that can do some of their work without TensorFlow, and load it themselves for the rest
+ASK_THEMSELVES = ("serve",)
 
 EPILOG = """examples:
   tf-infer quickstart
@@ -51,27 +50,6 @@ def _versions() -> str:
         except metadata.PackageNotFoundError:
             lines.append(f"{name} not installed")
     return "\n".join(lines)
-
-
-def require_models(command: str, *, python: tuple[int, int] = sys.version_info[:2]) -> None:
-    """Raise BackendMissing, naming the fix, when `command` needs TensorFlow and it is not there.
-
-    Args:
-        command: name of the command.
-        python: version of the interpreter.
-    """
-    extra = NEEDS.get(command)
-    if extra is None:
-        return
-    if python < (3, 11):
-        raise BackendMissing(
-            f"python: expected 3.11 to 3.13 for {command!r} (keras-hub needs 3.11), got "
-            f"{python[0]}.{python[1]}. Use a newer Python; the client runs on 3.10 as well.")
-    missing = [name for name in ("tensorflow", "tensorflow_text", "keras_hub")
-               if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BackendMissing(f"{command!r} needs {', '.join(missing)}, not installed here. "
-                             f"Run: pip install 'tf_infer[{extra}]'")
 
 
 class _VersionAction(argparse.Action):
@@ -109,8 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     called = next((word for word in argv if not word.startswith("-")), "")
     arguments = build_parser(only=called).parse_args(argv)
     try:
-        require_models(arguments.command)
         command = importlib.import_module(f"tf_infer.cli.{arguments.command}")
+        if arguments.command in NEEDS and arguments.command not in ASK_THEMSELVES:
+            require_models(arguments.command)
+            load_tensorflow()
         code: int = command.run(arguments)
         return code
     except TfInferError as error:

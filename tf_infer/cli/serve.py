@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tf_infer.cli.backend import load_tensorflow, require_models
 from tf_infer.errors import TfInferError
 
 
@@ -20,7 +20,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until the process is told to end; see `tf_infer.server.app.run` for the exit codes."""
+    """Serve until the process is told to end; see `tf_infer.server.app.run` for the exit codes.
+
+    Help, versions, wrong flags and --write_tf_serving_config need no TensorFlow.
+    """
     from tf_infer.server import app, flags
 
     try:
@@ -47,9 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     except TfInferError as error:
         print(app.failure(error), flush=True)
         return app.START_FAILED
+    require_models("serve")
     _log_to_stderr(verbose=values["verbose"])
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes about this machine
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    load_tensorflow()
     return app.run(config)
 
 
