@@ -75,7 +75,7 @@ def test_learned_words_are_found_again_by_the_codec(tmp_path: Path) -> None:
 
 def test_words_are_normalised_and_no_token_is_useless(tmp_path: Path) -> None:
     texts = ["Café CAFÉ, 中文中文! naïve?"] * 3
-    tokens = learned(texts, tmp_path, 60)
+    tokens = learned(texts, tmp_path, 80)
     assert "cafe" in tokens and "中" in tokens and "!" in tokens
     assert not {"##!", "##中", "中文", "é", "C"} & set(tokens)
     cased = WordPieceConfig(lowercase=False, strip_accents=False)
@@ -87,3 +87,7 @@ def test_wordpiece_faults_are_named(tmp_path: Path) -> None:
         learn_wordpiece(["", " \x00"], tmp_path, vocab_size=100)
     with pytest.raises(ConfigError, match="vocab_size: expected more than 5"):
         learn_wordpiece(["a"], tmp_path, vocab_size=3)
+    with pytest.raises(DataError, match="at least 108 for the 26 characters") as caught:
+        learn_wordpiece(["the quick brown fox jumps over the lazy dog"], tmp_path, vocab_size=40)
+    assert "quick" not in str(caught.value)
+    assert "quick" in learned(["the quick brown fox jumps over the lazy dog"], tmp_path, 108)

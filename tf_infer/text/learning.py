@@ -6,7 +6,7 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ VOCABULARY_FILE = "vocab.txt"
 SPECIAL_IDS = 256 + 4  # a piece for every byte; pad, unknown, start, end
 SPACE = " \u2581"
 NORMALIZE_ROWS = 1_000
+LEAST_KEPT_SHARE = 0.95  # of running words that a learned vocabulary must be able to spell
 
 
 def learn_sentencepiece(texts: Iterable[str], folder: Path, *, vocab_size: int) -> Path:
@@ -86,7 +87,7 @@ def learn_wordpiece(texts: Iterable[str], folder: Path, *, vocab_size: int,
         The path of the file: special tokens, words of one character, pieces, one token a line.
 
     Raises:
-        DataError: no text holds a word.
+        DataError: no text holds a word, or `vocab_size` is too small for the texts' characters.
         ConfigError: `vocab_size` leaves no room beside the special tokens.
 
     Source: the learner of TensorFlow Text (tensorflow_text.tools.wordpiece_vocab), over words that
@@ -119,10 +120,26 @@ def _learn_tokens(texts: Iterable[str], size: int, config: WordPieceConfig) -> l
     if not longer:
         return reserved[:size]
     # Other characters take two tokens, alone and inside words; half of the room is for pieces.
+    kept_chars = max(1, (size - len(reserved)) // 4)
+    _check_room(longer, kept_chars, size, len(reserved))
     learned: list[str] = learner.learn(
         longer, size, reserved, lower_thresh=1, upper_thresh=max(counts.values()),
-        max_unique_chars=max(1, (size - len(reserved)) // 4), joiner=config.prefix)
+        max_unique_chars=kept_chars, joiner=config.prefix)
     return learned[:size]
+
+
+def _check_room(words: Sequence[tuple[str, int]], kept_chars: int, size: int, reserved: int
+                ) -> None:
+    """Raise DataError when the learner, which drops words with rare characters, drops many."""
+    chars: Counter[str] = Counter()
+    for word, count in words:
+        for char in word:
+            chars[char] += count
+    kept = {char for char, _ in chars.most_common(kept_chars)}
+    kept_words = sum(count for word, count in words if kept.issuperset(word))
+    if kept_words < LEAST_KEPT_SHARE * sum(count for _, count in words):
+        raise DataError(f"vocab_size: expected at least {reserved + 4 * len(chars)} for the "
+                        f"{len(chars)} characters of these texts, got {size}.")
 
 
 def _words(texts: Iterable[str], config: WordPieceConfig) -> Iterator[str]:
