@@ -31,12 +31,14 @@ def test_a_classifier_from_nothing_takes_classes_and_words_from_a_file(
         rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "models" / "intents"
     code = main.main(["build", "--task", "classifier", "--labels-from", str(rows), "--texts",
-                      str(rows), "--vocab-size", "30", "--network", "embedding_bag",
+                      str(rows), "--vocab-size", "120", "--network", "embedding_bag",
                       "--output", str(output), "--json"])
     told = json.loads(capsys.readouterr().out)
     assert code == 0
     assert told["classes"] == ["parcel", "refund"]
-    assert (told["name"], told["codec"], told["vocab_size"]) == ("intents", "wordpiece", 30)
+    assert (told["name"], told["codec"]) == ("intents", "wordpiece")
+    words = (output / "tokenizer" / "vocab.txt").read_text().splitlines()
+    assert told["vocab_size"] == len(words) <= 120 and "parcel" in words
     assert {path.name for path in output.iterdir()} == {
         "task.json", "weights.safetensors", "tokenizer"}
     # The same again from its configuration, with its tokenizer.
@@ -59,6 +61,19 @@ def test_a_decoder_of_bytes_needs_no_file(
                       "--output", str(output)]) == 0
     assert "bytes codec of 259 ids" in capsys.readouterr().out
     assert json.loads((output / "task.json").read_text())["grid"]["tokens"] == [16, 32, 48]
+
+
+def test_a_decoder_learns_its_pieces_from_texts(
+        rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sentencepiece")
+    words = ["build", "--task", "causal_lm", "--texts", str(rows), "--max-tokens", "16", "--json"]
+    output = tmp_path / "writer"
+    assert main.main([*words, "--vocab-size", "300", "--output", str(output)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["codec"] == "sentencepiece" and 280 < told["vocab_size"] <= 300
+    assert [path.name for path in (output / "tokenizer").iterdir()] == ["tokenizer.model"]
+    assert main.main([*words, "--vocab-size", "99", "--output", str(tmp_path / "small")]) == 1
+    assert "vocab_size: expected at least 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "expected"), [

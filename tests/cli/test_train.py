@@ -73,6 +73,26 @@ def test_train_and_evaluate_print_json(rows: Path, trained: bytes, tmp_path: Pat
     assert "parcel: precision" in capsys.readouterr().out
 
 
+def test_pairs_are_built_trained_and_evaluated(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Only both texts together tell the label: whether they are the same.
+    kinds = ("parcel", "refund")
+    path = tmp_path / "pairs.csv"
+    path.write_text("text,text_pair,label\n" + "".join(
+        f"{one},{other},{'same' if one == other else 'other'}\n"
+        for one in kinds for other in kinds for _ in range(16)))
+    model_dir = tmp_path / "pairs"
+    assert main.main(["build", "--task", "classifier", "--pair", "--labels-from", str(path),
+                      "--texts", str(path), "--vocab-size", "100", "--network",
+                      "conv", "--max-tokens", "16", "--output", str(model_dir)]) == 0
+    assert json.loads((model_dir / "task.json").read_text())["pair"] is True
+    capsys.readouterr()
+    assert main.main(["train", str(model_dir), "--data", str(path), "--test", str(path),
+                      "--run-dir", str(tmp_path / "run"), "--json", "--quiet", "--epochs", "8",
+                      "--validation-fraction", "0", "--learning-rate", "0.01"]) == 0
+    assert json.loads(capsys.readouterr().out)["test"]["accuracy"] == 1.0
+
+
 def test_ctrl_c_says_how_to_go_on_and_resume_gives_the_same(
         rows: Path, trained: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, run_dir = model(tmp_path), tmp_path / "run"
@@ -110,6 +130,17 @@ def test_a_killed_process_resumes_to_the_same(rows: Path, trained: bytes, tmp_pa
     process.wait()
     subprocess.run([*words, "--resume"], check=True)
     assert (path / "weights.safetensors").read_bytes() == trained
+
+
+def test_a_cut_model_is_named(rows: Path, tmp_path: Path,
+                              capsys: pytest.CaptureFixture[str]) -> None:
+    path = model(tmp_path)
+    weights = path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert main.main(["train", str(path), "--data", str(rows), "--run-dir",
+                      str(tmp_path / "run")]) == 1
+    assert f"{weights}: cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("words", "expected"), [

@@ -107,12 +107,19 @@ def test_nothing_at_the_path_is_said(tmp_path: Path) -> None:
         from_checkpoint(tmp_path / "nowhere")
 
 
-def test_our_own_directory_takes_no_changes(checkpoint: Path, tmp_path: Path) -> None:
+def test_our_own_directory_takes_a_name_alone(checkpoint: Path, tmp_path: Path) -> None:
     save(from_checkpoint(checkpoint), tmp_path / "model")
-    with pytest.raises(ConfigError, match="changes: expected none for a model directory"):
-        from_checkpoint(tmp_path / "model", {"pair": True})
+    own = tmp_path / "model"
+    with pytest.raises(ConfigError, match=r"changes: expected no more than a name.*\['pair'\]"):
+        from_checkpoint(own, {"pair": True})
+    with pytest.raises(ConfigError, match=r"expected no more than a name.*max_tokens=9"):
+        from_checkpoint(own, max_tokens=9)
+    with pytest.raises(ConfigError, match="kind: expected 'classifier', since that is what task"):
+        from_checkpoint(own, {"kind": "causal_lm"})
+    assert from_checkpoint(own, {"kind": "classifier", "name": "x"}).config.name == "x"
 
 
+@pytest.mark.slow
 def test_stories260k_tells_its_golden_story_from_text_to_text(tmp_path: Path) -> None:
     folder = SHARED / "weights" / "stories260K"
     if not folder.is_dir():

@@ -84,11 +84,15 @@ def load(folder: Path) -> Task:
         ConfigError: its configuration breaks a rule.
     """
     folder = Path(folder)
+    return build(_config_of(folder), tokenizer_dir=folder / TOKENIZER_FOLDER, weights=folder)
+
+
+def _config_of(folder: Path) -> TaskConfig:
     if not (folder / TASK_FILE).is_file():
         raise CheckpointError(f"{folder}: expected a model directory with {TASK_FILE}. Build one "
                               "with `tf-infer build` or `tf-infer train`.")
     config: TaskConfig = configs.load(TaskConfig, folder / TASK_FILE)
-    return build(config, tokenizer_dir=folder / TOKENIZER_FOLDER, weights=folder)
+    return config
 
 
 def save(task: Task, folder: Path) -> Path:
@@ -142,7 +146,7 @@ def from_checkpoint(path: Path, changes: Mapping[str, Any] | None = None, *,
         path: a Hugging Face directory, a KerasHub preset, a `.keras` file, or our own directory.
         changes: fields of ClassifierConfig (encoders) or CausalLMConfig (decoders) that replace
             those of the files, such as `classes` of an encoder without a trained head. `kind` is
-            only checked.
+            only checked. Our own directory takes `kind` and `name` alone.
         tokenizer_dir: where the tokenizer's files lie, if not in the checkpoint.
         max_tokens: longest row, special ids included; None takes 128, or what the network can read
             if that is less.
@@ -155,10 +159,11 @@ def from_checkpoint(path: Path, changes: Mapping[str, Any] | None = None, *,
     changes = dict(changes or {})
     found = checkpoints.read(Path(path))
     if found.network is None:
-        configs.check(not changes and max_tokens is None, "changes",
-                      "none for a model directory of our own", sorted(changes),
+        configs.check(set(changes) <= {"kind", "name"} and max_tokens is None, "changes",
+                      "no more than a name for a model directory of our own",
+                      sorted(set(changes) - {"kind", "name"}) or f"max_tokens={max_tokens}",
                       f"Edit its {TASK_FILE}, or build from the original checkpoint.")
-        return load(path)
+        return _rename(Path(path), changes, tokenizer_dir)
     folder = tokenizer_dir or found.tokenizer_dir
     configs.check(folder is not None, "tokenizer_dir", "the folder of the tokenizer's files, since "
                   "the checkpoint holds none", folder)
@@ -177,6 +182,15 @@ def from_checkpoint(path: Path, changes: Mapping[str, Any] | None = None, *,
     # The codec reads its files again when it is exported.
     weakref.finalize(task.codec, shutil.rmtree, staged, ignore_errors=True)
     return task
+
+
+def _rename(folder: Path, changes: Mapping[str, Any], tokenizer_dir: Path | None) -> Task:
+    """Read a task of our own directory and give it the name that is asked for."""
+    config = _config_of(folder)
+    configs.check(changes.get("kind", config.kind) == config.kind, "kind", repr(config.kind) +
+                  f", since that is what {TASK_FILE} says", changes.get("kind"))
+    config = replace(config, name=changes.get("name", config.name))
+    return build(config, tokenizer_dir=tokenizer_dir or folder / TOKENIZER_FOLDER, weights=folder)
 
 
 def _read_config(found: Checkpoint, folder: Path, changes: Mapping[str, Any],
