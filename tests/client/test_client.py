@@ -239,6 +239,32 @@ def test_generate_without_options_takes_the_models_defaults(make: Any, server: F
     assert list(server.requests[0][1].inputs) == ["prompt"]
 
 
+def test_a_new_version_brings_its_own_defaults(make: Any) -> None:
+    versions = iter([(7, 0.25), (8, 0.5)])
+
+    def metadata(request: Any, context: grpc.ServicerContext) -> Any:
+        version, bias = next(versions)
+        changed = pb.SignatureDefMap()
+        changed.signature_def["generate"].CopyFrom(SIGNATURES["generate"])
+        changed.signature_def["generate"].defaults["bias"].float_val[:] = [bias]
+        return messages.metadata_response(ModelRef("writer", version=version),
+                                          changed.signature_def)
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        made = predict(request, context)
+        made.model_spec.version.value = 7 if len(server.requests) < 3 else 8
+        return made
+
+    with (FakeServer(ANSWERS | {methods.PREDICT: answer, methods.GET_MODEL_METADATA: metadata}
+                     ) as server, make(server.address) as client):
+        for _ in range(5):
+            client.generate("writer", ["a"], seed=1)
+    sent = [messages.tensors.to_array(request.inputs["bias"]).tolist()
+            for name, request, _ in server.requests if name == "Predict"]
+    # the second is the first that version 8 answers, and the last that carries 7's default
+    assert sent == [[0.25], [0.25], [0.5], [0.5], [0.5]]
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"top_k": 5}, "got \\['top_k'\\]"), ({"seed": [1, 2]}, "one for each of 1 prompts"),
     ({"max_new_tokens": 1.5}, "expected whole numbers"),

@@ -221,8 +221,10 @@ def test_PR13_outputs_are_typed_fields(channel: grpc.Channel) -> None:
 def test_PR14_or_tensor_content_with_its_flag(tmp_path: Path) -> None:
     models = (ModelConfig(name="m", base_path=str(make_versions(tmp_path, "1"))),)
     with running(models, load, tensor_content=True) as (_, made):
-        output = call(made, PREDICT, predict_request(signature="two", a=[1.0, 2.0])).outputs["a"]
-        assert (len(output.float_val), len(output.tensor_content)) == (0, 8)
+        for values in ([1.0], [1.0, 2.0]):
+            output = call(made, PREDICT, predict_request(signature="two", a=values)).outputs["a"]
+            assert (list(output.float_val), output.tensor_content) == (
+                [], np.float32(values).tobytes())
 
 
 def test_PR18_PR19_PR24_text_is_bytes_and_empty_is_normal(channel: grpc.Channel) -> None:

@@ -126,7 +126,7 @@ def compare_tensors(tf: Any, faults: list[str]) -> int:
                 other = tensor_pb2.TensorProto.FromString(mine)
                 typed = tensor_pb2.TensorProto(dtype=kind.as_datatype_enum,
                                                tensor_shape=other.tensor_shape)
-                if content and array.size > 1 and row.form != "strings":
+                if content and array.size and row.form != "strings":
                     typed.tensor_content = array.tobytes()
                 else:
                     getattr(typed, row.field).extend(numbers(array, row))

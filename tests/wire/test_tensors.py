@@ -66,15 +66,17 @@ def test_a_read_array_shares_no_memory_that_may_change() -> None:
         assert back.tolist() == [0, 1, 2, 3]
 
 
-def test_one_number_goes_into_the_typed_field_and_more_into_content() -> None:
-    assert tensors.to_proto(np.float32([2.0])).float_val == [2.0]
-    assert not tensors.to_proto(np.float32([2.0, 3.0])).float_val
-    assert len(tensors.to_proto(np.float32([2.0, 3.0])).tensor_content) == 8
+@pytest.mark.parametrize("array", [np.float32(2.0), np.float32([2.0]), np.float32([2.0, 3.0])])
+def test_PR13_PR14_numbers_stand_in_content_or_in_the_typed_field(array: np.ndarray) -> None:
+    proto = tensors.to_proto(array)
+    assert (list(proto.float_val), proto.tensor_content) == ([], array.tobytes())
+    proto = tensors.to_proto(array, content=False)
+    assert (list(proto.float_val), proto.tensor_content) == (array.reshape(-1).tolist(), b"")
 
 
 @pytest.mark.parametrize(("dtype", "pattern"), [("float16", 0x3E00), ("bfloat16", 0x3FC0)])
 def test_half_and_bfloat16_travel_as_bit_patterns(dtype: str, pattern: int) -> None:
-    proto = tensors.to_proto(np.array([1.5], np.float32), dtype=dtype)
+    proto = tensors.to_proto(np.array([1.5], np.float32), dtype=dtype, content=False)
     assert list(proto.half_val) == [pattern]
     assert tensors.to_array(proto).astype(np.float32).tolist() == [1.5]
 

@@ -36,7 +36,7 @@ from tf_infer.errors import (
     ServerUnavailable,
     ServingError,
 )
-from tf_infer.wire.messages import SERVING_DEFAULT, ModelRef, SignatureInfo
+from tf_infer.wire.messages import SERVING_DEFAULT, ModelRef
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class AsyncClient:
         self._retry = retry or RetryPolicy()
         self._transport = transport or AioTransport(target, credentials=credentials,
                                                      options=options)
-        self._signatures: dict[ModelRef, SignatureInfo] = {}
+        self._decoders: dict[ModelRef, ModelMetadata] = {}
         self._class_names: dict[ModelRef, tuple[str, ...]] = {}
 
     async def predict(self, model: str | ModelRef, inputs: Mapping[str, Any], *,
@@ -119,17 +119,21 @@ class AsyncClient:
         chosen = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
                   "top_p": top_p, "seed": seed, **(options or {})}
         if all(value is None for value in chosen.values()):
-            return await self._run(calls.generate_default(ref, prompts), deadline.left_s())
-        signature = self._signatures.get(ref)
-        if signature is None:
+            call = calls.generate_default(ref, prompts)
+            return calls.generations(await self._run(call, deadline.left_s()))
+        found = self._decoders.get(ref)
+        if found is None:
             found = await self._run(calls.metadata(ref), deadline.left_s())
-            signature = self._signatures[ref] = calls.generate_signature(found)
+        call = calls.generate(ref, prompts, chosen, calls.generate_signature(found))
+        self._decoders[ref] = found
         try:
-            call = calls.generate(ref, prompts, chosen, signature)
-            return await self._run(call, deadline.left_s())
+            prediction = await self._run(call, deadline.left_s())
         except InvalidRequest:
-            self._signatures.pop(ref, None)  # perhaps a new version takes other options
+            self._decoders.pop(ref, None)  # perhaps a new version takes other options
             raise
+        if prediction.model.version != found.model.version:
+            self._decoders.pop(ref, None)  # a new version answers, with defaults of its own
+        return calls.generations(prediction)
 
     async def status(self, model: str | ModelRef, *, timeout_s: Timeout = UNSET) -> ModelStatus:
         """Return the versions and their states; see `Client.status`."""

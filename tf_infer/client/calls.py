@@ -32,7 +32,7 @@ from tf_infer.errors import (
 )
 from tf_infer.wire import examples, messages, methods, tensors
 from tf_infer.wire import serving_pb2 as pb
-from tf_infer.wire.messages import ModelRef, SignatureInfo
+from tf_infer.wire.messages import ModelRef, PredictAnswer, SignatureInfo
 from tf_infer.wire.methods import Method
 
 T = TypeVar("T")
@@ -53,7 +53,8 @@ Timeout = float | None | Unset
 class Call(Generic[T]):
     """One call: where it goes, what is sent, and how the answer is read.
 
-    The request is bytes already: a large message beside its bytes would double the memory.
+    `read` is given the response message; of Predict a `PredictAnswer`. The request is bytes
+    already: a large message beside its bytes would double the memory.
     """
 
     method: Method
@@ -67,10 +68,10 @@ class Call(Generic[T]):
             ServerFailure: the bytes are no answer to this call.
         """
         try:
-            message = methods.parse(self.method.response, data,
-                                    where=f"answer to {self.method.name}")
-            del data  # a large answer is held once less while it is read
-            return self.read(message)
+            where = f"answer to {self.method.name}"
+            if self.method is methods.PREDICT:
+                return self.read(messages.read_predict_response(data, where=where))
+            return self.read(methods.parse(self.method.response, data, where=where))
         except (ShapeError, InvalidRequest) as error:
             reason = error.details if isinstance(error, InvalidRequest) else str(error)
             raise ServerFailure(f"{reason} The server's answer cannot be read.",
@@ -130,11 +131,11 @@ def predict(ref: ModelRef, inputs: Mapping[str, Any], *, signature: str,
                 lambda answer: _prediction(ref, signature, answer))
 
 
-def _prediction(ref: ModelRef, signature: str, answer: Any) -> Prediction:
+def _prediction(ref: ModelRef, signature: str, answer: PredictAnswer) -> Prediction:
     spec = answer.model_spec
     ran = ModelRef(spec.name or ref.name,
                    version=spec.version.value if spec.HasField("version") else None)
-    return Prediction(ran, spec.signature_name or signature, tensors.read_all(answer.outputs))
+    return Prediction(ran, spec.signature_name or signature, answer.outputs)
 
 
 def _texts(texts: Sequence[Text], name: str) -> np.ndarray:
@@ -292,8 +293,8 @@ def generate_signature(found: ModelMetadata) -> SignatureInfo:
 
 
 def generate(ref: ModelRef, prompts: Sequence[Text], options: Mapping[str, Any],
-             signature: SignatureInfo) -> Call[list[Generation]]:
-    """Ask a decoder for continuations.
+             signature: SignatureInfo) -> Call[Prediction]:
+    """Ask a decoder for continuations; its answer is read by `generations`.
 
     Args:
         ref: the model.
@@ -322,9 +323,13 @@ def generate(ref: ModelRef, prompts: Sequence[Text], options: Mapping[str, Any],
         else:
             raise ConfigError(f"generate: expected a value for the option {info.name!r} of {ref}, "
                               f"which has no default. Pass options={{{info.name!r}: ...}}.")
+    def read(answer: Any) -> Prediction:
+        prediction = _prediction(ref, signature.name, answer)
+        _column(prediction, "text", rows)
+        return prediction
+
     call = predict(ref, inputs, signature=signature.name)
-    return Call(call.method, call.request,
-                lambda answer: generations(_prediction(ref, signature.name, answer), rows))
+    return Call(call.method, call.request, read)
 
 
 def _default(name: str, signature: SignatureInfo) -> int | float:
@@ -353,17 +358,17 @@ def _option(name: str, value: Any, dtype: str, rows: int) -> np.ndarray:
     return cast
 
 
-def generate_default(ref: ModelRef, prompts: Sequence[Text]) -> Call[list[Generation]]:
+def generate_default(ref: ModelRef, prompts: Sequence[Text]) -> Call[Prediction]:
     """Ask a decoder for continuations with all of its own defaults: signature serving_default."""
     return generate(ref, prompts, {}, SignatureInfo(name=messages.SERVING_DEFAULT))
 
 
-def generations(prediction: Prediction, rows: int) -> list[Generation]:
+def generations(prediction: Prediction) -> list[Generation]:
     """Return the continuation of each row; outputs that the model does not give stay empty."""
-    texts = _column(prediction, "text", rows)
     outputs = prediction.outputs
+    texts = outputs["text"]
     answers = []
-    for row in range(rows):
+    for row in range(len(texts)):
         length = int(outputs["length"][row]) if "length" in outputs else None
         answers.append(Generation(
             _text(texts[row]),

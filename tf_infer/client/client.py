@@ -36,7 +36,7 @@ from tf_infer.errors import (
     ServerUnavailable,
     ServingError,
 )
-from tf_infer.wire.messages import SERVING_DEFAULT, ModelRef, SignatureInfo
+from tf_infer.wire.messages import SERVING_DEFAULT, ModelRef
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class Client:
         self._retry = retry or RetryPolicy()
         self._transport = transport or GrpcTransport(target, credentials=credentials,
                                                      options=options)
-        self._signatures: dict[ModelRef, SignatureInfo] = {}
+        self._decoders: dict[ModelRef, ModelMetadata] = {}
         self._class_names: dict[ModelRef, tuple[str, ...]] = {}
 
     def predict(self, model: str | ModelRef, inputs: Mapping[str, Any], *,
@@ -151,9 +151,8 @@ class Client:
         Args:
             model: a decoder.
             prompts: one row each; for several draws of one prompt, repeat it.
-            max_new_tokens, temperature, top_k, top_p: one value, or one for each prompt. All left
-                out takes the model's own defaults; one of them left out takes `calls.OPTIONS`,
-                unless the signature has a default.
+            max_new_tokens, temperature, top_k, top_p: one value, or one for each prompt. What is
+                left out takes the model's own default; of a model that tells none, `calls.OPTIONS`.
             seed: one int, from which each row gets its own (`calls.row_seeds`), or one per row.
             options: further inputs of the model's signature `generate`, in the same form.
             timeout_s: for this call; the first one with options also asks for the signature.
@@ -163,16 +162,21 @@ class Client:
         chosen = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
                   "top_p": top_p, "seed": seed, **(options or {})}
         if all(value is None for value in chosen.values()):
-            return self._run(calls.generate_default(ref, prompts), deadline.left_s())
-        signature = self._signatures.get(ref)
-        if signature is None:
+            call = calls.generate_default(ref, prompts)
+            return calls.generations(self._run(call, deadline.left_s()))
+        found = self._decoders.get(ref)
+        if found is None:
             found = self._run(calls.metadata(ref), deadline.left_s())
-            signature = self._signatures[ref] = calls.generate_signature(found)
+        call = calls.generate(ref, prompts, chosen, calls.generate_signature(found))
+        self._decoders[ref] = found
         try:
-            return self._run(calls.generate(ref, prompts, chosen, signature), deadline.left_s())
+            prediction = self._run(call, deadline.left_s())
         except InvalidRequest:
-            self._signatures.pop(ref, None)  # perhaps a new version takes other options
+            self._decoders.pop(ref, None)  # perhaps a new version takes other options
             raise
+        if prediction.model.version != found.model.version:
+            self._decoders.pop(ref, None)  # a new version answers, with defaults of its own
+        return calls.generations(prediction)
 
     def status(self, model: str | ModelRef, *, timeout_s: Timeout = UNSET) -> ModelStatus:
         """Return the versions that the server knows, and their states. A label is ignored."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_infer.errors import ConfigError, InvalidRequest
-from tf_infer.wire import dtypes, methods, tensors
+from tf_infer.wire import blocks, dtypes, methods, tensors
 from tf_infer.wire import serving_pb2 as pb
 
 SERVING_DEFAULT = "serving_default"
@@ -92,6 +92,30 @@ def predict_request(ref: ModelRef, inputs: Mapping[str, np.ndarray], *,
     request = pb.PredictRequest(model_spec=model_spec(ref, signature), output_filter=outputs)
     tensors.write_all(inputs, request.inputs, dtypes_by_name=dtypes_by_name)
     return request
+
+
+class PredictAnswer(NamedTuple):
+    """What a PredictResponse holds.
+
+    Attributes:
+        model_spec: name, version that ran, signature.
+        outputs: name -> array.
+    """
+
+    model_spec: Any
+    outputs: dict[str, np.ndarray]
+
+
+def read_predict_response(data: bytes, *, where: str) -> PredictAnswer:
+    """Read the bytes of a PredictResponse; see `tensors.to_array`.
+
+    Raises:
+        InvalidRequest: they are none.
+        ShapeError: a tensor that cannot be read.
+    """
+    left, found = blocks.cut(data)
+    response = methods.parse(pb.PredictResponse, left, where=where)
+    return PredictAnswer(response.model_spec, tensors.read_all(response.outputs, blocks=found))
 
 
 def predict_response(ref: ModelRef, signature: str, outputs: Mapping[str, np.ndarray], *,

@@ -8,7 +8,7 @@ behaviour). Errors name shapes and dtypes, never values.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from tf_infer.errors import ShapeError
 from tf_infer.wire import dtypes, varint
 from tf_infer.wire import serving_pb2 as pb
+from tf_infer.wire.blocks import Block
 from tf_infer.wire.dtypes import DType
 
 # A typed field may be shorter than its shape and is then filled up: without a bound a message of
@@ -116,8 +117,8 @@ def write(array: np.ndarray, proto: Any, *, dtype: str | None = None, content: b
         array: of any shape; strings as objects (bytes, or str, which is sent as UTF-8).
         proto: `TensorProto` without fields.
         dtype: name of the dtype it is sent as; None takes the array's own.
-        content: more than one number goes into `tensor_content`, as clients do; False writes typed
-            fields, as TensorFlow Serving answers. Strings have only the typed field.
+        content: numbers go into `tensor_content`; False writes typed fields, as TensorFlow Serving
+            answers. Strings have only the typed field.
         where: what it is called in messages.
 
     Raises:
@@ -134,7 +135,7 @@ def write(array: np.ndarray, proto: Any, *, dtype: str | None = None, content: b
         shape.dim.add().size = size
     if row.form == "strings":
         proto.string_val.extend(_to_bytes(array, where))
-    elif content and array.size > 1:
+    elif content and array.size:
         proto.tensor_content = array.astype(row.array, copy=False).tobytes()
     elif array.size:
         proto.MergeFromString(varint.field(_NUMBERS[row.field], _pack(array, row)))
@@ -174,7 +175,7 @@ def _without_text(error: UnicodeEncodeError) -> ValueError:
 # ---------------------------------------------------------------------------- message -> array
 
 
-def to_array(proto: Any, *, where: str = "tensor") -> np.ndarray:
+def to_array(proto: Any, *, where: str = "tensor", block: Block | None = None) -> np.ndarray:
     """Return the array that a TensorProto holds; numbers may be read-only: copy to write.
 
     A copy made here would cost a large answer a third of its time.
@@ -182,6 +183,7 @@ def to_array(proto: Any, *, where: str = "tensor") -> np.ndarray:
     Args:
         proto: a `TensorProto`, ours or TensorFlow's.
         where: what it is called in messages.
+        block: its numbers, when they were cut out before it was parsed.
 
     Returns:
         strings as objects of bytes; bfloat16 as ml_dtypes' when installed, else as float32; a typed
@@ -198,12 +200,13 @@ def to_array(proto: Any, *, where: str = "tensor") -> np.ndarray:
     if count * row.array.itemsize > MAX_TENSOR_BYTES:
         raise ShapeError(f"{where}: expected at most {MAX_TENSOR_BYTES} bytes, got {row.name} of "
                          f"shape {list(shape)}.")
+    content = block.content if block and block.field == "tensor_content" else proto.tensor_content
     if row.form == "strings":
-        flat = _strings(proto, count, where)
-    elif proto.tensor_content:
-        flat = _content(proto, row, count, where)
+        flat = _strings(proto, count, where, content)
+    elif content:
+        flat = _content(content, row, count, where)
     else:
-        flat = _fill(_typed(proto, row), count)
+        flat = _fill(_typed(proto, row, block, where), count)
     if row.name == "bfloat16":
         flat = _from_bfloat16(flat)
     return flat.reshape(shape)
@@ -219,29 +222,39 @@ def _shape(proto: Any, where: str) -> tuple[int, ...]:
     return shape
 
 
-def _content(proto: Any, row: DType, count: int, where: str) -> np.ndarray:
-    content = proto.tensor_content
+def _content(content: bytes | memoryview, row: DType, count: int, where: str) -> np.ndarray:
     if len(content) != count * row.array.itemsize:
         raise ShapeError(
             f"{where}: expected {count * row.array.itemsize} bytes of content for {row.name} of "
             f"{count} elements, got {len(content)}.")
-    return np.frombuffer(content, row.array)
+    return _aligned(np.frombuffer(content, row.array))
 
 
-def _typed(proto: Any, row: DType) -> np.ndarray:
+def _typed(proto: Any, row: DType, block: Block | None, where: str) -> np.ndarray:
     """Return the numbers of the typed field, however many there are."""
-    values = getattr(proto, row.field)
-    if row.form == "raw" and row.array.kind == "f" and hasattr(values, "__array__"):
-        return np.array(values, row.array)  # protobuf from 7.34 on: a block already
-    packed = varint.find_field(proto.SerializeToString(), _NUMBERS[row.field])
+    if block is not None and block.field == row.field:
+        packed = block.content
+    else:
+        values = getattr(proto, row.field)
+        if row.form == "raw" and row.array.kind == "f" and hasattr(values, "__array__"):
+            return np.array(values, row.array)  # protobuf from 7.34 on: a block already
+        packed = varint.find_field(proto.SerializeToString(), _NUMBERS[row.field])
     if row.form == "raw":
         whole = len(packed) // row.array.itemsize  # half a complex number is none
-        return np.frombuffer(packed, row.array, count=whole)
-    numbers = varint.decode(packed)
+        return _aligned(np.frombuffer(packed, row.array, count=whole))
+    try:
+        numbers = varint.decode(packed)
+    except ValueError as error:
+        raise ShapeError(f"{where}: expected packed numbers, got bytes that are none.") from error
     if row.form == "bits":
         return numbers.astype(np.uint16).view(row.array)
     return numbers.view(np.int64).astype(row.array) if row.array.kind == "i" else (
         numbers.astype(row.array))
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """Return the array where its numbers lie as the machine wants them, copied if they do not."""
+    return array if array.flags.aligned else array.copy()
 
 
 def _fill(values: np.ndarray, count: int) -> np.ndarray:
@@ -253,8 +266,8 @@ def _fill(values: np.ndarray, count: int) -> np.ndarray:
     return flat
 
 
-def _strings(proto: Any, count: int, where: str) -> np.ndarray:
-    if proto.tensor_content:
+def _strings(proto: Any, count: int, where: str, content: bytes | memoryview) -> np.ndarray:
+    if content:
         raise ShapeError(f"{where}: expected strings in string_val, got tensor_content.")
     values = proto.string_val
     flat = np.empty(count, dtype=object)
@@ -280,7 +293,8 @@ def write_all(arrays: Mapping[str, np.ndarray], target: Any, *,
         write(array, target[name], dtype=chosen.get(name), content=content, where=name)
 
 
-def read_all(source: Any, *, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+def read_all(source: Any, *, blocks: Mapping[str, Block] | None = None) -> dict[str, np.ndarray]:
     """Return the arrays of a map field (`request.inputs`, `response.outputs`); see `to_array`."""
-    return {name: to_array(source[name], where=name)
-            for name in (sorted(source) if names is None else names)}
+    cut = blocks or {}
+    return {name: to_array(source[name], where=name, block=cut.get(name))
+            for name in sorted(source)}

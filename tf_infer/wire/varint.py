@@ -38,16 +38,24 @@ def decode(packed: bytes | memoryview) -> np.ndarray:
     """Return the numbers of packed varints, [N] uint64 (two's complement where negative).
 
     Args:
-        packed: whole varints, as protobuf writes them.
+        packed: whole varints.
+
+    Raises:
+        ValueError: one of more than ten bytes, or the last one is cut short.
     """
     data = np.frombuffer(packed, np.uint8)
     if data.size == 0:
         return np.zeros(0, np.uint64)
     ends = np.flatnonzero(data < 0x80)
+    if ends.size == 0:
+        raise ValueError("a varint has one to ten bytes")
     if ends.size == data.size:
         return data.astype(np.uint64)
     starts = np.concatenate([[0], ends[:-1] + 1])
-    place = np.arange(data.size) - np.repeat(starts, ends - starts + 1)
+    sizes = ends - starts + 1
+    if data[-1] > 0x7F or sizes.max() > 10:
+        raise ValueError("a varint has one to ten bytes")
+    place = np.arange(data.size) - np.repeat(starts, sizes)
     words = (data & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64)
     return np.add.reduceat(words, starts)
 
@@ -76,22 +84,23 @@ def find_field(message: bytes, number: int) -> memoryview:
     """
     view, place = memoryview(message), 0
     while place < len(view):
-        tag, place = _read_one(view, place)
+        tag, place = read_one(view, place)
         if tag >> 3 > number:
             break
         if tag & 7 == 2:
-            size, place = _read_one(view, place)
+            size, place = read_one(view, place)
             if tag >> 3 == number:
                 return view[place:place + size]
             place += size
         elif tag & 7 == 0:
-            _, place = _read_one(view, place)
+            _, place = read_one(view, place)
         else:
             break  # no field below 18 of a TensorProto has another form
     return view[:0]
 
 
-def _read_one(view: memoryview, place: int) -> tuple[int, int]:
+def read_one(view: memoryview, place: int) -> tuple[int, int]:
+    """Return the varint at `place`, and the place behind it; IndexError at the end of the view."""
     value = shift = 0
     while True:
         byte = view[place]
