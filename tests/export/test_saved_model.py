@@ -8,21 +8,23 @@ import resource
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tests.fakes.word_task import GRID, WORDS, WordTask, strings, word_task
+from tests.fakes.word_task import CLASSES, GRID, WORDS, WordTask, strings, word_task
 from tf_infer import config, manifest
 from tf_infer.errors import ExportError, VerificationError
 from tf_infer.export import saved_model, versions
 from tf_infer.export.signatures import check_signature_defs, check_specs
 from tf_infer.manifest import EXTRA_FOLDER, PathReport, Report, Sample, SignatureSpec
-from tf_infer.tasks.base import rows
+from tf_infer.tasks.base import Signature, rows
+from tf_infer.verify.predictors import SavedModelPredictor, SessionPredictor
 
 PASSED = Report(reference="eager", paths=(PathReport(
     path="none", atol=0.0, rtol=0.0, samples=0, seconds=0.0, differences=()),))
@@ -107,9 +109,14 @@ def test_the_source_commit_is_that_of_the_checkout() -> None:
     assert saved_model.source_commit() == head
 
 
-def test_signatures_are_named_and_classify_has_its_method(version_dir: Path) -> None:
+def definitions_of(version_dir: Path) -> Mapping[str, Any]:
     model = saved_model_pb2.SavedModel.FromString((version_dir / "saved_model.pb").read_bytes())
-    definitions = model.meta_graphs[0].signature_def
+    definitions: Mapping[str, Any] = model.meta_graphs[0].signature_def
+    return definitions
+
+
+def test_signatures_are_named_and_classify_has_its_method(version_dir: Path) -> None:
+    definitions = definitions_of(version_dir)
     default = definitions["serving_default"]
     assert list(default.inputs) == ["text"]
     assert sorted(default.outputs) == ["label", "logits", "score", "scores"]
@@ -278,6 +285,42 @@ def test_a_graph_that_is_not_what_the_task_promises_is_found(
     check_signature_defs(version_dir, [spec])
     with pytest.raises(ExportError, match=message):
         check_signature_defs(version_dir, [dataclasses.replace(spec, **change)])
+
+
+class SharpTask(WordTask):
+    """The fake task with an option in each row: what its logits are multiplied by."""
+
+    def signatures(self) -> dict[str, Signature]:
+        text, logits = rows("text", "string"), rows("logits", "float32", len(CLASSES))
+        spec = SignatureSpec(name="serving_default", outputs=(logits,), inputs=(
+            text, rows("sharpness", "float32", default=2.5)))
+
+        def sharpened(text: tf.Tensor, sharpness: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"logits": self._answer(text)["logits"] * sharpness[:, None]}
+
+        return {spec.name: Signature(spec, sharpened)}
+
+
+def test_PR25_an_option_may_be_left_out_and_its_default_counts_for_all_rows(
+        task: WordTask, tmp_path: Path) -> None:
+    sharp = SharpTask(task.config, task.codec, task.network)
+    saved_model.write_saved_model(sharp, tmp_path)
+    told = definitions_of(tmp_path)["serving_default"].defaults
+    assert {name: tf.make_ndarray(value).tolist() for name, value in told.items()} == {
+        "sharpness": [2.5]}
+    plain = task._answer(tf.constant(TEXTS))["logits"].numpy()
+    each = np.float32([1.0, 2.0, 3.0, 4.0])
+    for load in (SavedModelPredictor, SessionPredictor):
+        ask = load(tmp_path)
+        for sharpness in (np.float32([2.5]), each):
+            got = ask("serving_default", {"text": TEXTS, "sharpness": sharpness})["logits"]
+            np.testing.assert_allclose(got, plain * sharpness[:, None], rtol=1e-6)
+        none = ask("serving_default", {"text": TEXTS[:0], "sharpness": np.float32([2.5])})
+        assert none["logits"].shape == (0, len(CLASSES))
+    renamed = dataclasses.replace(sharp.signatures()["serving_default"].spec, inputs=(
+        rows("text", "string"), rows("sharpness", "float32")))
+    with pytest.raises(ExportError, match=r"defaults of \['sharpness'\] instead of \[\]"):
+        check_signature_defs(tmp_path, [renamed])
 
 
 def test_rows_come_first_and_there_is_a_default() -> None:

@@ -20,7 +20,12 @@ import tensorflow as tf
 
 from tf_infer import config
 from tf_infer.errors import ExportError, VerificationError
-from tf_infer.export.signatures import check_signature_defs, check_specs, set_method_names
+from tf_infer.export.signatures import (
+    check_signature_defs,
+    check_specs,
+    describe_signatures,
+    options_of,
+)
 from tf_infer.export.versions import staging
 from tf_infer.export.warmup import write_warmup
 from tf_infer.manifest import (
@@ -114,15 +119,25 @@ def write_saved_model(task: Task, folder: Path) -> None:
         archive.add_endpoint(name, _traced(signature, specs), list(specs.values()))
     archive.write_out(str(folder), verbose=False)
     specs_written = [signature.spec for signature in signatures.values()]
-    set_method_names(folder, specs_written)
+    describe_signatures(folder, specs_written)
     check_signature_defs(folder, specs_written)
 
 
 def _traced(signature: Signature, specs: Mapping[str, tf.TensorSpec]
             ) -> Callable[..., dict[str, tf.Tensor]]:
-    """Trace a signature once; saving traces twice around it, which then costs one call each."""
+    """Trace a signature once; saving traces twice around it, which then costs one call each.
+
+    An option with one value, as a server feeds a default, counts for all rows.
+    """
+    options = {one.name for one in options_of(signature.spec)}
+    rows_by = next((name for name in specs if name not in options), None)
+
     def named(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
-        return signature.function(**dict(zip(specs, tensors)))
+        inputs = dict(zip(specs, tensors))
+        if options and rows_by is not None:
+            inputs |= {name: _for_all_rows(inputs[name], tf.shape(inputs[rows_by])[0])
+                       for name in options}
+        return signature.function(**inputs)
 
     traced = tf.function(named, input_signature=list(specs.values()), autograph=False
                          ).get_concrete_function()
@@ -132,6 +147,11 @@ def _traced(signature: Signature, specs: Mapping[str, tf.TensorSpec]
         return outputs
 
     return call
+
+
+def _for_all_rows(option: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Repeat an option of one value; leave any other alone, for the signature to check."""
+    return tf.repeat(option, tf.where(tf.shape(option)[0] == 1, rows, 1))
 
 
 def check_golden(golden: Sequence[Sample], signatures: Mapping[str, Signature]) -> None:

@@ -34,29 +34,36 @@ def check_specs(specs: Iterable[SignatureSpec]) -> None:
         raise ExportError("; ".join(faults) + ". A server joins rows only along a first free axis.")
 
 
-def set_method_names(folder: Path, specs: Iterable[SignatureSpec]) -> None:
-    """Write the method names of the specifications into the SavedModel.
+def describe_signatures(folder: Path, specs: Iterable[SignatureSpec]) -> None:
+    """Write what TensorFlow 2 leaves out of the SavedModel: method names, defaults of options.
 
     TensorFlow 2 writes "tensorflow/serving/predict" for all. A server that is told to check the
-    method name answers Classify only for "tensorflow/serving/classify".
+    method name answers Classify only for "tensorflow/serving/classify". An option with a default
+    may be left out of a Predict request (PR25): the server then feeds the default, a vector of one,
+    which `write_saved_model` repeats for all rows.
     """
     model = _read(folder)
-    wanted = {spec.name: spec.method_name for spec in specs}
     definitions = model.meta_graphs[0].signature_def
-    if all(definitions[name].method_name == method for name, method in wanted.items()):
-        return
-    for name, method in wanted.items():
-        definitions[name].method_name = method
+    for spec in specs:
+        definitions[spec.name].method_name = spec.method_name
+        for one in options_of(spec):
+            definitions[spec.name].defaults[one.name].CopyFrom(
+                tf.make_tensor_proto([one.default], tensor_spec(one).dtype))
     (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
     # It holds a checksum of the graph file as it was; loaders do without it.
     (folder / FINGERPRINT_FILE).unlink(missing_ok=True)
 
 
+def options_of(spec: SignatureSpec) -> list[TensorSpec]:
+    """Return the inputs that have a default and one value for each row."""
+    return [one for one in spec.inputs if one.default is not None and one.shape == (None,)]
+
+
 def check_signature_defs(folder: Path, specs: Iterable[SignatureSpec]) -> None:
     """Raise ExportError unless the SavedModel has the signatures of the specifications.
 
-    Names of signatures, inputs, outputs, dtypes and method names must be equal; shapes may be less
-    known in the graph than in the specification, never different.
+    Names of signatures, inputs, outputs and defaults, dtypes and method names must be equal; shapes
+    may be less known in the graph than in the specification, never different.
     """
     definitions = _read(folder).meta_graphs[0].signature_def
     faults = []
@@ -68,6 +75,10 @@ def check_signature_defs(folder: Path, specs: Iterable[SignatureSpec]) -> None:
         if definition.method_name != spec.method_name:
             faults.append(f"signature {spec.name!r}: method {definition.method_name!r} instead of "
                           f"{spec.method_name!r}")
+        defaults = {one.name for one in options_of(spec)}
+        if set(definition.defaults) != defaults:
+            faults.append(f"signature {spec.name!r}: defaults of {sorted(definition.defaults)} "
+                          f"instead of {sorted(defaults)}")
         faults += _unlike(f"signature {spec.name!r}, input", spec.inputs, definition.inputs)
         faults += _unlike(f"signature {spec.name!r}, output", spec.outputs, definition.outputs)
     if faults:
