@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tf_infer"
 
-EVERYTHING = {"errors", "version", "config", "manifest", "wire", "client", "text", "networks",
-              "decoding", "tasks", "train", "verify", "export", "server", "cli"}
+EVERYTHING = {"errors", "version", "config", "manifest", "equality", "wire", "client", "text",
+              "networks", "decoding", "tasks", "train", "verify", "export", "server", "cli"}
 
 # package -> what it may import from tf_infer
 INSIDE: dict[str, set[str]] = {
@@ -20,6 +20,7 @@ INSIDE: dict[str, set[str]] = {
     "version": set(),
     "config": {"errors"},
     "manifest": {"config", "errors"},
+    "equality": {"config", "manifest"},
     "wire": {"errors"},
     "client": {"wire", "manifest", "errors", "version"},
     "text": {"config", "errors"},
@@ -27,9 +28,9 @@ INSIDE: dict[str, set[str]] = {
     "decoding": {"config", "errors"},
     "tasks": {"text", "networks", "decoding", "config", "manifest", "errors"},
     "train": {"tasks", "config", "errors"},
-    "verify": {"client", "manifest", "config", "errors"},
+    "verify": {"client", "equality", "manifest", "config", "errors"},
     "export": {"tasks", "wire", "manifest", "config", "errors", "version"},
-    "server": {"wire", "manifest", "config", "errors", "version"},
+    "server": {"wire", "equality", "manifest", "config", "errors", "version"},
     "cli": EVERYTHING,
 }
 
@@ -39,6 +40,7 @@ OUTSIDE: dict[str, set[str]] = {
     "version": set(),
     "config": set(),
     "manifest": {"numpy"},
+    "equality": {"numpy"},
     "wire": {"numpy", "google", "ml_dtypes"},
     "client": {"numpy", "google", "grpc"},
     "text": {"numpy", "tensorflow", "tensorflow_text"},

@@ -15,9 +15,8 @@ from tf_infer.errors import Code, ConfigError, InvalidRequest, ServerFailure
 from tf_infer.manifest import EXTRA_FOLDER, Sample, write_samples
 from tf_infer.server import tf_serving
 from tf_infer.server.config import ModelConfig
-from tf_infer.server.fakes import EchoServable, ScriptedServable
+from tf_infer.server.fakes import EchoServable, ScriptedServable, signature
 from tf_infer.server.warmup import (
-    difference,
     masked_crc32c,
     read_records,
     replay_golden,
@@ -67,31 +66,30 @@ def test_warm_up_runs_each_record_as_often_as_asked(tmp_path: Path) -> None:
     assert len(servable.calls) == 6
 
 
-@pytest.mark.parametrize(("expected", "got", "words"), [
-    ([1.0, np.nan, np.inf], [1.0 + 1e-6, np.nan, np.inf], ""),
-    ([1.0, 2.0], [1.0, 2.1], "1 of 2 values differ, the worst by 0.1"),
-    ([1.0, np.nan], [1.0, 0.0], "1 of 2 values differ"),
-    ([np.inf], [-np.inf], "1 of 1 values differ"),
-    ([[1.0]], [1.0], r"expected shape \(1, 1\), got \(1,\)"),
-    ([1, 2], [1, 3], "1 of 2 values differ"),
-    ([b"a", b"b"], [b"a", b"secret"], "1 of 2 values differ"),
-    ([True], [True], ""),
-    ([1000.0], [1000.05], ""),
-])
-def test_difference(expected: list[object], got: list[object], words: str) -> None:
-    kind = object if isinstance(expected[0], bytes) else None
-    text = difference(np.array(expected, kind), np.array(got, kind), atol=1e-4, rtol=1e-4)
-    assert bool(text) == bool(words)
-    if words:
-        with pytest.raises(ValueError, match=words):
-            raise ValueError(text)
-    assert "secret" not in text
-
-
 def replay(tmp_path: Path, answer: np.ndarray, *samples: Sample) -> int:
     (tmp_path / EXTRA_FOLDER).mkdir(exist_ok=True)
     write_samples(samples, tmp_path / EXTRA_FOLDER / "golden.jsonl")
     return replay_golden(ScriptedServable([{"text": answer}]), tmp_path)
+
+
+@pytest.mark.parametrize(("labels", "words"), [
+    ([b"b", b"a"], None), ([b"a", b"b"], r"output 'label': 1 of 2 values differ.*first in row 1")])
+def test_a_label_may_flip_only_where_verify_lets_it_flip(
+        tmp_path: Path, labels: list[bytes], words: str | None) -> None:
+    kinds = {"label": (serving_pb2.DT_STRING, (-1,)), "scores": (serving_pb2.DT_FLOAT, (-1, 2))}
+    takes = {"text": (serving_pb2.DT_STRING, (-1,))}
+    scores = np.float32([[0.5, 0.49999], [0.9, 0.1]])
+    (tmp_path / EXTRA_FOLDER).mkdir()
+    write_samples([Sample("serving_default", {"text": TEXTS}, {
+        "label": np.array([b"a", b"a"], object), "scores": scores})],
+        tmp_path / EXTRA_FOLDER / "golden.jsonl")
+    servable = ScriptedServable([{"label": np.array(labels, object), "scores": scores}],
+                                {"serving_default": signature(takes, kinds)})
+    if words is None:
+        assert replay_golden(servable, tmp_path) == 1
+    else:
+        with pytest.raises(InvalidRequest, match=words):
+            replay_golden(servable, tmp_path)
 
 
 def test_golden_replay_names_sample_and_output_and_never_a_text(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
+from tf_infer.equality import Tolerance
 from tf_infer.manifest import Sample
 from tf_infer.verify.batch_effects import batch_effects
-from tf_infer.verify.parity import Tolerance
 
 SAMPLE = Sample("s", {"x": np.float32([3.0, 1.0, 2.0])})
 

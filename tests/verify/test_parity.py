@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tf_infer import config
+from tf_infer.equality import Tolerance, differences
 from tf_infer.errors import ConfigError, ShapeError, VerificationError
 from tf_infer.manifest import Report, Sample
 from tf_infer.verify import parity
-from tf_infer.verify.parity import Tolerance
 from tf_infer.verify.predictors import Outputs
 
 EXACT = Tolerance(atol=0.0, rtol=0.0)
@@ -40,7 +40,7 @@ def sample(**outputs: object) -> Sample:
 
 
 def only(reference: object, candidate: object, tolerance: Tolerance = EXACT) -> object:
-    found = parity.differences(sample(x=reference), {"x": np.asarray(candidate)}, tolerance)
+    found = differences(sample(x=reference), {"x": np.asarray(candidate)}, tolerance)
     assert len(found) == 1
     return found[0]
 
@@ -94,11 +94,11 @@ def test_a_label_may_flip_only_where_its_two_best_scores_touch() -> None:
 
     def label_difference(labels: list[bytes]) -> object:
         answer = {"label": np.array(labels, object), "scores": scores}
-        return parity.differences(reference, answer, tolerance)[0]
+        return differences(reference, answer, tolerance)[0]
 
     assert label_difference([b"b", b"a"]).first_sample is None
     assert label_difference([b"a", b"b"]).reason == "first in row 1"
-    strict = parity.differences(
+    strict = differences(
         reference, {"label": np.array([b"b", b"a"], object), "scores": scores}, EXACT)[0]
     assert strict.first_sample == 0
 
@@ -108,7 +108,7 @@ def test_a_label_may_flip_only_where_its_two_best_scores_touch() -> None:
     ({"x": np.float32([[1.0]])}, r"shape (1, 1) instead of (1,)")])
 def test_an_answer_of_another_form_is_a_difference(
         candidate: dict[str, np.ndarray], reason: str) -> None:
-    found = [one for one in parity.differences(sample(x=np.float32([1.0])), candidate, EXACT)
+    found = [one for one in differences(sample(x=np.float32([1.0])), candidate, EXACT)
              if one.first_sample is not None]
     assert len(found) == 1
     assert reason in found[0].reason

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.fakes.word_task import CLASSES, WordTask, strings, word_task
+from tf_infer.equality import Tolerance
 from tf_infer.errors import ExportError, ShapeError
 from tf_infer.manifest import Sample
 from tf_infer.verify import parity
@@ -55,13 +56,13 @@ def test_graph_and_xla_give_what_eager_gives(task: WordTask) -> None:
     report = parity.verify(
         {"graph": lambda: GraphPredictor(task.signatures()),
          "xla": lambda: GraphPredictor(task.recompiled("xla").signatures())},
-        parity.fill(reference, SAMPLES), parity.Tolerance())
+        parity.fill(reference, SAMPLES), Tolerance())
     assert [path.path for path in report.paths] == ["graph", "xla"]
     assert all(len(path.differences) == 6 for path in report.paths)
 
 
 def test_a_row_alone_is_the_row_in_a_crowd(task: WordTask) -> None:
-    for report in batch_effects(GraphPredictor(task.signatures()), SAMPLES, parity.Tolerance()):
+    for report in batch_effects(GraphPredictor(task.signatures()), SAMPLES, Tolerance()):
         assert report.passed, report
 
 

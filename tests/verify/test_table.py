@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tf_infer.equality import Tolerance
 from tf_infer.manifest import Report, Sample
 from tf_infer.verify import parity
 from tf_infer.verify.table import format_report
@@ -13,7 +14,7 @@ SAMPLES = [Sample("s", {}, {"scores": np.float32([1.0, 2.0]), "label": np.array(
 
 def replayed(path: str, score: float, label: bytes) -> object:
     answer = {"scores": np.float32([score, 2.0]), "label": np.array([label], object)}
-    return parity.replay(lambda signature, inputs: answer, SAMPLES, parity.Tolerance(), path=path)
+    return parity.replay(lambda signature, inputs: answer, SAMPLES, Tolerance(), path=path)
 
 
 def test_every_path_signature_and_output_has_a_line() -> None:
@@ -28,7 +29,7 @@ def test_every_path_signature_and_output_has_a_line() -> None:
 
 def test_a_failure_and_a_skip_are_said() -> None:
     skipped = parity.verify({"graph": lambda: (lambda s, i: SAMPLES[0].outputs)}, SAMPLES,
-                            parity.Tolerance(), skipped={"grpc": "no server asked for"}).paths[1]
+                            Tolerance(), skipped={"grpc": "no server asked for"}).paths[1]
     report = Report(reference="eager", paths=(replayed("xla", 1.5, b"b"), skipped))
     text = format_report(report)
     assert "FAILED, first in sample 0 (first in row 0)" in text

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from tf_infer.errors import DataError
 
 if TYPE_CHECKING:
+    from tf_infer.equality import Tolerance
     from tf_infer.manifest import Report, Sample
     from tf_infer.tasks.base import Task
-    from tf_infer.verify.parity import Tolerance
     from tf_infer.verify.predictors import Outputs, Predictor
 
 MAX_TEXTS = 2_000  # to choose golden samples from; more only cost time
@@ -164,8 +164,8 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
         VerificationError: a path differs; carries the report.
         ExportError: see `export.saved_model.save`.
     """
+    from tf_infer.equality import Tolerance as Bounds
     from tf_infer.export.saved_model import save
-    from tf_infer.verify.parity import Tolerance as Bounds
 
     progress("running golden samples op by op")
     golden = make_golden(task, texts, max_rows=max_rows)
@@ -236,7 +236,7 @@ def add_tolerance(parser: Any) -> None:
 
 def tolerance_of(arguments: Any) -> Tolerance:
     """Return what --atol and --rtol say."""
-    from tf_infer.verify.parity import Tolerance
+    from tf_infer.equality import Tolerance
 
     given = {name: getattr(arguments, name) for name in ("atol", "rtol")}
     return Tolerance(**{name: value for name, value in given.items() if value is not None})

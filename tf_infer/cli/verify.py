@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tf_infer.equality import Tolerance
     from tf_infer.manifest import PathReport, Report, Sample
-    from tf_infer.verify.parity import Tolerance
     from tf_infer.verify.predictors import Predictor
 
 EPILOG = """DIR is one of

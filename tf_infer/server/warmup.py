@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tf_infer import config as configs
+from tf_infer.equality import Tolerance, differences
 from tf_infer.errors import (
     Code,
     ConfigError,
@@ -26,6 +27,7 @@ from tf_infer.manifest import (
     GOLDEN_FILE,
     REPORT_FILE,
     WARMUP_FILE,
+    OutputDifference,
     Report,
     Sample,
     read_samples,
@@ -35,8 +37,6 @@ from tf_infer.server.contracts import Arrays, Servable
 from tf_infer.wire import methods, serving_pb2
 
 MAX_RECORDS = 1000
-# Without a report: float32 rounding of a model of a few layers, run by another kernel.
-DEFAULT_TOLERANCE = 1e-4
 
 
 def _crc_table() -> tuple[int, ...]:
@@ -135,14 +135,15 @@ def replay_golden(servable: Servable, version_dir: Path) -> int:
 
     Raises:
         InvalidRequest: FAILED_PRECONDITION, an output differs from the reference's by more than
-            the report allows; names sample and output, never a text.
+            the report allows (`tf_infer.equality`, as at export); names sample and output, never
+            a text.
         ConfigError: the samples or the report cannot be read.
         ServingError: a sample fails to run.
     """
     folder = Path(version_dir) / EXTRA_FOLDER
     if not (folder / GOLDEN_FILE).is_file():
         return 0
-    atol, rtol = _tolerance(folder / REPORT_FILE)
+    tolerance = _tolerance(folder / REPORT_FILE)
     samples = read_samples(folder / GOLDEN_FILE)
     for number, sample in enumerate(samples):
         where = f"golden sample {number}, signature {sample.signature!r}"
@@ -154,14 +155,19 @@ def replay_golden(servable: Servable, version_dir: Path) -> int:
         except ServingError as error:
             raise ServerFailure(f"{where}: failed with {error.code.name}.",
                                 code=error.code) from error
-        for name, expected in sample.outputs.items():
-            fault = difference(expected, outputs[name], atol=atol, rtol=rtol)
-            if fault:
+        for one in differences(sample, outputs, tolerance):
+            if one.mismatches:
                 raise InvalidRequest(
-                    f"{where}, output {name!r}: {fault}. This machine or these packages do not "
-                    "reproduce the exported answers: verify the model here and export it again.",
-                    code=Code.FAILED_PRECONDITION)
+                    f"{where}, output {one.output!r}: {_told(one, tolerance)}. This machine or "
+                    "these packages do not reproduce the exported answers: verify the model here "
+                    "and export it again.", code=Code.FAILED_PRECONDITION)
     return len(samples)
+
+
+def _told(one: OutputDifference, tolerance: Tolerance) -> str:
+    reason = f", {one.reason}" if one.reason else ""
+    return (f"{one.mismatches} of {one.elements} values differ, the worst by {one.max_abs:.3g} "
+            f"(allowed {tolerance.atol:g} + {tolerance.rtol:g} * |value|){reason}")
 
 
 def _known(servable: Servable, sample: Sample, where: str) -> list[str]:
@@ -174,34 +180,13 @@ def _known(servable: Servable, sample: Sample, where: str) -> list[str]:
     return list(sample.outputs)
 
 
-def _tolerance(path: Path) -> tuple[float, float]:
-    """Return (atol, rtol): the widest of the paths that the report compared."""
+def _tolerance(path: Path) -> Tolerance:
+    """Return the widest tolerance of the paths that the report compared."""
     if not path.is_file():
-        return DEFAULT_TOLERANCE, DEFAULT_TOLERANCE
+        return Tolerance()
     report: Report = configs.load(Report, path)
     compared = [item for item in report.paths if not item.skipped]
-    return (max((item.atol for item in compared), default=DEFAULT_TOLERANCE),
-            max((item.rtol for item in compared), default=DEFAULT_TOLERANCE))
-
-
-def difference(expected: np.ndarray, got: np.ndarray, *, atol: float, rtol: float) -> str:
-    """Return how `got` differs, "" when it does not; floats within atol + rtol * |expected|.
-
-    Strings, integers and bools must be equal; NaN equals NaN. Values of strings are never shown.
-    """
-    expected, got = np.asarray(expected), np.asarray(got)
-    if expected.shape != got.shape:
-        return f"expected shape {expected.shape}, got {got.shape}"
-    if expected.dtype.kind in "OSUbiu":
-        wrong = int(np.sum(expected != got))
-        return f"{wrong} of {expected.size} values differ" if wrong else ""
-    left, right = expected.astype(np.complex128), got.astype(np.complex128)
-    same = (left == right) | (np.isnan(left) & np.isnan(right))
-    with np.errstate(invalid="ignore"):
-        error = np.where(same, 0.0, np.abs(left - right))
-        close = np.isfinite(left) & (error <= atol + rtol * np.abs(left))
-    bad = ~(same | close)
-    if not bad.any():
-        return ""
-    return (f"{int(bad.sum())} of {expected.size} values differ, the worst by "
-            f"{float(np.nanmax(error)):.3g} (allowed {atol:g} + {rtol:g} * |value|)")
+    if not compared:
+        return Tolerance()
+    return Tolerance(atol=max(item.atol for item in compared),
+                     rtol=max(item.rtol for item in compared))

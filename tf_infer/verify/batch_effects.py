@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from tf_infer.equality import Tolerance, differences, worst_of_each
 from tf_infer.manifest import OutputDifference, PathReport, Sample
-from tf_infer.verify.parity import Tolerance, differences, worst_of_each
 from tf_infer.verify.predictors import Outputs, Predictor
 
 
