@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,9 +53,11 @@ def test_it_trains_exports_serves_and_answers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("moment", ["importing", "train the classifier", "verify and export"])
-def test_ctrl_c_ends_it_at_once_and_leaves_nothing_half_written(
-        moment: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "moment"), [
+    (signal.SIGINT, "importing"), (signal.SIGINT, "train the classifier"),
+    (signal.SIGTERM, "verify and export"), (signal.SIGHUP, "train the decoder")])
+def test_a_signal_ends_it_at_once_and_leaves_nothing_half_written(
+        number: signal.Signals, moment: str, tmp_path: Path) -> None:
     process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert process.stdout is not None
@@ -62,14 +65,25 @@ def test_ctrl_c_ends_it_at_once_and_leaves_nothing_half_written(
         if moment in line:
             break
     time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors[-2000:]
     assert "quickstart: interrupted" in errors
     assert "Traceback" not in errors
     models = tmp_path / "models"
-    left = [path.name for path in models.glob("*/*")] if models.exists() else []
-    assert [name for name in left if name not in (".last_version", ".lock")] == []
+    for version in models.glob("*/[0-9]*"):  # what had been finished before is whole
+        assert (version / "assets.extra" / "report.json").is_file()
+    assert list(models.glob("*/.tmp-*")) == []
+    assert processes_of(tmp_path) == []
+
+
+def test_a_port_that_another_process_has_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main.main(["quickstart", "--port", str(port)]) == 1
+    assert f"--port: expected one that can be opened, got {port}" in capsys.readouterr().err
 
 
 def test_a_port_out_of_range_is_refused_before_anything_is_done(

@@ -31,6 +31,7 @@ QUESTIONS = ("Where is my parcel? It should have been here on Monday.",
 ROWS, TOKENS = (1, 8, 32), (16, 32, 64)  # the grid of both models
 PIECES = 900  # of the classifier; the decoder has three times as many
 REPLY_TOKENS = 48
+LEAST_ACCURACY = 0.75
 CALLS = 50  # for the latencies
 READY_S = 120.0
 STOP_S = 15.0
@@ -60,12 +61,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the road; return 0 only if every step worked."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     began = time.monotonic()
-    _check_port(arguments.port)
+    _open_port(arguments.port)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)  # as Ctrl-C: the server must not outlive us
     _say("importing TensorFlow")
     with tempfile.TemporaryDirectory(prefix="tf-infer-") as scratch:
         folders = [_export(task, arguments.output, name, texts)
                    for name, task, texts in _models(Path(scratch))]
-    port = arguments.port or _free_port()
+    port = _open_port(arguments.port)
     _step(6, "serve both in a process of their own")
     with _server(arguments.output, port) as server:
         from tf_infer.client.client import Client
@@ -74,6 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
             _wait(client, server)
             _step(7, "ask through the thin client")
             _ask(client)
+            _check_runs(server)
             _say(f"\nall of it took {time.monotonic() - began:.0f} s")
             _say_next(arguments.output, folders, port)
             if arguments.keep_serving:
@@ -182,9 +186,9 @@ def _reply(writer: Task, prompt: str) -> str:
 
 
 def _check_quality(accuracy: float) -> None:
-    if accuracy < 0.7:
-        raise ServerFailure(f"the classifier reached {accuracy:.1%} instead of 80 %; this machine "
-                            "computes something else than ours. Run the tests.")
+    if accuracy < LEAST_ACCURACY:
+        raise ServerFailure(f"the classifier reached {accuracy:.1%}, expected at least "
+                            f"{LEAST_ACCURACY:.0%} (85 % is usual). Run the tests.")
 
 
 # ---------------------------------------------------------------------------- export
@@ -207,16 +211,27 @@ def _export(task: Task, output: Path, name: str, texts: Sequence[str]) -> Path:
 # ---------------------------------------------------------------------------- serve and ask
 
 
-def _check_port(port: int) -> None:
+def _open_port(port: int) -> int:
+    """Return `port`, or a free one for 0; it can be opened now.
+
+    Raises:
+        ConfigError: it is out of range, or another process has it: its answers would pass for ours.
+    """
     if not 0 <= port < 65536:
         raise ConfigError(f"--port: expected 0 to 65535, got {port}.")
-
-
-def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise ConfigError(f"--port: expected one that can be opened, got {port}: "
+                              f"{error.strerror}. Leave it out to take a free one.") from error
+        opened: int = probe.getsockname()[1]
+        return opened
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -248,6 +263,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def _check_runs(server: subprocess.Popen[bytes]) -> None:
+    if server.poll() is not None:
+        raise ServerFailure(f"the server ended with code {server.returncode}; see above.")
+
+
 def _wait(client: Client, server: subprocess.Popen[bytes]) -> None:
     """Wait until both models answer; notice at once when the server has ended."""
     from tf_infer.errors import ServingError
@@ -255,8 +275,7 @@ def _wait(client: Client, server: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + READY_S
     for name in (INTENTS, WRITER):
         while True:
-            if server.poll() is not None:
-                raise ServerFailure(f"the server ended with code {server.returncode}; see above.")
+            _check_runs(server)
             try:
                 client.wait_until_ready(name, timeout_s=1.0)
                 break
