@@ -436,6 +436,29 @@ def test_a_full_queue_refuses_and_a_waiting_request_keeps_its_deadline(tmp_path:
         call(made, PREDICT, request)
 
 
+def test_LI05_without_a_deadline_a_waiting_request_and_a_reload_wait(tmp_path: Path) -> None:
+    models = (ModelConfig(name="m", base_path=str(make_versions(tmp_path, "1"))),)
+    limits: list[float | None] = []
+
+    class Slow(Model):
+        def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],
+                timeout_s: float | None) -> dict[str, np.ndarray]:
+            limits.append(timeout_s)
+            return super().run(signature, inputs, outputs=outputs, timeout_s=timeout_s)
+
+    with running(models, lambda path: (Slow(), LoadTimes()), max_running=1, threads=8) as (_, made):
+        asked = [made.unary_unary(PREDICT.path).future(
+            predict_request(signature="sleep").SerializeToString()) for _ in range(2)]
+        assert [future.code() for future in asked] == [grpc.StatusCode.OK] * 2
+        request = serving_pb2.ReloadConfigRequest()
+        for name in ("m", "n"):
+            request.config.model_config_list.config.add(
+                name=name, base_path=str(tmp_path), model_platform="tensorflow")
+        call(made, methods.RELOAD_CONFIG, request, timeout=None)
+        call(made, PREDICT, predict_request("n", text=["x"]), timeout=None)
+    assert limits == [None] * 3
+
+
 def test_FL13_a_taken_port_is_refused_and_LI09_free_after_the_end(tmp_path: Path) -> None:
     port = free_port()
     with running((), load_echo, port=port), pytest.raises(

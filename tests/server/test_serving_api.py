@@ -150,7 +150,7 @@ class Stub:
         self.raw = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
         self.models = model_service_pb2_grpc.ModelServiceStub(channel)
 
-    def predict(self, name: str = "m", signature: str = "", timeout: float = 30,
+    def predict(self, name: str = "m", signature: str = "", timeout: float | None = 30,
                 **inputs: Any) -> dict[str, np.ndarray]:
         request = predict_pb2.PredictRequest()
         request.model_spec.name, request.model_spec.signature_name = name, signature
@@ -293,6 +293,11 @@ def test_LI03_LI04_a_deadline_stops_the_run_and_its_thread_is_free(stub: Stub) -
     spins = [stub.prediction.Predict.future(request, 0.5) for _ in range(12)]
     assert {spin.code().name for spin in spins} == {"DEADLINE_EXCEEDED"}
     assert stub.predict(x=F32([1]))["y"].tolist() == [2.0]
+
+
+def test_LI05_a_call_may_have_no_deadline(stub: Stub) -> None:
+    for timeout in (None, 1e9):
+        assert stub.predict(x=F32([1]), timeout=timeout)["y"].tolist() == [2.0]
 
 
 def test_models_of_plain_keras_and_of_TF1_are_served(stub: Stub) -> None:

@@ -27,6 +27,7 @@ from tf_infer.wire import methods, serving_pb2, tensors
 log = logging.getLogger("tf_infer.server")
 
 MAX_DETAILS_BYTES = 1024
+MAX_DEADLINE_S = 365 * 24 * 3600.0
 SIGNATURE_DEF = "signature_def"
 SIGNATURE_MAP_TYPE = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 HEALTH_NAMES = ("", "ModelService", "PredictionService")
@@ -227,11 +228,9 @@ def _behaviour(method: methods.Method, answer: Answering) -> Callable[[bytes, An
 
     def behaviour(data: bytes, context: grpc.ServicerContext) -> bytes:
         started = time.monotonic()
-        left = context.time_remaining()
         try:
-            request = _parse(method, data)
             response: bytes = answer(
-                request, None if left is None else started + left).SerializeToString()
+                _parse(method, data), _deadline(context, started)).SerializeToString()
         except ServingError as error:
             _finish(method, error.code, started)
             _abort(context, error)
@@ -245,6 +244,15 @@ def _behaviour(method: methods.Method, answer: Answering) -> Callable[[bytes, An
         return response
 
     return behaviour
+
+
+def _deadline(context: grpc.ServicerContext, now_s: float) -> Deadline:
+    """Return when the caller gives up; None for never (LI05).
+
+    Without a deadline grpcio tells 9.2e18 s, which neither a lock nor TensorFlow takes.
+    """
+    left = context.time_remaining()
+    return now_s + left if left is not None and left < MAX_DEADLINE_S else None
 
 
 def _parse(method: methods.Method, data: bytes) -> Any:
