@@ -468,6 +468,24 @@ def test_WU_records_that_make_the_load_fail(
     assert caught.value.code.name == code
 
 
+@pytest.mark.parametrize("kind", ["warm-up", "golden"])
+def test_a_record_or_sample_that_would_end_the_process_is_refused(
+        version: Path, kind: str) -> None:
+    scalar = np.array(b"a", object)
+    if kind == "warm-up":
+        log = prediction_log_pb2.PredictionLog()
+        log.predict_log.request.model_spec.signature_name = "bert"
+        log.predict_log.request.inputs["x"].CopyFrom(tf.make_tensor_proto(scalar))
+        warm(version, log)
+    else:
+        (version / EXTRA_FOLDER).mkdir(exist_ok=True)
+        write_samples([Sample("bert", {"x": scalar}, {"y": np.int32([[1]])})],
+                      version / EXTRA_FOLDER / "golden.jsonl")
+    with pytest.raises(ServingError) as caught:
+        load_version(version, config())
+    assert caught.value.code.name == "INVALID_ARGUMENT"
+
+
 def test_WU09_WU10_WU13_other_files(version: Path) -> None:
     path = warm(version) / EXTRA_FOLDER / "tf_serving_warmup_requests"
     load_version(version, config())[0].close()

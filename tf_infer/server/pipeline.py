@@ -19,7 +19,6 @@ import numpy as np
 
 from tf_infer.errors import DeadlineExceeded, ServerUnavailable
 from tf_infer.server.contracts import Arrays, RunFn, Servable
-from tf_infer.server.predict import check_survivable
 from tf_infer.server.versions import Lease, ModelRef, Versions
 
 log = logging.getLogger("tf_infer.server")
@@ -145,7 +144,6 @@ class Pipeline:
     def _run(self, lease: Lease, signature: str, inputs: Mapping[str, np.ndarray],
              outputs: Sequence[str], deadline_s: float | None) -> Arrays:
         servable: Servable = lease.servable
-        check_survivable(servable.signatures[signature], inputs)
         with self._gate.enter(deadline_s):
             left = None if deadline_s is None else deadline_s - time.monotonic()
             if left is not None and left <= 0:

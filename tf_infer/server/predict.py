@@ -98,19 +98,3 @@ def choose_outputs(signature: serving_pb2.SignatureDef, wanted: Sequence[str]) -
             raise InvalidRequest(f"duplicate output tensor alias: {name}")
         chosen.append(name)
     return chosen or list(signature.outputs)
-
-
-def check_survivable(signature: serving_pb2.SignatureDef,
-                     inputs: Mapping[str, np.ndarray]) -> None:
-    """Refuse what would end the process inside TensorFlow (docs/runtime.md); nothing else.
-
-    Raises:
-        InvalidRequest: a scalar string for an input that is declared with a dimension or more.
-    """
-    for name, array in inputs.items():
-        declared = signature.inputs[name].tensor_shape
-        if (array.ndim == 0 and array.dtype.kind in "OSU" and not declared.unknown_rank
-                and len(declared.dim) > 0):
-            raise InvalidRequest(
-                f"{name}: expected a string tensor of rank {len(declared.dim)}, got a scalar. "
-                "Send one string as a vector of one.")

@@ -113,6 +113,7 @@ class SavedModelServable:
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],
             timeout_s: float | None) -> Arrays:
         """Run one signature; see `contracts.Servable.run`."""
+        _check_survivable(self.signatures[signature], inputs)
         ends = self._ends_of(signature)
         feeds = {ends.inputs[name]: array for name, array in inputs.items()}
         fetches = [ends.outputs[name] for name in outputs]
@@ -131,6 +132,22 @@ class SavedModelServable:
     def close(self) -> None:
         """Free the session."""
         self._session.close()
+
+
+def _check_survivable(signature: serving_pb2.SignatureDef,
+                      inputs: Mapping[str, np.ndarray]) -> None:
+    """Refuse what would end the process inside TensorFlow (docs/runtime.md); nothing else.
+
+    Raises:
+        InvalidRequest: a scalar string for an input that is declared with a dimension or more.
+    """
+    for name, array in inputs.items():
+        declared = signature.inputs[name].tensor_shape
+        if (array.ndim == 0 and array.dtype.kind in "OSU" and not declared.unknown_rank
+                and len(declared.dim) > 0):
+            raise InvalidRequest(
+                f"{name}: expected a string tensor of rank {len(declared.dim)}, got a scalar. "
+                "Send one string as a vector of one.")
 
 
 @functools.lru_cache(maxsize=4096)
