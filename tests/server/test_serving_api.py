@@ -69,6 +69,7 @@ class Module(tf.Module):
             "lookup": of(lambda x: {"y": self.table.lookup(x)}, x=text),
             "bert": of(lambda x: {"y": self.bert.tokenize(x).to_tensor()}, x=text),
             "compiled": of(tf.function(lambda x: {"y": x * x}, jit_compile=True), x=floats),
+            "number": of(lambda x: {"y": tf.strings.to_number(x)}, x=text),
             "scalar": of(lambda x: {"y": x}, x=tf.TensorSpec([], tf.string)),
             "any_rank": of(lambda x: {"y": tf.shape(x)}, x=tf.TensorSpec(None, tf.float32)),
             "classify": of(_classify, inputs=text),
@@ -230,6 +231,14 @@ def test_PR21_PR22_errors_of_ops_keep_code_and_text_and_disturb_nothing(stub: St
         code, text = stub.refused(**arguments)
         assert (code, words in text) == ("INVALID_ARGUMENT", True), text
         assert stub.predict(x=F32([1]))["y"].tolist() == [2.0]
+
+
+def test_PR21_the_text_of_an_op_that_quotes_bytes_which_are_no_text(
+        stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
+    for data, words in ((b"abc", "abc"), (b"\xff\xfe", "\ufffd\ufffd")):
+        code, text = stub.refused(signature="number", x=[data])
+        assert (code, words in text) == ("INVALID_ARGUMENT", True), text
+    assert not caplog.records
 
 
 def test_PR23_variables_and_tables_keep_their_values(stub: Stub) -> None:

@@ -123,6 +123,8 @@ class SavedModelServable:
             values = self._session._call_tf_sessionrun(options, feeds, fetches, [], None)
         except tf.errors.OpError as error:
             raise _translated(error) from error
+        except UnicodeDecodeError as error:  # an op's text that quotes bytes of the request
+            raise InvalidRequest(error.object.decode("utf-8", "replace")) from None
         finally:
             if options is not None:
                 pywrap_tf_session.TF_DeleteBuffer(options)
