@@ -393,6 +393,15 @@ def test_CL_RG_EX_MI_through_the_stock_stubs(stub: Stub) -> None:
 # ---------------------------------------------------------------------------- loading
 
 
+def test_a_load_does_not_write_TensorFlows_own_lines(
+        models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", logger="tensorflow")
+    SavedModelServable(models / "m" / "3").close()
+    assert not caplog.records
+    tf.get_logger().warning("said outside of a load")
+    assert "said outside" in caplog.text
+
+
 def test_FL37_tags(models: Path) -> None:
     servable = SavedModelServable(models / "tf1" / "1", tags=("serve", "other"))
     assert set(servable.signatures) == {"other"}

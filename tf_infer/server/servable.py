@@ -7,9 +7,12 @@ docs/runtime.md.
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +86,7 @@ class SavedModelServable:
 
     def _load(self, path: Path, tags: Sequence[str]) -> Any:
         try:
-            with self._session.graph.as_default():
+            with self._session.graph.as_default(), _quiet():
                 return tf.compat.v1.saved_model.load(self._session, list(tags), str(path))
         except tf.errors.OpError as error:
             raise _translated(error) from error
@@ -150,6 +153,21 @@ def _check_survivable(signature: serving_pb2.SignatureDef,
             raise InvalidRequest(
                 f"{name}: expected a string tensor of rank {len(declared.dim)}, got a scalar. "
                 "Send one string as a vector of one.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what TensorFlow logs of every load in this thread to itself, but for errors."""
+    logger, thread = tf.get_logger(), threading.get_ident()
+
+    def told(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno >= logging.ERROR
+
+    logger.addFilter(told)
+    try:
+        yield
+    finally:
+        logger.removeFilter(told)
 
 
 @functools.lru_cache(maxsize=4096)
