@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tf_infer.errors import InvalidRequest, ShapeError
 from tf_infer.wire import blocks, dtypes, messages, tensors, varint
@@ -115,6 +119,102 @@ def not_packed() -> bytes:
 def test_unusual_forms_are_left_to_protobuf(data: bytes, expected: np.ndarray) -> None:
     assert blocks.cut(data)[1] == {}
     np.testing.assert_array_equal(read(data)["y"], expected)
+
+
+def entry(tensor: bytes, *, name: bytes = b"y") -> bytes:
+    """An output as it stands in a response."""
+    return varint.field(1, varint.field(1, name) + varint.field(2, tensor))
+
+
+CONTENT, STRINGS = 4, 8
+SHAPE = varint.field(2, varint.field(2, b"\x08\x88\x27"))  # [5000]
+DTYPE = bytes([1 << 3, pb.DT_FLOAT])
+LOW = 64  # bytes from which on a block is cut, where every example is small
+
+
+@st.composite
+def tensor(draw: st.DrawFn) -> bytes:
+    """A tensor of 12 floats or more, whose fields come in any order and any number."""
+    parts = [DTYPE, varint.field(2, varint.field(2, b"\x08\x0c"))]
+    for start, count in draw(st.lists(st.tuples(
+            st.integers(0, 9), st.sampled_from([3, 24, 12, 16, 0])), min_size=1, max_size=4)):
+        block = LARGE[start:start + count].tobytes()
+        parts.append(draw(st.sampled_from([
+            varint.field(FLOATS, block), varint.field(FLOATS, block), varint.field(FLOATS, block),
+            varint.field(CONTENT, block), varint.field(STRINGS, block),
+            bytes([FLOATS << 3 | 5]) + LARGE[7:8].tobytes(),
+            varint.field(600, block), varint.field(2, varint.field(2, b"\x08\x02"))])))
+    return b"".join(draw(st.permutations(parts)))
+
+
+@st.composite
+def responses(draw: st.DrawFn) -> bytes:
+    """Outputs of a few names; some entries are not a key and a value."""
+    parts = [varint.field(2, varint.field(1, b"m"))]
+    for name in draw(st.lists(st.sampled_from([b"a", b"b", b"y"]), min_size=1, max_size=2)):
+        key, value = varint.field(1, name), varint.field(2, draw(tensor()))
+        forms = [[key, value]] * 5 + [[value, key], [key, value, value], [value],
+                                      [b"\x0d" + b"name", value]]
+        parts.append(varint.field(1, b"".join(draw(st.sampled_from(forms)))))
+    return b"".join(draw(st.permutations(parts)))
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=responses())
+def test_fields_in_any_order_and_number_are_read_as_protobuf_reads_them(data: bytes) -> None:
+    with mock.patch.object(blocks, "SMALLEST_BYTES", LOW):
+        try:
+            expected = tensors.read_all(pb.PredictResponse.FromString(data).outputs)
+        except ShapeError:
+            with pytest.raises(ShapeError):
+                read(data)
+            return
+        got = read(data)
+    assert list(got) == list(expected)
+    for name in expected:
+        np.testing.assert_array_equal(got[name], expected[name])
+
+
+@settings(deadline=None)
+@given(cuts=st.lists(st.integers(0, 40), max_size=4))
+def test_a_packed_field_in_several_blocks_keeps_all_of_them(cuts: list[int]) -> None:
+    ends = [0, *sorted(cuts), 40]
+    parts = [varint.field(FLOATS, LARGE[start:end].tobytes())
+             for start, end in itertools.pairwise(ends)]
+    data = entry(DTYPE + varint.field(2, varint.field(2, b"\x08\x28")) + b"".join(parts))
+    with mock.patch.object(blocks, "SMALLEST_BYTES", LOW):
+        assert bool(blocks.cut(data)[1]) == (not cuts)
+        np.testing.assert_array_equal(read(data)["y"], LARGE[:40])
+
+
+def test_a_second_content_replaces_the_first() -> None:
+    data = entry(DTYPE + varint.field(2, varint.field(2, b"\x08\x01"))
+                 + varint.field(CONTENT, LARGE.tobytes())
+                 + varint.field(CONTENT, LARGE[3:4].tobytes()))
+    assert read(data)["y"].tolist() == [3]
+
+
+def test_strings_are_not_walked_over_and_do_not_keep_others_from_being_cut(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tensors.to_proto(np.array([b"token"] * 10_000, object))
+    data = response(a=text, y=tensors.to_proto(LARGE), z=text)
+    walked, read_one = itertools.count(), varint.read_one
+
+    def counted(view: memoryview, place: int) -> tuple[int, int]:
+        next(walked)
+        return read_one(view, place)
+
+    monkeypatch.setattr(varint, "read_one", counted)
+    assert list(blocks.cut(data)[1]) == ["y"]
+    assert next(walked) < 100
+
+
+@pytest.mark.parametrize("header", [
+    b"\xa2\x80\x80\x80\x80\x00" + b"\xa0\x9c\x01",
+    b"\x22" + b"\xa0\x9c\x81\x80\x80\x00"], ids=["tag", "length"])
+def test_tags_and_lengths_that_protobuf_refuses_are_not_cut(header: bytes) -> None:
+    data = entry(SHAPE + DTYPE + header + LARGE.tobytes())
+    assert blocks.cut(data)[1] == {}
 
 
 def test_damage_is_told_as_protobuf_tells_it_or_read_as_protobuf_reads_it() -> None:

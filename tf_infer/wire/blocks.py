@@ -4,8 +4,9 @@ protobuf copies the numbers of a tensor when it parses them, and once more when 
 A response is a few tags, lengths and strings around one block for each tensor, so the blocks are
 found by walking over the tags; protobuf parses what is left.
 
-Whatever is not plainly so (a field that comes twice, numbers that are not packed, a length beyond
-the end) is left to protobuf as a whole: `cut` then finds nothing.
+Whatever is not plainly so is left to protobuf: a tensor in which any field comes twice (numbers in
+several blocks or not packed, strings), and the whole response where an output comes twice or a
+length goes beyond the end; `cut` then finds nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ SMALLEST_BYTES = 16_384  # below, walking costs more than the copies
 _LENGTH = 2  # wire type of strings, messages and packed numbers
 _OUTPUTS = pb.PredictResponse.DESCRIPTOR.fields_by_name["outputs"].number
 _KEY, _VALUE = 1, 2  # of an entry of a map
+_LONGEST_VARINT = 5  # bytes of a tag or a length, which have 32 bits
 # field of a TensorProto -> bytes of one number, 0 for varints
 _SIZES = {"tensor_content": 1, "float_val": 4, "scomplex_val": 4, "double_val": 8,
           "dcomplex_val": 8, "int_val": 0, "int64_val": 0, "bool_val": 0, "half_val": 0,
@@ -63,6 +65,8 @@ def cut(response: bytes) -> tuple[bytes, dict[str, Block]]:
             if one.number != _OUTPUTS:
                 kept.append(one.whole)
                 continue
+            if one.kind != _LENGTH:
+                return response, {}
             name, left, block = _cut_output(one)
             if name in names:
                 return response, {}
@@ -72,23 +76,26 @@ def cut(response: bytes) -> tuple[bytes, dict[str, Block]]:
                 blocks[name] = block
     except (IndexError, ValueError):
         return response, {}
-    return b"".join(kept), blocks
+    return (b"".join(kept) if blocks else response), blocks
 
 
 def _cut_output(output: _Field) -> tuple[str, bytes | memoryview, Block | None]:
     """Return name, what is left of the entry, and the tensor's block when it is large."""
     key, value = _fields(output.content)
-    if (key.number, value.number) != (_KEY, _VALUE):
+    if (key[:2], value[:2]) != ((_KEY, _LENGTH), (_VALUE, _LENGTH)):
         raise ValueError("an entry is a key and a value")
     name = str(key.content, "utf-8")
     kept: list[bytes | memoryview] = []
-    block = None
+    block, seen = None, set()
     for one in _fields(value.content):
+        if one.number in seen:  # protobuf joins them, or takes the last one
+            return name, output.whole, None
+        seen.add(one.number)
         if len(one.content) < SMALLEST_BYTES or one.number not in _FIELDS:
             kept.append(one.whole)
             continue
         if block is not None or one.kind != _LENGTH:
-            raise ValueError("numbers stand in one block")
+            return name, output.whole, None
         block = Block(_FIELDS[one.number], one.content)
         size = _SIZES[block.field]
         if one.content[-1] > 0x7F if size == 0 else len(one.content) % size:
@@ -104,10 +111,14 @@ def _fields(message: memoryview) -> Iterator[_Field]:
     start = 0
     while start < len(message):
         tag, place = varint.read_one(message, start)
+        if place - start > _LONGEST_VARINT:
+            raise ValueError("protobuf takes no such tag")
         kind = tag & 7
         if kind == _LENGTH:
-            size, place = varint.read_one(message, place)
-            end = place + size
+            size, begin = varint.read_one(message, place)
+            if begin - place > _LONGEST_VARINT:
+                raise ValueError("protobuf takes no such length")
+            place, end = begin, begin + size
         elif kind == 0:
             _, end = varint.read_one(message, place)
         elif kind in (1, 5):
