@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -24,6 +26,7 @@ from tf_infer.client.retry import NO_RETRY, RetryPolicy
 from tf_infer.client.transport import ChannelOptions
 from tf_infer.errors import (
     TABLE,
+    Cancelled,
     Code,
     ConfigError,
     DeadlineExceeded,
@@ -517,6 +520,38 @@ def test_a_cancelled_task_is_cancelled() -> None:
                 await task
 
     with FakeServer({methods.PREDICT: slow}) as server:
+        asyncio.run(ask(server.address))
+        over.set()
+
+
+def test_calls_in_flight_end_with_cancelled_when_the_client_is_closed() -> None:
+    began, over = threading.Event(), threading.Event()
+
+    def slow(request: Any, context: Any) -> Any:
+        began.set()
+        over.wait(10)
+        return echo(request, context)
+
+    async def ask(address: str) -> None:
+        told = sys.version_info >= (3, 11)  # where a task tells whether somebody cancelled it
+        for cancel in (False, True) if told else (False,):
+            began.clear()
+            client = AsyncClient(address, timeout_s=5)
+            task = asyncio.create_task(client.predict("m", {"x": 1.0}))
+            await asyncio.to_thread(began.wait, 5)
+            if cancel:
+                task.cancel()
+            await client.close()
+            with pytest.raises(asyncio.CancelledError if cancel else Cancelled):
+                await task
+
+    with FakeServer({methods.PREDICT: slow}) as server, ThreadPoolExecutor(1) as pool:
+        client = Client(server.address, timeout_s=5)
+        answer = pool.submit(client.predict, "m", {"x": 1.0})
+        assert began.wait(5)
+        client.close()
+        with pytest.raises(Cancelled):
+            answer.result()
         asyncio.run(ask(server.address))
         over.set()
 

@@ -8,6 +8,7 @@ name, balanced) by gRPC and checked against certificates one by one.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 import time
@@ -258,6 +259,7 @@ class AioTransport:
                  options: ChannelOptions | None = None) -> None:
         self._shared = _Channels(target, credentials, options or ChannelOptions())
         self._channels: list[Any] | None = None
+        self._closing = False
         self._calls: dict[tuple[int, str], Any] = {}
 
     async def unary(self, method: str, request: bytes, *, timeout_s: float | None,
@@ -278,6 +280,10 @@ class AioTransport:
             raise shared.failure(index, error) from error
         except grpc.aio.UsageError as error:
             raise _closed(error) from error
+        except asyncio.CancelledError:
+            if not self._closing or _is_cancelled(asyncio.current_task()):
+                raise
+            raise exception_for(Code.CANCELLED, "the client was closed") from None
         return answer
 
     def addresses_up(self) -> int:
@@ -286,8 +292,14 @@ class AioTransport:
 
     async def close(self) -> None:
         """Close the channels; calls in flight end with Cancelled."""
+        self._closing = True
         for channel in self._channels or ():
             await channel.close()
+
+
+def _is_cancelled(task: asyncio.Task[Any] | None) -> bool:
+    """Return whether somebody cancelled the task; Python 3.10 does not tell, so False there."""
+    return bool(task is not None and getattr(task, "cancelling", int)())
 
 
 def _closed(error: Exception) -> ConfigError:
