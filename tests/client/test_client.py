@@ -234,6 +234,19 @@ def test_generate_sends_options_per_row(make: Any, server: FakeServer) -> None:
     assert sent["bias"].tolist() == [0.25, 0.25]  # the signature's own default
 
 
+def test_generate_of_no_prompts_sends_empty_options_of_the_signatures_dtypes(
+        make: Any, server: FakeServer) -> None:
+    with make(server.address) as client:
+        for options in ({"seed": 7}, {"seed": []}, {"temperature": 0.5}, {"max_new_tokens": []}):
+            assert client.generate("writer", [], **options) == []
+            sent = {name: messages.tensors.to_array(tensor)
+                    for name, tensor in server.requests[-1][1].inputs.items()}
+            assert {name: (array.dtype.name, array.shape) for name, array in sent.items()} == {
+                "prompt": ("object", (0,)), "max_new_tokens": ("int32", (0,)),
+                "temperature": ("float32", (0,)), "seed": ("int64", (0,)),
+                "bias": ("float32", (0,))}
+
+
 def test_generate_without_options_takes_the_models_defaults(make: Any, server: FakeServer) -> None:
     with make(server.address) as client:
         client.generate("writer", ["a"])

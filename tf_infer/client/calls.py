@@ -343,13 +343,15 @@ def _default(name: str, signature: SignatureInfo) -> int | float:
 def _option(name: str, value: Any, dtype: str, rows: int) -> np.ndarray:
     """Return an option as [B] of the signature's dtype."""
     if name == "seed" and isinstance(value, (int, np.integer)):
-        value = row_seeds(int(value), rows)
+        value = np.array(row_seeds(int(value), rows), np.int64)
     array = tensors.as_array(value, where=name)
     if array.ndim == 0:
         array = np.repeat(array, rows)
     if array.shape != (rows,):
         raise ConfigError(f"{name}: expected one value, or one for each of {rows} prompts, "
                           f"got shape {list(array.shape)}.")
+    if rows == 0:  # no value tells a dtype
+        return tensors.cast(np.empty(0, object if dtype == "string" else np.int64), dtype)
     if array.dtype.kind in "fO" and dtype.startswith(("int", "uint")):
         raise ConfigError(f"{name}: expected whole numbers, got {array.dtype}.")
     cast = tensors.cast(array, dtype, where=name)
