@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tf_infer.cli import proof
 from tf_infer.cli.main import main
+from tf_infer.client.client import Client
 from tf_infer.config import (
     CausalLMConfig,
     ClassifierConfig,
@@ -20,9 +25,12 @@ from tf_infer.config import (
     ShapeGrid,
     SmallTransformerConfig,
 )
-from tf_infer.errors import DataError
+from tf_infer.errors import DataError, InvalidRequest, ModelNotFound
 from tf_infer.manifest import EXTRA_FOLDER, Sample, array_to_json, read_samples, write_samples
 from tf_infer.tasks import build
+from tf_infer.tasks.base import Signature
+from tf_infer.tasks.causal_lm import CausalLM
+from tf_infer.wire.messages import ModelRef
 
 GRID = ShapeGrid(rows=(1, 2), tokens=(8, 16))
 NETWORK = SmallTransformerConfig(width=16, layers=1, heads=2, hidden=32, max_positions=32)
@@ -37,11 +45,38 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Version 1, with every path compared: XLA and a server, too."""
+def exported(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of version 1, with every path compared (XLA and a server, too), and what was said.
+
+    Version 0 stood there before and is removed.
+    """
+    texts = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    texts.write_text('{"text": "once upon"}\n{"prompt": "a time"}\n')
     folder = tmp_path_factory.mktemp("saved") / "answers"
-    assert main(["export", str(model_dir), "--base-dir", str(folder), "--json"]) == 0
-    return folder
+    (folder / "0").mkdir(parents=True)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["export", str(model_dir), "--base-dir", str(folder), "--name", "replies",
+                     "--texts", str(texts), "--keep", "1"]) == 0
+    return folder, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def base_dir(exported: tuple[Path, str]) -> Path:
+    return exported[0]
+
+
+@pytest.fixture(scope="module")
+def served(base_dir: Path) -> Iterator[proof.ServedPredictor]:
+    """Our server in this process, which serves version 1 as "replies"."""
+    with contextlib.closing(proof.ServedPredictor(base_dir / "1", "replies")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(served: proof.ServedPredictor) -> Iterator[Client]:
+    with Client(served.address, timeout_s=60.0) as made:
+        yield made
 
 
 def read_report(base_dir: Path) -> dict[str, dict]:
@@ -65,19 +100,66 @@ def test_verify_replays_the_golden_samples_of_the_highest_version(
     assert f"{base_dir}/1" in shown.err
 
 
-def test_verify_asks_a_server_too(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    served = proof.ServedPredictor(base_dir / "1", "other name")
-    address = served._server.addresses[0]
-    try:
-        code = main(["verify", str(base_dir / "1"), "--address", address, "--model", "other name",
-                     "--json"])
-    finally:
-        served.close()
+def test_the_export_says_what_it_did_and_what_comes_next(exported: tuple[Path, str]) -> None:
+    folder, said = exported
+    assert "passed: graph, xla, saved_model, session, grpc = eager" in said
+    assert "removed the versions 0" in said
+    assert f"next: tf-infer serve --model_name=replies --model_base_path={folder}" in said
+    samples = read_samples(folder / "1" / EXTRA_FOLDER / "golden.jsonl")
+    texts = [text for sample in samples if sample.signature == "serving_default"
+             for text in sample.inputs["text"]]
+    assert {b"once upon", b"a time"} <= set(texts)
+
+
+def test_verify_asks_a_server_too(
+        base_dir: Path, served: proof.ServedPredictor, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["verify", str(base_dir / "1"), "--address", served.address, "--json"])
     report = json.loads(capsys.readouterr().out)
     assert code == 0
     assert report["passed"] is True
     assert [path["path"] for path in report["report"]["paths"]] == [
         "saved_model", "session", "grpc"]
+
+
+STRANGE = ["", "\0", "a\0b", b"\xff\xfe", "\u202e\u0301", "x" * 1_000_000, "word " * 200_000]
+
+
+def test_strange_texts_are_answered_as_any_other(client: Client) -> None:
+    answers = client.classify("replies", STRANGE)
+    assert [answer.label in CLASSES for answer in answers] == [True] * len(STRANGE)
+    alone = [client.classify("replies", [text])[0] for text in STRANGE]
+    assert [answer.label for answer in alone] == [answer.label for answer in answers]
+    assert client.classify("replies", []) == []
+
+
+ROW, ONES = {"text": ["fine"]}, np.ones([1, 8], np.int32)
+
+
+@pytest.mark.parametrize(("model", "inputs", "options", "kind", "words"), [
+    (ModelRef("nobody"), ROW, {}, ModelNotFound, "Latest(nobody)"),
+    (ModelRef("replies", version=9), ROW, {}, ModelNotFound, "Specific(replies, 9)"),
+    (ModelRef("replies", label="best"), ROW, {}, InvalidRequest, "version label: best"),
+    (ModelRef("replies"), ROW, {"signature": "nothing"}, InvalidRequest,
+     'signature key "nothing" not found'),
+    (ModelRef("replies"), {}, {}, InvalidRequest, "Missing but required: {text}"),
+    (ModelRef("replies"), {**ROW, "more": [1]}, {}, InvalidRequest, "Sent extra: {more}"),
+    (ModelRef("replies"), {"txt": ["a"]}, {}, InvalidRequest, "txt"),
+    (ModelRef("replies"), {"text": [1.0]}, {}, InvalidRequest, "to be string but float"),
+    (ModelRef("replies"), {"text": "one"}, {}, InvalidRequest, "of rank 1, got a scalar"),
+    (ModelRef("replies"), {"text": [["a", "b"]]}, {}, InvalidRequest, ""),
+    (ModelRef("replies"), {"ids": ONES.astype(np.int64), "mask": ONES}, {"signature": "ids"},
+     InvalidRequest, "to be int32 but int64"),
+    (ModelRef("replies"), {"ids": ONES[0], "mask": ONES}, {"signature": "ids"}, InvalidRequest, ""),
+    (ModelRef("replies"), ROW, {"outputs": ["none"]}, InvalidRequest, "in signature: none"),
+], ids=lambda value: str(value)[:30])
+def test_bad_requests_are_refused_and_disturb_nothing(
+        client: Client, model: ModelRef, inputs: Mapping[str, Any], options: Mapping[str, Any],
+        kind: type[Exception], words: str) -> None:
+    before = client.classify("replies", ["fine"])
+    with pytest.raises(kind) as caught:
+        client.predict(model, inputs, **options)
+    assert words in str(caught.value)
+    assert client.classify("replies", ["fine"]) == before
 
 
 def test_verify_compares_the_paths_of_a_model_directory(
@@ -163,29 +245,50 @@ def test_nothing_is_exported_when_a_path_differs(
     assert [path.name for path in tmp_path.iterdir()] == [".last_version"]
 
 
-def test_a_decoder_is_exported_and_the_old_version_removed(
-        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = CausalLMConfig(packing=PackingConfig(max_tokens=8, end=False, truncation="left"),
-                            grid=ShapeGrid(rows=(1, 2), tokens=(8,)), network=NETWORK, capacity=8,
-                            defaults=GenerationDefaults(max_new_tokens=4))
-    with pytest.raises(DataError):
-        proof.read_texts(tmp_path / "none.txt")
-    texts = tmp_path / "texts.jsonl"
-    texts.write_text('{"text": "once upon"}\n{"prompt": "a time"}\n')
-    build.save(build.build(config), tmp_path / "writer")
-    (tmp_path / "saved" / "4").mkdir(parents=True)
-    assert main(["export", str(tmp_path / "writer"), "--base-dir", str(tmp_path / "saved"),
-                 "--name", "writer", "--texts", str(texts), "--no-xla", "--no-server",
-                 "--keep", "1"]) == 0
-    shown = capsys.readouterr().out
-    assert "removed the versions 4" in shown
-    assert f"next: tf-infer serve --model_name=writer --model_base_path={tmp_path}/saved" in shown
-    samples = read_samples(tmp_path / "saved" / "5" / EXTRA_FOLDER / "golden.jsonl")
-    assert {sample.signature for sample in samples} == {
-        "serving_default", "generate", "score", "encode", "decode", "steps"}
-    prompts = [text for sample in samples if sample.signature == "serving_default"
-               for text in sample.inputs["prompt"]]
-    assert b"once upon" in prompts
+def decoder_config() -> CausalLMConfig:
+    return CausalLMConfig(packing=PackingConfig(max_tokens=8, end=False, truncation="left"),
+                          grid=ShapeGrid(rows=(1, 2), tokens=(8,)), network=NETWORK, capacity=8,
+                          defaults=GenerationDefaults(max_new_tokens=4))
+
+
+class Brief(CausalLM):
+    """A decoder with two of its six signatures: tracing all for every path takes a minute."""
+
+    def signatures(self) -> Mapping[str, Signature]:
+        """Return generate, as serving_default, and encode."""
+        found = super().signatures()
+        generate = found["generate"]
+        return {"serving_default": Signature(replace(generate.spec, name="serving_default"),
+                                             generate.function), "encode": found["encode"]}
+
+
+def test_a_decoder_is_compared_on_every_path_and_its_options_may_be_left_out(
+        tmp_path: Path) -> None:
+    made = build.build(decoder_config())
+    task = Brief(made.config, made.codec, made.network)
+    folder, report = proof.export_task(task, tmp_path / "writer", name="writer", max_rows=2)
+    assert [path.path for path in report.paths if path.passed] == [
+        "graph", "xla", "saved_model", "session", "grpc"]
+    with (contextlib.closing(proof.ServedPredictor(folder, "writer")) as served,
+          Client(served.address, timeout_s=60.0) as client):
+        prompts = {"prompt": ["once", "a time"]}
+        few = client.predict("writer", prompts)
+        same = client.predict("writer", prompts | {"max_new_tokens": np.int32([4, 4])})
+        more = client.predict("writer", prompts | {"max_new_tokens": np.int32([8, 8])})
+    assert few["ids"].tolist() == same["ids"].tolist()
+    assert few["length"].max() <= 4 < more["length"].max()
+
+
+@pytest.mark.slow  # a minute of processor time
+def test_every_signature_of_a_decoder_is_compared_on_every_path(tmp_path: Path) -> None:
+    build.save(build.build(decoder_config()), tmp_path / "writer")
+    saved = tmp_path / "saved"
+    assert main(["export", str(tmp_path / "writer"), "--base-dir", str(saved)]) == 0
+    paths = read_report(saved)
+    assert list(paths) == ["graph", "xla", "saved_model", "session", "grpc"]
+    for path in paths.values():
+        assert {one["signature"] for one in path["differences"]} == {
+            "serving_default", "generate", "score", "encode", "decode", "steps"}
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
@@ -193,6 +296,8 @@ def test_a_decoder_is_exported_and_the_old_version_removed(
     ("b.jsonl", b"{\n", "line 1"), ("c.jsonl", b"[]\n", "line 1")])
 def test_a_file_without_texts_is_named(
         tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        proof.read_texts(tmp_path / name)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{name}.*{message}"):
         proof.read_texts(tmp_path / name)

@@ -105,6 +105,9 @@ class ServedPredictor:
     """A version directory behind our own server, in this process, asked over gRPC.
 
     Loading it there also runs its warm-up records and replays its golden samples.
+
+    Attributes:
+        address: of the server.
     """
 
     def __init__(self, version_dir: Path, model: str) -> None:
@@ -115,12 +118,13 @@ class ServedPredictor:
         base_path = str(Path(version_dir).resolve().parent)
         self._folder = tempfile.TemporaryDirectory(prefix="tf-infer-")
         socket_path = str(Path(self._folder.name) / "grpc")
+        self.address = f"unix:{socket_path}"
         self._server = Server(ServerConfig(
             models=(ModelConfig(name=model, base_path=base_path),), port=0, poll_s=0.0,
             socket_path=socket_path, max_load_retries=0, threads=2, load_threads=1))
         try:
             self._server.start()
-            self._grpc = GrpcPredictor(f"unix:{socket_path}", model)
+            self._grpc = GrpcPredictor(self.address, model)
         except BaseException:
             self._stop()
             raise
