@@ -383,6 +383,17 @@ def test_a_wrong_timeout_is_refused(make: Any, server: FakeServer, timeout: Any)
         client.predict("m", {"x": 1.0}, timeout_s=timeout)
 
 
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, 1e12, 1e9, 2**70, calls.LONGEST_S])
+def test_a_timeout_of_more_than_a_year_is_no_limit(make: Any, server: FakeServer,
+                                                   timeout: float) -> None:
+    with make(server.address, timeout_s=timeout) as client:
+        assert client.predict("m", {"x": 1.0})["x"] == 1.0
+        assert client.predict("m", {"x": 1.0}, timeout_s=timeout)["x"] == 1.0
+        assert client.classify("intents", ["a"], timeout_s=timeout)[0].label == "yes"
+        assert client.wait_until_ready("m", timeout_s=timeout).available == (3,)
+    assert calls.seconds(timeout, 1.0) == (None if timeout > calls.LONGEST_S else timeout)
+
+
 def test_nobody_at_the_address_is_server_unavailable(make: Any) -> None:
     port = _free_port()
     with (make(f"localhost:{port}", retry=NO_RETRY) as client,

@@ -125,7 +125,8 @@ def test_bad_credentials_are_refused(build: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [
-    {"compression": "zip"}, {"keepalive_s": 0}, {"connect_timeout_s": -1}])
+    {"compression": "zip"}, {"keepalive_s": 0}, {"connect_timeout_s": -1},
+    {"connect_timeout_s": float("inf")}, {"keepalive_s": 1e9}, {"keepalive_s": float("nan")}])
 def test_bad_channel_options_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"ChannelOptions\."):
         ChannelOptions(**arguments)

@@ -46,6 +46,7 @@ class Unset(enum.Enum):
 
 
 UNSET = Unset.UNSET
+LONGEST_S = 366 * 86_400.0  # gRPC's clock overflows at 1e12 s: the call would end at once
 Timeout = float | None | Unset
 
 
@@ -84,7 +85,7 @@ def reference(model: str | ModelRef) -> ModelRef:
 
 
 def seconds(timeout_s: Timeout, default_s: float | None) -> float | None:
-    """Return the time a call may take.
+    """Return the time a call may take; more than a year, or infinity, is no limit: None.
 
     Raises:
         ConfigError: not a number > 0, and not None.
@@ -94,8 +95,7 @@ def seconds(timeout_s: Timeout, default_s: float | None) -> float | None:
         return None
     if isinstance(chosen, bool) or not isinstance(chosen, (int, float)) or not chosen > 0:
         raise ConfigError(f"timeout_s: expected seconds > 0, or None for no limit, got {chosen!r}.")
-    return chosen
-
+    return chosen if chosen <= LONGEST_S else None
 
 
 class Deadline:

@@ -29,6 +29,7 @@ DOWN_S = 1.0
 # has a text of its own.
 _HUNG_UP = "CANCELLED"
 
+_LONGEST_OPTION_S = 1e6  # gRPC takes milliseconds as int32
 _SERVICE_CONFIG = '{"loadBalancingConfig": [{"round_robin": {}}]}'
 _HOST_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\],@]+):(\d{1,5})")
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
@@ -89,8 +90,9 @@ class ChannelOptions:
                               f"got {self.compression!r}.")
         for name in ("keepalive_s", "keepalive_timeout_s", "connect_timeout_s"):
             seconds = getattr(self, name)
-            if seconds is not None and not seconds > 0:
-                raise ConfigError(f"ChannelOptions.{name}: expected seconds > 0, got {seconds!r}.")
+            if seconds is not None and not 0 < seconds <= _LONGEST_OPTION_S:
+                raise ConfigError(f"ChannelOptions.{name}: expected seconds > 0 and <= "
+                                  f"{_LONGEST_OPTION_S:g}, got {seconds!r}.")
 
 
 _COMPRESSION = {"none": grpc.Compression.NoCompression, "gzip": grpc.Compression.Gzip,
