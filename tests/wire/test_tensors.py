@@ -142,6 +142,9 @@ def _proto(**fields: object) -> pb.TensorProto:
     (_proto(), "got DT_INVALID"),
     (pb.TensorProto(dtype=101), "got DT_FLOAT_REF"),
     (_proto(dtype=pb.DT_FLOAT, sizes=[2**40, 2**40]), "expected at most"),
+    (_proto(dtype=pb.DT_FLOAT, sizes=[0, 2**62]), "expected at most"),
+    (_proto(dtype=pb.DT_FLOAT, sizes=[0, 2**40, 0, 2**40]), "expected at most"),
+    (_proto(dtype=pb.DT_STRING, sizes=[2**62, 0]), "expected at most"),
     (_proto(dtype=pb.DT_FLOAT, sizes=[1] * 40), "at most 32 dimensions"),
     (_proto(dtype=pb.DT_STRING, tensor_content=b"ab"), "strings in string_val"),
 ])
@@ -149,6 +152,15 @@ def test_a_broken_tensor_is_a_clear_error(proto: pb.TensorProto, message: str) -
     with pytest.raises(ShapeError) as caught:
         tensors.to_array(proto, where="text")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("row", dtypes.TABLE, ids=lambda row: row.name)
+def test_an_empty_shape_may_have_large_sizes(row: dtypes.DType) -> None:
+    largest = 2**60 // row.array.itemsize
+    array = tensors.to_array(_proto(dtype=row.enum, sizes=[0, largest]))
+    assert array.shape == (0, largest)
+    with pytest.raises(ShapeError, match="expected at most"):
+        tensors.to_array(_proto(dtype=row.enum, sizes=[0, largest + 1]))
 
 
 @settings(deadline=None, max_examples=300)
@@ -159,7 +171,8 @@ def test_any_bytes_are_an_array_or_one_of_our_errors(data: bytes) -> None:
         proto.ParseFromString(data)
     except DecodeError:
         return
-    if any(dim.size > 1000 for dim in proto.tensor_shape.dim):
+    sizes = [dim.size for dim in proto.tensor_shape.dim]
+    if max(sizes, default=0) > 1000 and 0 not in sizes:
         return  # lawful, but megabytes each
     with contextlib.suppress(ShapeError):
         assert isinstance(tensors.to_array(proto), np.ndarray)

@@ -22,6 +22,7 @@ from tf_infer.wire.dtypes import DType
 # A typed field may be shorter than its shape and is then filled up: without a bound a message of
 # 30 bytes could claim all memory. More than this cannot be sent in one gRPC message anyway.
 MAX_TENSOR_BYTES = 2**31 - 1
+_MAX_EMPTY_BYTES = 2**60  # numpy multiplies the other sizes of an empty shape, too, in 63 bits
 
 # Number by number, 100,000 floats take protobuf 10 ms; as one packed block 0.03 ms. So typed fields
 # are written and read as what they are on the wire: the field's number, a length, the block.
@@ -197,7 +198,9 @@ def to_array(proto: Any, *, where: str = "tensor", block: Block | None = None) -
     row = dtypes.by_enum(proto.dtype)
     shape = _shape(proto.tensor_shape, where)
     count = math.prod(shape)
-    if count * row.array.itemsize > MAX_TENSOR_BYTES:
+    without_zeros = math.prod(size for size in shape if size)
+    if (count * row.array.itemsize > MAX_TENSOR_BYTES
+            or without_zeros * row.array.itemsize > _MAX_EMPTY_BYTES):
         raise ShapeError(f"{where}: expected at most {MAX_TENSOR_BYTES} bytes, got {row.name} of "
                          f"shape {list(shape)}.")
     content = block.content if block and block.field == "tensor_content" else proto.tensor_content
