@@ -115,3 +115,49 @@ def test_pruning_folders_of_another_writer_records_their_numbers(tmp_path: Path)
     assert versions.prune(tmp_path, keep=1) == (7,)
     (tmp_path / "8").rmdir()
     assert write(tmp_path).name == "9"
+
+
+@pytest.mark.parametrize("content", [b"9 \x00", b"\xff9", b"nine\n", b"-3", b"9" * 5_000])
+def test_a_damaged_record_is_an_error_that_names_the_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / versions.RECORD_FILE).write_bytes(content)
+    with pytest.raises(ExportError, match=r"\.last_version: expected .* Write that number into"):
+        write(tmp_path)
+    with pytest.raises(ExportError, match=r"\.last_version: expected"):
+        versions.prune(tmp_path, keep=1)
+    assert (tmp_path / versions.RECORD_FILE).read_bytes() == content
+    (tmp_path / versions.RECORD_FILE).write_text("9")
+    assert write(tmp_path).name == "10"
+
+
+def test_pruning_removes_folders_by_their_own_names(tmp_path: Path) -> None:
+    put(tmp_path, "007", "7", "08", "9")
+    assert versions.prune(tmp_path, keep=2) == (7,)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [versions.RECORD_FILE, "08", "9"]
+
+
+def test_pruning_counts_the_versions_that_stand_once_it_has_the_lock(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "1", "2")
+    lock = versions._lock
+
+    def late(base_dir: Path) -> object:
+        (base_dir / "1").rmdir()  # by another who had the lock before
+        return lock(base_dir)
+
+    monkeypatch.setattr(versions, "_lock", late)
+    assert versions.prune(tmp_path, keep=1) == ()
+
+
+def test_a_fault_after_the_rename_says_that_the_version_is_there(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = versions.sync_folder
+
+    def broken(path: Path) -> None:
+        if Path(path) == tmp_path:
+            raise OSError(5, "Input/output error")
+        sync(path)
+
+    monkeypatch.setattr(versions, "sync_folder", broken)
+    with pytest.raises(ExportError, match=r"/1: .*Input/output error\. The version is complete"):
+        write(tmp_path)
+    assert (tmp_path / "1" / "file").exists()

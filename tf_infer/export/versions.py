@@ -20,6 +20,7 @@ from tf_infer.errors import ExportError
 
 RECORD_FILE = ".last_version"
 STAGE_PREFIX = ".tmp-"
+MAX_DIGITS = 19  # of a version number: it is an int64 in TensorFlow Serving
 
 
 def list_versions(base_dir: Path) -> tuple[int, ...]:
@@ -27,12 +28,17 @@ def list_versions(base_dir: Path) -> tuple[int, ...]:
 
     As TensorFlow Serving does, every folder whose name is a decimal number counts, complete or not.
     """
+    return tuple(sorted({int(folder.name) for folder in _folders(base_dir)}))
+
+
+def _folders(base_dir: Path) -> list[Path]:
+    """Return the folders of versions; `007` is one of version 7."""
     try:
         entries = list(Path(base_dir).iterdir())
     except FileNotFoundError:
-        return ()
-    return tuple(sorted(int(entry.name) for entry in entries
-                        if entry.name.isascii() and entry.name.isdecimal() and entry.is_dir()))
+        return []
+    return [entry for entry in entries
+            if entry.name.isascii() and entry.name.isdecimal() and entry.is_dir()]
 
 
 def plan_version(existing: tuple[int, ...], last: int, wanted: int | None) -> int:
@@ -72,12 +78,23 @@ class Stage:
     folder: Path
 
     def publish(self) -> Path:
-        """Write everything to disk, record the number, rename once; return the final folder."""
+        """Write everything to disk, record the number, rename once; return the final folder.
+
+        Raises:
+            OSError: before the rename; nothing stands under the number.
+            ExportError: after it; the version is there, its name perhaps not on disk yet.
+        """
         sync_tree(self.folder)
         final = self.base_dir / str(self.version)
         write_record(self.base_dir, self.version)
         os.rename(self.folder, final)
-        sync_folder(self.base_dir)
+        try:
+            sync_folder(self.base_dir)
+        except OSError as error:
+            raise ExportError(
+                f"{final}: expected to force the version's name to disk, got {error.strerror}. The "
+                "version is complete and may be served already, but a power cut could take its "
+                "name away; check the disk, and export again if the folder is gone.") from error
         return final
 
 
@@ -93,7 +110,8 @@ def staging(base_dir: Path, wanted: int | None = None) -> Iterator[Stage]:
         wanted: version number; None takes the next one.
 
     Raises:
-        ExportError: another export is under way, or the number was used before.
+        ExportError: another export is under way, the number was used before, or the record of the
+            highest number is damaged.
     """
     base_dir = Path(base_dir)
     base_dir.mkdir(parents=True, exist_ok=True)
@@ -113,15 +131,26 @@ def staging(base_dir: Path, wanted: int | None = None) -> Iterator[Stage]:
 @contextlib.contextmanager
 def _lock(base_dir: Path) -> Iterator[int]:
     """Hold the record file, which the system frees when the process ends; give its number."""
-    with open(base_dir / RECORD_FILE, "a+", encoding="ascii") as file:
+    with open(base_dir / RECORD_FILE, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ExportError(f"{base_dir}: expected no other export under way. Wait until it has "
                               "ended, and export again.") from error
         file.seek(0)
-        text = file.read().strip()
-        yield int(text) if text.isdecimal() else 0
+        yield _recorded(file.read(), base_dir / RECORD_FILE)
+
+
+def _recorded(content: bytes, path: Path) -> int:
+    """Return the number that a record holds, 0 for an empty one."""
+    digits = content.strip()
+    if not digits:
+        return 0
+    if not digits.isdigit() or len(digits) > MAX_DIGITS:
+        raise ExportError(
+            f"{path}: expected the highest version number ever written, got {len(content)} bytes "
+            "that are no such number. Write that number into the file, so that none is used twice.")
+    return int(digits)
 
 
 def write_record(base_dir: Path, version: int) -> None:
@@ -140,14 +169,17 @@ def prune(base_dir: Path, *, keep: int) -> tuple[int, ...]:
     has it loaded keeps answering from memory.
     """
     check(keep >= 1, "prune.keep", ">= 1", keep)
-    removed = list_versions(base_dir)[:-keep]
-    with _lock(Path(base_dir)) as last:
+    base_dir = Path(base_dir)
+    with _lock(base_dir) as last:
+        existing = list_versions(base_dir)
+        removed = existing[:-keep]
         if removed and last < removed[-1]:
-            write_record(base_dir, list_versions(base_dir)[-1])
-        for version in removed:
-            hidden = Path(base_dir) / f"{STAGE_PREFIX}removed-{version}"
-            os.rename(Path(base_dir) / str(version), hidden)
-            shutil.rmtree(hidden)
+            write_record(base_dir, existing[-1])
+        for folder in sorted(_folders(base_dir), key=lambda folder: int(folder.name)):
+            if int(folder.name) in removed:
+                hidden = base_dir / f"{STAGE_PREFIX}removed-{folder.name}"
+                os.rename(folder, hidden)
+                shutil.rmtree(hidden)
     return removed
 
 
