@@ -58,9 +58,17 @@ def test_plan(case: str, wanted: set[int], seen: dict[int, Seen], expected: Acti
     assert plan(wanted, seen) == expected, case
 
 
-def test_FL27_FL30_what_the_start_waits_for() -> None:
-    assert start_outcome({}) is None
-    assert start_outcome({1: BUSY}) is None
-    assert start_outcome({1: FAILED, 2: BUSY}) is None
-    assert start_outcome({1: FAILED}) is False
-    assert start_outcome({1: FAILED, 2: UP}) is True
+@pytest.mark.parametrize(("wanted", "seen", "expected"), [
+    (set(), {}, None),
+    ({1}, {}, None),
+    ({1}, {1: BUSY}, None),
+    ({1, 2}, {1: FAILED, 2: BUSY}, None),
+    ({1}, {1: FAILED}, False),
+    ({1, 2}, {1: FAILED, 2: UP}, True),
+    ({2}, {1: DOWN, 2: FAILED}, False),  # the model was served, taken away, and is back
+    ({2}, {1: LEAVING, 2: BUSY}, None),
+    ({2}, {1: FAILED}, None),
+])
+def test_FL27_FL30_what_the_start_waits_for(
+        wanted: set[int], seen: dict[int, Seen], expected: bool | None) -> None:
+    assert start_outcome(wanted, seen) is expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,28 @@ def test_FL28_FL29_a_missing_base_path_holds_up_all_models(tmp_path: Path) -> No
         make_versions(tmp_path / "late", "1")
         wait(versions, {1: UP})
         wait(versions, {1: UP}, "good")
+
+
+def test_MS14_a_model_that_comes_back_and_fails_is_told(tmp_path: Path) -> None:
+    with table(poll_s=0.05) as versions:
+        versions.configure([model(make_versions(tmp_path, "1"))])
+        versions.configure([])
+        wait(versions, {1: END})
+        make_versions(tmp_path, "2/bad")
+        with pytest.raises(ServingError, match=r"\{name: m version: 2\} due to error"):
+            versions.configure([model(tmp_path)], timeout_s=WAIT_S)
+
+
+def test_LI05_a_reload_waits_for_another_one_only_until_its_deadline(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool, table(poll_s=0.05) as versions:
+        first = pool.submit(versions.configure, [model(tmp_path / "late")])
+        assert versions.wait_until(lambda: bool(versions._models), WAIT_S)
+        second = pool.submit(versions.configure, [], timeout_s=0.2)
+        with pytest.raises(TimeoutError, match="another reload"):
+            second.result(WAIT_S)
+        assert not first.done()
+        make_versions(tmp_path / "late", "1")
+        first.result(WAIT_S)
 
 
 def test_a_stop_ends_the_wait_for_models(tmp_path: Path) -> None:

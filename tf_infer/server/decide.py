@@ -93,13 +93,15 @@ def plan(wanted: Collection[int], seen: Mapping[int, Seen]) -> Actions:
                    tuple(sorted(forgive)))
 
 
-def start_outcome(seen: Mapping[int, Seen]) -> bool | None:
+def start_outcome(wanted: Collection[int], seen: Mapping[int, Seen]) -> bool | None:
     """Return whether a model became available: True, False (all failed for good), None (not yet).
 
-    This is what the start of the server and a reload wait for (FL27, FL30, CF22).
+    This is what the start of the server and a reload wait for (FL27, FL30, CF22). Versions that
+    are no longer wanted say nothing of it.
     """
-    if any(item.state is State.AVAILABLE for item in seen.values()):
+    items = [seen.get(version, Seen(State.START)) for version in wanted]
+    if any(item.state is State.AVAILABLE for item in items):
         return True
-    if seen and all(item.tried for item in seen.values()):
+    if items and all(item.tried for item in items):
         return False
     return None

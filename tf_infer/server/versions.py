@@ -117,7 +117,10 @@ class Versions:
             Cancelled: the server was stopped meanwhile.
         """
         check_models(models)
-        with self._reloading:
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        if not self._reloading.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            raise TimeoutError(f"models: another reload was not done after {timeout_s} s.")
+        try:
             with self._changed:
                 self._check_labels(models)
                 known = {model.name for model in self._models}
@@ -125,8 +128,9 @@ class Versions:
                 self._labels = {model.name: dict(model.labels) for model in models}
             if self._poll_s >= 0:
                 self.poll()
-            new = [model.name for model in models if model.name not in known]
-            self._wait_for(new, timeout_s)
+            self._wait_for([model.name for model in models if model.name not in known], end)
+        finally:
+            self._reloading.release()
 
     def _check_labels(self, models: Sequence[ModelConfig]) -> None:
         for model in models:
@@ -141,11 +145,11 @@ class Versions:
                     f"Request to assign label to version {version} of model {model.name}, which "
                     "is not currently available for inference", code=Code.FAILED_PRECONDITION)
 
-    def _wait_for(self, names: Sequence[str], timeout_s: float | None) -> None:
-        end = None if timeout_s is None else time.monotonic() + timeout_s
+    def _wait_for(self, names: Sequence[str], end: float | None) -> None:
         with self._changed:
             while not self._stopping.is_set():
-                outcomes = {name: start_outcome(self._seen(name)) for name in names}
+                outcomes = {name: start_outcome(self._wanted.get(name, ()), self._seen(name))
+                            for name in names}
                 if None not in outcomes.values():
                     failed = [name for name, good in outcomes.items() if not good]
                     if failed:
@@ -153,14 +157,15 @@ class Versions:
                     return
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
-                    raise TimeoutError(f"models {names}: not available after {timeout_s} s.")
+                    raise TimeoutError(f"models {names}: not available after the time given.")
                 self._changed.wait(left)
         raise Cancelled("The server is stopping.")
 
     def _failure_text(self, names: Sequence[str]) -> str:
         lines = [f"{{name: {name} version: {entry.version}}} due to error: "
                  f"{entry.error.code.name}: {entry.error.details}"
-                 for name in names for entry in self._table[name].values() if entry.error]
+                 for name in names for version in self._wanted[name]
+                 if (entry := self._table[name][version]).error]
         return f"{len(names)} servable(s) did not become available: {'; '.join(lines)}"
 
     # ------------------------------------------------------------------ polling
