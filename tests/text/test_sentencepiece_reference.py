@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tests.text import hostile
-from tests.text.test_wordpiece_reference import BATCH, ROOT, texts_of
+from tests.text.test_wordpiece_reference import ROOT, batches, texts_of
 from tf_infer.config import SentencePieceConfig
 from tf_infer.text.sentencepiece import SentencePieceCodec
 
@@ -23,8 +23,6 @@ MODELS = {
     "stories": SHARED / "weights" / "stories260K" / "tok512_rebuilt.model",
     **{path.stem: path for path in sorted(GOLDEN.glob("*.model"))},
 }
-# A word of 100,000 random letters ends in sums that float32 rounds; see `Unigram`.
-LONGEST_UNIGRAM_CHARS = 10_000
 
 
 def differences(path: Path, texts: list[str], folder: Path) -> tuple[int, int, int]:
@@ -36,8 +34,7 @@ def differences(path: Path, texts: list[str], folder: Path) -> tuple[int, int, i
     quick = tf.function(lambda some: codec.encode(some).ids, input_signature=[spec])
     full = tf.function(lambda some: codec.encode(some, offsets=True), input_signature=[spec])
     wrong = [0, 0, 0]
-    for begin in range(0, len(texts), BATCH):
-        batch = texts[begin:begin + BATCH]
+    for batch in batches(texts):
         expected = library.encode(batch, return_type="proto")
         ids, tokens = quick(tf.constant(batch)), full(tf.constant(batch))
         lengths = tf.cast(ids.row_lengths(), tf.int32)
@@ -62,7 +59,7 @@ def model_of(name: str) -> Path:
 @pytest.mark.oracles
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_no_difference_on_hostile_texts(model: str, tmp_path: Path) -> None:
-    texts = hostile.texts(1_500, seed=2, long_chars=LONGEST_UNIGRAM_CHARS)
+    texts = hostile.texts(1_500, seed=2, long_chars=10_000)
     assert differences(model_of(model), texts, tmp_path) == (0, 0, 0)
 
 

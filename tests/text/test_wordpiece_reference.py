@@ -27,6 +27,7 @@ SHARED = Path(os.environ.get("TF_INFER_SHARED", ROOT.parent / "shared"))
 KINDS = ("uncased", "cased", "chinese")
 POINTS = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
 BATCH = 2048
+MOST_CELLS = 4_000_000  # rows x longest row of a batch: what its ids take when padded
 
 
 def codec_of(kind: str) -> WordPieceCodec:
@@ -85,12 +86,22 @@ def texts_of(name: str) -> list[str]:
     return POINTS if name == "alone" else [f"ab{char}le un{char}" for char in POINTS]
 
 
+def batches(texts: list[str]) -> Iterator[list[str]]:
+    """Yield all texts, the short ones first, in batches that fit into memory when padded."""
+    batch: list[str] = []
+    for text in sorted(texts, key=len):
+        if len(batch) == BATCH or (len(batch) + 1) * len(text.encode()) > MOST_CELLS:
+            yield batch
+            batch = []
+        batch.append(text)
+    yield batch
+
+
 def differences(codec: WordPieceCodec, oracle: Any, texts: list[str]) -> tuple[int, int]:
     """Return how many texts have other ids, other byte offsets than the oracle's."""
     encode = function_of(codec, offsets=True)
     ids = offsets = 0
-    for begin in range(0, len(texts), BATCH):
-        batch = texts[begin:begin + BATCH]
+    for batch in batches(texts):
         tokens = encode(tf.constant(batch))
         rows = zip(batch, oracle.encode_batch(batch, add_special_tokens=False),
                    tokens.ids.to_list(), tokens.starts.to_list(), tokens.ends.to_list())

@@ -17,7 +17,7 @@ from tf_infer.config import AddedToken, check
 from tf_infer.text.contracts import Tokens
 from tf_infer.text.rows import row_ids
 from tf_infer.text.unicode import facts, re2_class
-from tf_infer.text.utf8 import repair, to_source
+from tf_infer.text.utf8 import repair, to_source, vector
 
 # Unicode's White_Space, as an RE2 class.
 _SPACE = (r"[\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}"
@@ -104,7 +104,7 @@ def encode_around(texts: tf.Tensor, added: AddedTokens, encode: Callable[[tf.Ten
             strings if `offsets`; an empty string must give no id.
         offsets: whether the result carries byte offsets into `texts`.
     """
-    repaired = repair(texts, offsets=offsets)
+    repaired = repair(vector(texts), offsets=offsets)
     pieces = added.split(repaired.texts)
     tokens = added.join(pieces, encode(pieces.texts))
     return to_source(tokens, repaired)

@@ -99,7 +99,6 @@ class BytePairCodec(tf.Module):
 
     def encode(self, texts: tf.Tensor, *, offsets: bool = False) -> Tokens:
         """Split [B] strings into ids; see `TextCodec.encode`."""
-        texts = tf.convert_to_tensor(texts)
         return encode_around(
             texts, self._added, lambda t: self._words.encode(t, offsets=offsets), offsets=offsets)
 
@@ -112,6 +111,7 @@ class BytePairCodec(tf.Module):
         joined = tf.strings.reduce_join(parts, axis=-1)
         return tf.strings.unicode_transcode(joined, "UTF-8", "UTF-8", errors="replace",
                                             replacement_char=0xFFFD)
+
 
 class _Symbols(NamedTuple):
     """What the merges work on: strings of the code points U+0000 to U+00FF, one for each byte.

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tf_infer.config import BytesConfig
 from tf_infer.text.contracts import Tokens
 from tf_infer.text.rows import row_ids
+from tf_infer.text.utf8 import vector
 
 FIRST = 3  # pad 0, start 1, end 2
 
@@ -25,6 +26,7 @@ class BytesCodec(tf.Module):
 
     def encode(self, texts: tf.Tensor, *, offsets: bool = False) -> Tokens:
         """Split [B] strings into one id per byte; invalid UTF-8 is kept as it is."""
+        texts = vector(texts)
         data = tf.io.decode_raw(tf.strings.reduce_join(texts), tf.uint8)          # [N]
         ids = tf.RaggedTensor.from_row_lengths(
             tf.cast(data, tf.int32) + FIRST,

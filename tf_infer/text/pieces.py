@@ -100,11 +100,16 @@ class ModelFile:
                        escape_spaces=False, space_is_suffix=False)
 
     def to_bytes(self) -> bytes:
-        """Return the file. Fields set here stand behind the bytes that were read, and win."""
+        """Return the file. Fields set here stand behind the bytes that were read, and win.
+
+        The rules are never empty: the fast op refuses such a file, and the library prints a line on
+        stderr for each time it is loaded.
+        """
         trainer = (self.trainer + _number(3, self.kind) + _number(24, self.space_is_suffix)
                    + _number(35, self.byte_fallback) + _number(40, self.unknown()))
-        normalizer = (self.normalizer + _text(2, self.charsmap) + _number(3, self.dummy_prefix)
-                      + _number(4, self.remove_extra_spaces) + _number(5, self.escape_spaces))
+        normalizer = (self.normalizer + _text(2, self.charsmap or _NO_RULES)
+                      + _number(3, self.dummy_prefix) + _number(4, self.remove_extra_spaces)
+                      + _number(5, self.escape_spaces))
         pieces = b"".join(
             _text(1, _text(1, piece.text.encode()) + b"\x15" + struct.pack("<f", piece.score)
                   + _number(3, piece.kind)) for piece in self.pieces)
@@ -143,22 +148,45 @@ def no_rules() -> bytes:
     return _NO_RULES
 
 
+def ascii_rules(charsmap: bytes) -> list[bytes]:
+    """Return what the rules replace that is all ASCII, without U+0000."""
+    if not charsmap:
+        return []
+    units = _units(charsmap)
+    found: list[bytes] = []
+    open_nodes = [(0, b"")]
+    while open_nodes:
+        node, key = open_nodes.pop()
+        for char in range(1, 0x80):
+            child = node ^ _offset(units[node]) ^ char
+            if child < len(units) and units[child] & 0x800000FF == char:
+                open_nodes.append((child, key + bytes([char])))
+                if units[child] >> 8 & 1:
+                    found.append(key + bytes([char]))
+    return found
+
+
 def maps_to_space(charsmap: bytes, char: int) -> bool:
     """Return whether the rules turn the ASCII character `char` into a space."""
     if not charsmap:
         return False
-    (size,) = struct.unpack_from("<I", charsmap)
-    units = struct.unpack_from(f"<{size // 4}I", charsmap, 4)
-
-    def offset(unit: int) -> int:
-        return (unit >> 10) << ((unit & 0x200) >> 6)
-
-    place = offset(units[0]) ^ char
+    units = _units(charsmap)
+    place = _offset(units[0]) ^ char
     unit = units[place] if place < len(units) else 0x80000000
     if unit & 0x800000FF != char or not unit >> 8 & 1:
         return False
-    begin = 4 + size + (units[place ^ offset(unit)] & 0x7FFFFFFF)
+    begin = 4 + 4 * len(units) + (units[place ^ _offset(unit)] & 0x7FFFFFFF)
     return charsmap[begin:charsmap.index(b"\0", begin)] == b" "
+
+
+def _units(charsmap: bytes) -> tuple[int, ...]:
+    """Return the units of the double-array trie (darts-clone) at the start of the rules."""
+    (size,) = struct.unpack_from("<I", charsmap)
+    return struct.unpack_from(f"<{size // 4}I", charsmap, 4)
+
+
+def _offset(unit: int) -> int:
+    return (unit >> 10) << ((unit & 0x200) >> 6)
 
 
 def _read_model(data: bytes) -> ModelFile:

@@ -49,12 +49,11 @@ class SentencePieceCodec(tf.Module):
         self.vocab_size = max([len(model.pieces), *(t.id + 1 for t in config.added_tokens)])
         self._added = AddedTokens(config.added_tokens)
         self._splitter = (Unigram(model) if model.kind == ModelKind.UNIGRAM
-                          else _Ordinary(data))
+                          else _Ordinary(model))
         self._decoder = _Decoder(model, config, self)
 
     def encode(self, texts: tf.Tensor, *, offsets: bool = False) -> Tokens:
         """Split [B] strings into ids; see `TextCodec.encode`."""
-        texts = tf.convert_to_tensor(texts)
         return encode_around(
             texts, self._added, lambda some: self._splitter.encode(some, offsets=offsets),
             offsets=offsets)
@@ -67,9 +66,9 @@ class SentencePieceCodec(tf.Module):
 class _Ordinary(tf.Module):
     """BPE, word and character models: TF-Text's op gives what the library gives."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, model: ModelFile) -> None:
         super().__init__(name="ordinary")
-        self._op = tf_text.SentencepieceTokenizer(data)
+        self._op = tf_text.SentencepieceTokenizer(model.to_bytes())
 
     def encode(self, texts: tf.Tensor, *, offsets: bool) -> Tokens:
         """Split [S] well-formed strings into ids [S, (T)]."""

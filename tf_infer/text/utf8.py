@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_infer.errors import ShapeError
 from tf_infer.text.contracts import Tokens
 from tf_infer.text.rows import row_ids, spread
 
@@ -37,10 +38,13 @@ def repair(texts: tf.Tensor, *, offsets: bool) -> Repaired:
         offsets: whether `origins` is wanted.
 
     The rule is that of Unicode 15, section 3.9 (best practice for U+FFFD), which Python's
-    `bytes.decode("utf-8", "replace")` follows too. Cost: one scan where all rows are well-formed.
+    `bytes.decode("utf-8", "replace")` follows too. Cost: one scan where all rows are well-formed,
+    a fifth of it where all are printable ASCII.
     """
-    changed = tf.logical_not(
-        tf.reduce_all(tf.strings.regex_full_match(texts, _WELL_FORMED)))
+    changed = tf.cond(
+        printable(texts),
+        lambda: tf.constant(False),
+        lambda: ~tf.reduce_all(tf.strings.regex_full_match(texts, _WELL_FORMED)))
     repaired = tf.cond(
         changed,
         lambda: tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace",
@@ -61,17 +65,34 @@ def to_source(tokens: Tokens, repaired: Repaired) -> Tokens:
     """Move the offsets of `tokens` from the repaired texts to the bytes that were given."""
     if tokens.starts is None or tokens.ends is None or repaired.origins is None:
         return tokens
-    origins = repaired.origins
-    first = tf.gather(origins.row_splits, row_ids(tokens.starts.row_splits))
+    origins, given = repaired.origins, (tokens.starts, tokens.ends)
 
-    def mapped(positions: tf.Tensor) -> tf.Tensor:
-        return tf.cond(
-            repaired.changed,
-            lambda: tf.gather(origins.values, first + tf.cast(positions, first.dtype)),
-            lambda: positions)
+    def mapped() -> list[tf.Tensor]:
+        first = tf.gather(origins.row_splits, row_ids(given[0].row_splits))
+        return [tf.gather(origins.values, first + tf.cast(x.values, first.dtype)) for x in given]
 
-    return tokens._replace(starts=tokens.starts.with_values(mapped(tokens.starts.values)),
-                           ends=tokens.ends.with_values(mapped(tokens.ends.values)))
+    starts, ends = tf.cond(repaired.changed, mapped, lambda: [x.values for x in given])
+    return tokens._replace(starts=given[0].with_values(starts), ends=given[1].with_values(ends))
+
+
+def vector(texts: tf.Tensor) -> tf.Tensor:
+    """Return [B] strings as they are, and refuse other ranks, which end the process in some ops.
+
+    Raises:
+        ShapeError: the rank is known while tracing and is not 1; tf.errors.InvalidArgumentError
+            where it is found when the graph runs.
+    """
+    texts = tf.convert_to_tensor(texts)
+    if texts.shape.rank not in (None, 1):
+        raise ShapeError(f"texts: expected a vector of strings, got shape {tuple(texts.shape)}. "
+                         "Put one text into a list; flatten a matrix.")
+    return tf.ensure_shape(texts, [None])
+
+
+def printable(texts: tf.Tensor) -> tf.Tensor:
+    """Return [] bool, whether all bytes of [B] strings are U+0020 to U+007E."""
+    data = tf.io.decode_raw(tf.strings.reduce_join(texts), tf.uint8)               # [N]
+    return tf.reduce_max(data - 0x20) <= 0x7E - 0x20
 
 
 def decode_with_ends(texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
