@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.server.serverkit import call, make_versions, predict_request, refused, running
@@ -374,3 +375,15 @@ def test_MS11_to_MS18_CF21_reload_over_the_network(tmp_path: Path) -> None:
                        timeout=0.5)[0] == "DEADLINE_EXCEEDED"                   # MS15
         assert call(channel, methods.PREDICT, predict_request("m", text=["x"]),
                     timeout=5).model_spec.version.value == 1
+
+
+def test_MS15_the_server_ends_while_a_reload_waits(tmp_path: Path) -> None:
+    with running((), load_unless_bad, poll_s=0.05) as (server, channel):
+        waiting = channel.unary_unary(methods.RELOAD_CONFIG.path).future(
+            reload_request(("late", tmp_path / "none")).SerializeToString())
+        assert server.versions.wait_until(lambda: bool(server.versions._models), WAIT_S)
+        ending = threading.Thread(target=server.stop, daemon=True)
+        ending.start()
+        ending.join(WAIT_S)
+        assert not ending.is_alive()
+        assert waiting.code() is grpc.StatusCode.CANCELLED

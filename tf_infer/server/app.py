@@ -104,6 +104,7 @@ class Server:
         """
         drain_s = self.config.drain_s if drain_s is None else drain_s
         ended = True
+        self.versions.cancel()  # a reload that waits would keep its thread
         if self._grpc is not None:
             end = time.monotonic() + drain_s
             self._grpc.stop(drain_s).wait(drain_s + 5.0)

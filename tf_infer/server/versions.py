@@ -339,12 +339,16 @@ class Versions:
         with self._changed:
             return tuple(model.name for model in self._models)
 
-    def stop(self) -> None:
-        """End the threads and close what is loaded; call it when no request runs any more."""
+    def cancel(self) -> None:
+        """End what waits, and look and load no more; what is loaded is still lent."""
         self._stopping.set()
         with self._changed:
             self._changed.notify_all()
         self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def stop(self) -> None:
+        """End the threads and close what is loaded; call it when no request runs any more."""
+        self.cancel()
         if self._poller.is_alive():
             self._poller.join(timeout=5.0)
         with self._changed:
