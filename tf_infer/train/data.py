@@ -99,9 +99,10 @@ def _read_jsonl(content: str, name: str) -> list[Example]:
 def _json_object(line: str) -> dict[str, object]:
     try:
         fields = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        column = getattr(error, "colno", 1)
-        raise _Fault(f"expected a JSON object, got an error at column {column}") from error
+    except (ValueError, RecursionError) as error:
+        what = (f"an error at column {error.colno}" if isinstance(error, json.JSONDecodeError)
+                else "a number too long or a nesting too deep to be read")
+        raise _Fault(f"expected a JSON object, got {what}") from error
     if not isinstance(fields, dict):
         raise _Fault(f"expected a JSON object, got a {type(fields).__name__}")
     return fields
@@ -115,7 +116,8 @@ def _read_csv(content: str, name: str) -> list[Example]:
         if header is None:
             return []
         if "text" not in header:
-            raise DataError(f"{name}:1: {_missing('text', header)}.")
+            raise DataError(f"{name}:1: {_missing('text', header, 'cells')}. The first line of a "
+                            "CSV file names its columns.")
 
         def rows() -> Iterator[tuple[str, Callable[[], dict[str, object]]]]:
             for cells in reader:
@@ -168,7 +170,7 @@ def raise_faults(faults: Sequence[str]) -> None:
 
 def _example(fields: dict[str, object], place: str, labels: object) -> Example:
     if "text" not in fields:
-        raise _Fault(_missing("text", list(fields)))
+        raise _Fault(_missing("text", list(fields), "keys"))
     for key in ("text", "text_pair", "label"):
         if key in fields and not isinstance(fields[key], str):
             raise _Fault(f"{key}: expected a string, got a {type(fields[key]).__name__}")
@@ -182,10 +184,13 @@ def _example(fields: dict[str, object], place: str, labels: object) -> Example:
     return Example(str(fields["text"]), None if pair is None else str(pair), names, place)
 
 
-def _missing(key: str, got: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, got, n=1)
+def _missing(key: str, got: Sequence[str], kind: str) -> str:
+    """Say what is missing; of what stands there instead, which may be a text, only known names."""
+    known = [name for name in KEYS if name in got]
+    near = difflib.get_close_matches(key, [name for name in got if name not in KEYS], n=1)
+    names = f", of which known are {', '.join(known)}" if known else ""
     hint = f"; did you mean {near[0]!r} to be it?" if near else ""
-    return f"expected the key {key!r}, got {sorted(got)}{hint}"
+    return f"expected the key {key!r}, got {len(got)} {kind}{names}{hint}"
 
 
 # ---------------------------------------------------------------------------- labels
