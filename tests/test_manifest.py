@@ -54,11 +54,25 @@ def test_an_unknown_signature_lists_the_known() -> None:
 @pytest.mark.parametrize("array", [
     np.array([0.1, -1e-30, np.inf, -np.inf], np.float32), np.zeros((0, 3), np.int64),
     np.array([[True, False]]), np.array(7, np.int8), np.array([1.5], np.float16),
-    np.array([2**64 - 1], np.uint64), np.array(5e-324)])
+    np.array([2**64 - 1], np.uint64), np.array(5e-324),
+    np.array([[1 + 2j], [0.1 - 1e-30j]], np.complex64), np.array(1 / 3 - 2j),
+    np.array([complex(np.nan, -np.inf), complex(-0.0, 0)]), np.zeros((0, 2), np.complex128),
+    np.full(100, 1 + 2j, np.complex64)])
 def test_arrays_keep_every_bit(array: np.ndarray) -> None:
-    back = manifest.array_from_json(manifest.array_to_json(array))
-    assert back.dtype == array.dtype
-    np.testing.assert_array_equal(back, array)
+    back = manifest.array_from_json(json.loads(json.dumps(manifest.array_to_json(array))))
+    assert (back.dtype, back.shape) == (array.dtype, array.shape)
+    assert back.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize(("dtype", "value"), [
+    ("int8", 300), ("uint8", -1), ("int64", 2**63), ("uint64", -1), ("int32", 1.5),
+    ("complex64", [1.0]), ("complex64", [1.0, 2.0, 3.0]), ("complex64", 1.0),
+    ("complex64", ["x", 0])])
+def test_a_number_that_the_dtype_cannot_hold_is_refused(dtype: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=r"x: expected \{dtype, shape, values\}"):
+        manifest.array_from_json({"dtype": dtype, "shape": [1], "values": [value]}, where="x")
+    with pytest.raises(ConfigError, match=r"x: expected \{dtype, shape, values\}"):
+        manifest.array_from_json({"dtype": dtype, "shape": [9], "fill": value}, where="x")
 
 
 @pytest.mark.parametrize("array", [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,6 +231,7 @@ def check_files(version_dir: Path, manifest: ModelManifest) -> None:
 def array_to_json(array: np.ndarray) -> dict[str, Any]:
     """Return an array as {"dtype", "shape", "values"}; floats keep every bit (repr round trip).
 
+    A complex number is [real, imaginary], bytes that are not UTF-8 are {"b64"}.
     Many numbers that are all the same (an empty cache) become one "fill" instead of "values".
     """
     array = np.asarray(array)
@@ -240,12 +242,18 @@ def array_to_json(array: np.ndarray) -> dict[str, Any]:
         values = [_bytes_to_json(item) for item in array.reshape(-1)]
         return {"dtype": "string", "shape": list(array.shape), "values": values}
     flat = array.reshape(-1)
-    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
-        flat = flat.astype(np.float64)
-        values = [v if np.isfinite(v) else repr(v) for v in flat.tolist()]
+    if array.dtype.kind == "c":
+        parts = flat.view(flat.real.dtype).reshape(-1, 2)
+        values = [[_float_to_json(part) for part in pair] for pair in parts.tolist()]
+    elif array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+        values = [_float_to_json(value) for value in flat.astype(np.float64).tolist()]
     else:
         values = flat.tolist()
     return {"dtype": array.dtype.name, "shape": list(array.shape), "values": values}
+
+
+def _float_to_json(value: float) -> float | str:
+    return value if math.isfinite(value) else repr(value)
 
 
 def _is_one_value(array: np.ndarray) -> bool:
@@ -266,14 +274,27 @@ def array_from_json(data: Mapping[str, Any], *, where: str = "array") -> np.ndar
             array = np.empty(len(values), dtype=object)
             array[:] = [_bytes_from_json(value) for value in values]
         else:
-            array = np.array([float(v) if isinstance(v, str) else v for v in values],
-                             dtype=np.dtype(dtype))
+            array = _numbers_from_json(values, np.dtype(dtype))
         if "fill" in data:
             return np.full(shape, array[0], dtype=array.dtype)
         return array.reshape(shape)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"{where}: expected {{dtype, shape, values}} that fit each other.") from error
+
+
+def _numbers_from_json(values: list[Any], dtype: np.dtype) -> np.ndarray:
+    """Return [N] numbers; raises OverflowError for an integer beyond the dtype."""
+    if dtype.kind == "c":
+        parts = [[float(part) for part in pair] for pair in values]
+        if any(len(pair) != 2 for pair in parts):
+            raise ValueError("a complex number is [real, imaginary]")
+        return np.array(parts, np.float64).reshape(-1, 2).astype(
+            dtype.type(0).real.dtype).view(dtype).reshape(-1)
+    array = np.array([float(v) if isinstance(v, str) else v for v in values], dtype=dtype)
+    if dtype.kind in "iu" and array.tolist() != values:  # numpy before 2.0 wraps around
+        raise OverflowError(f"numbers beyond {dtype}")
+    return array
 
 
 def _bytes_to_json(item: Any) -> Any:

@@ -42,7 +42,10 @@ MODELS = {name: text_format.Parse(text.replace("ROWS", ROWS), pb.SignatureDefMap
         outputs { key: "text" value { dtype: DT_STRING ROWS } } } }""",
     "numbers": """signature_def { key: "serving_default" value {
         inputs { key: "x" value { dtype: DT_DOUBLE ROWS } }
-        outputs { key: "x" value { dtype: DT_DOUBLE ROWS } } } }"""}.items()}
+        outputs { key: "x" value { dtype: DT_DOUBLE ROWS } } } }""",
+    "waves": """signature_def { key: "serving_default" value {
+        inputs { key: "x" value { dtype: DT_COMPLEX64 ROWS } }
+        outputs { key: "x" value { dtype: DT_COMPLEX64 ROWS } } } }"""}.items()}
 
 
 def predict(request: Any, context: Any) -> Any:
@@ -138,6 +141,15 @@ def test_any_input_is_sent_as_the_signature_says(
     assert main(["predict", "numbers", "--input", "x=7", "--dtype", "x=int8",
                  "--address", server.address]) == 0
     assert lines(capsys) == ["x: int8 []", "  7"]
+
+
+def test_complex_outputs_are_shown(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["predict", "waves", "--input", "x=[1, 2.5]", "--address", server.address]
+    assert main([*ask, "--json"]) == 0
+    assert json.loads(lines(capsys)[0])["x"] == {"dtype": "complex64", "shape": [2],
+                                                 "values": [[1.0, 0.0], [2.5, 0.0]]}
+    assert main(ask) == 0
+    assert lines(capsys) == ["x: complex64 [2]", '  ["(1+0j)", "(2.5+0j)"]']
 
 
 @pytest.mark.parametrize(("words", "message"), [
