@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.fakes.serving import FakeServer
 from tf_infer import config, manifest
 from tf_infer.cli.main import main
 from tf_infer.config import ClassifierConfig, ShapeGrid
-from tf_infer.wire import messages, methods
+from tf_infer.wire import messages, methods, tensors
 from tf_infer.wire import serving_pb2 as pb
 from tf_infer.wire.messages import ModelRef
 
@@ -51,6 +52,29 @@ def test_it_says_what_tensorflow_says(capsys: pytest.CaptureFixture[str]) -> Non
     expected = json.loads((GOLDEN / "expected.json").read_text())
     assert {key: found[key] for key in expected} == expected
     assert "manifest" not in found
+
+
+def test_defaults_of_every_kind_are_shown(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    definition = pb.SignatureDef()
+    for name, default in {
+            "c": tensors.to_proto(np.array(1 + 2j, np.complex64)),
+            "f": tensors.to_proto(np.array([[np.nan, 1.5]], np.float32)),
+            "raw": tensors.to_proto(np.array(b"\xff\0", object)),
+            "text": tensors.to_proto(np.array(["naïve", "b"], object)),
+            "v": pb.TensorProto(dtype=pb.DT_VARIANT)}.items():
+        definition.inputs[name].dtype = default.dtype
+        definition.defaults[name].CopyFrom(default)
+    saved = pb.SavedModel(meta_graphs=[pb.MetaGraphDef(signature_def={"s": definition})])
+    (tmp_path / "saved_model.pb").write_bytes(saved.SerializeToString())
+    found = inspect(tmp_path, capsys)["signatures"]["s"]["inputs"]
+    assert {name: one["default"] for name, one in found.items()} == {
+        "c": [1.0, 2.0], "f": [["nan", 1.5]], "raw": {"b64": "/wA="}, "text": ["naïve", "b"],
+        "v": None}
+    assert main(["inspect", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert '  -> text: string [] = ["naïve", "b"]' in shown
+    assert "  -> v: DT_VARIANT [] = unknown" in shown
 
 
 def test_the_highest_version_of_a_folder_is_shown(

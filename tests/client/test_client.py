@@ -247,6 +247,14 @@ def test_generate_of_no_prompts_sends_empty_options_of_the_signatures_dtypes(
                 "bias": ("float32", (0,))}
 
 
+def test_an_option_whose_default_cannot_be_read_is_left_to_the_server() -> None:
+    signature = messages.SignatureInfo(name="generate", inputs=tuple(
+        messages.TensorInfo(name=name, dtype=dtype, shape=(None,), has_default=name == "state")
+        for name, dtype in (("prompt", "string"), ("seed", "int64"), ("state", "DT_VARIANT"))))
+    call = calls.generate(ModelRef("m"), ["a"], {"seed": 3}, signature)
+    assert set(pb.PredictRequest.FromString(call.request).inputs) == {"prompt", "seed"}
+
+
 def test_generate_without_options_takes_the_models_defaults(make: Any, server: FakeServer) -> None:
     with make(server.address) as client:
         client.generate("writer", ["a"])

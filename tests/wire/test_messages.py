@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import text_format
 
 from tf_infer.errors import ConfigError, InvalidRequest, ShapeError
-from tf_infer.wire import examples, messages, methods
+from tf_infer.wire import examples, messages, methods, tensors
 from tf_infer.wire import serving_pb2 as pb
 from tf_infer.wire.messages import ModelRef
 
@@ -56,6 +56,18 @@ def test_metadata_survives_its_response() -> None:
     assert info.input("k").default == 5
     assert info.input("missing") is None
     assert info.method_name == "tensorflow/serving/predict"
+
+
+def test_a_default_that_cannot_be_read_leaves_the_rest_readable() -> None:
+    definition = pb.SignatureDef()
+    for name, dtype in (("v", pb.DT_VARIANT), ("k", pb.DT_INT32), ("n", pb.DT_INT32)):
+        definition.inputs[name].dtype = dtype
+    definition.defaults["v"].dtype = pb.DT_VARIANT
+    definition.defaults["k"].CopyFrom(tensors.to_proto(np.array(5, np.int32)))
+    data = pb.SavedModel(meta_graphs=[pb.MetaGraphDef(signature_def={"s": definition})])
+    found = messages.read_saved_model(data.SerializeToString(), where="x").signatures["s"]
+    assert [(one.name, one.default, one.has_default) for one in found.inputs] == [
+        ("k", 5, True), ("n", None, False), ("v", None, True)]
 
 
 def test_metadata_without_signatures_is_refused() -> None:

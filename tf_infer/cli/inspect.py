@@ -124,7 +124,22 @@ def _signatures(signatures: Iterable[SignatureInfo]) -> dict[str, Any]:
 def _tensors(tensors: Iterable[TensorInfo]) -> dict[str, Any]:
     return {one.name: {"dtype": one.dtype,
                        "shape": None if one.shape is None else list(one.shape)} | (
-        {"default": one.default.tolist()} if one.default is not None else {}) for one in tensors}
+        {"default": _default(one)} if one.has_default else {}) for one in tensors}
+
+
+def _default(info: TensorInfo) -> Any:
+    """Return a default as nested lists for JSON; None where it cannot be read."""
+    import numpy as np
+
+    from tf_infer.manifest import array_to_json
+
+    if info.default is None:
+        return None
+    flat = info.default.reshape(-1)
+    values = np.empty(flat.size, object)
+    for place in range(flat.size):
+        values[place] = array_to_json(flat[place:place + 1])["values"][0]
+    return values.reshape(info.default.shape).tolist()
 
 
 # ---------------------------------------------------------------------------- writing
@@ -157,9 +172,13 @@ def _signature_lines(data: Mapping[str, Any]) -> list[str]:
                                             if signature["method_name"] else ""))
         for arrow, side in (("->", "inputs"), ("<-", "outputs")):
             lines += [f"  {arrow} {key}: {one['dtype']} {_shape(one['shape'])}"
-                      + (f" = {one['default']}" if "default" in one else "")
+                      + (f" = {_shown(one['default'])}" if "default" in one else "")
                       for key, one in signature[side].items()]
     return lines
+
+
+def _shown(default: Any) -> str:
+    return "unknown" if default is None else json.dumps(default, ensure_ascii=False)
 
 
 def _shape(shape: list[int | None] | None) -> str:

@@ -318,6 +318,8 @@ def generate(ref: ModelRef, prompts: Sequence[Text], options: Mapping[str, Any],
             inputs[info.name] = _option(info.name, given[info.name], info.dtype, rows)
         elif info.default is not None:
             inputs[info.name] = _option(info.name, info.default.reshape(-1)[0], info.dtype, rows)
+        elif info.has_default:
+            continue  # the server knows it, in a form that we do not
         elif info.name in OPTIONS:
             inputs[info.name] = _option(info.name, _default(info.name, signature), info.dtype, rows)
         else:

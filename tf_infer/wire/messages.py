@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tf_infer.errors import ConfigError, InvalidRequest
+from tf_infer.errors import ConfigError, InvalidRequest, ShapeError
 from tf_infer.wire import blocks, dtypes, methods, tensors
 from tf_infer.wire import serving_pb2 as pb
 
@@ -152,12 +152,14 @@ class TensorInfo:
         dtype: our name of it, or TensorFlow's ("DT_RESOURCE") where it has no numpy form.
         shape: None for a free size; None as a whole when even the rank is unknown.
         default: what a caller may leave out, else None.
+        has_default: True as well where the default is of a dtype without numpy form.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...] | None
     default: np.ndarray | None = None
+    has_default: bool = False
 
     def __str__(self) -> str:
         sizes = "unknown rank" if self.shape is None else (
@@ -181,19 +183,26 @@ class SignatureInfo:
 
 def read_signature(name: str, definition: Any) -> SignatureInfo:
     """Return a SignatureDef as plain values."""
-    defaults = {key: tensors.to_array(definition.defaults[key], where=key)
-                for key in definition.defaults}
+    defaults = {key: _default(definition.defaults[key]) for key in definition.defaults}
     inputs, outputs = (tuple(_tensor_info(key, side[key], defaults) for key in sorted(side))
                        for side in (definition.inputs, definition.outputs))
     return SignatureInfo(name=name, inputs=inputs, outputs=outputs,
                          method_name=definition.method_name)
 
 
-def _tensor_info(name: str, info: Any, defaults: Mapping[str, np.ndarray]) -> TensorInfo:
+def _default(proto: Any) -> np.ndarray | None:
+    """Return a default value; None where it cannot be read, which leaves the rest readable."""
+    try:
+        return tensors.to_array(proto)
+    except ShapeError:
+        return None
+
+
+def _tensor_info(name: str, info: Any, defaults: Mapping[str, np.ndarray | None]) -> TensorInfo:
     shape = None if info.tensor_shape.unknown_rank else tuple(
         None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
     return TensorInfo(name=name, dtype=dtypes.label(info.dtype), shape=shape,
-                      default=defaults.get(name))
+                      default=defaults.get(name), has_default=name in defaults)
 
 
 def read_metadata(response: Any) -> tuple[ModelRef, dict[str, SignatureInfo]]:
