@@ -2,6 +2,7 @@
 
     python benchmarks/client.py                 # prints one JSON object
     python benchmarks/client.py --rounds 5      # quicker
+    python benchmarks/client.py > benchmarks/results/client.json
 
 A server in a process of its own answers Predict with bytes prepared for the test, so every way of
 asking has the same work behind it. The ways take turns in each round; a figure is the median over
@@ -13,7 +14,8 @@ the rounds of the median call. Ratios are medians of the rounds' ratios.
 
 `content` and `typed` name the encoding of the answer: tensor_content, or one number after another
 in float_val as TensorFlow Serving answers. The bare stub reads the first by numpy.frombuffer, which
-is the fastest there is.
+is the fastest there is. `command_line_s` are whole processes of commands that do their work: three
+calls to the server, and a SavedModel read from disk.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 SMALL = np.float32([[1.0, 2.0, 3.0, 4.0]])
 LARGE = np.random.default_rng(0).normal(size=(1, 100_000)).astype(np.float32)
+SAVED_MODEL = Path(__file__).resolve().parent.parent / "tests" / "golden" / "inspect"
 CASES = {"small": (SMALL, 300), "large": (LARGE, 40)}
 
 
@@ -45,7 +49,8 @@ def serve() -> None:
     import grpc
 
     from tf_infer.wire import messages, methods
-    from tf_infer.wire.messages import ModelRef
+    from tf_infer.wire import serving_pb2 as pb
+    from tf_infer.wire.messages import ModelRef, VersionState
 
     answers = {f"{name}-{form}": messages.predict_response(
         ModelRef("m", version=1), "serving_default", {"y": array}, content=form == "content"
@@ -54,10 +59,20 @@ def serve() -> None:
     def answer(request: bytes, context: Any) -> bytes:
         return answers[next(key for key in answers if key.encode() in request[:64])]
 
+    number = {"dtype": "DT_FLOAT", "tensor_shape": pb.TensorShapeProto(
+        dim=[{"size": -1}, {"size": 4}])}
+    about = messages.metadata_response(ModelRef("m", version=1), {
+        "serving_default": pb.SignatureDef(inputs={"x": pb.TensorInfo(**number)},
+                                           outputs={"y": pb.TensorInfo(**number)})})
+    status = messages.status_response([VersionState(version=1, state="AVAILABLE")])
+    handlers = {methods.PREDICT: answer,
+                methods.GET_MODEL_METADATA: lambda request, context: about.SerializeToString(),
+                methods.GET_MODEL_STATUS: lambda request, context: status.SerializeToString()}
     server = grpc.server(futures.ThreadPoolExecutor(2), options=[
         ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)])
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(
-        methods.PREDICTION_SERVICE, {"Predict": grpc.unary_unary_rpc_method_handler(answer)}),))
+    for method, handler in handlers.items():
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(method.service, {
+            method.name: grpc.unary_unary_rpc_method_handler(handler)}),))
     print(server.add_insecure_port("localhost:0"), flush=True)
     server.start()
     sys.stdin.read()
@@ -149,12 +164,14 @@ def start_up() -> dict[str, float]:
             "tensorflow_modules": runs[0][2]}
 
 
-def command_line() -> dict[str, float]:
+def command_line(address: str) -> dict[str, float]:
     """Return the seconds of whole processes of the question commands, the best of five."""
-    words = {"predict --help": ["predict", "--help"], "status --help": ["status", "--help"],
-             "inspect --help": ["inspect", "--help"]}
+    words = {"predict": ["predict", "small-typed", "--input", "x=[[1, 2, 3, 4]]"],
+             "status": ["status", "small-typed"], "inspect": ["inspect", "small-typed"]}
+    commands = {name: [*arguments, "--address", address] for name, arguments in words.items()}
+    commands["inspect on disk"] = ["inspect", str(SAVED_MODEL)]
     found = {}
-    for name, arguments in words.items():
+    for name, arguments in commands.items():
         spent = []
         for _ in range(5):
             started = time.perf_counter()
@@ -163,6 +180,19 @@ def command_line() -> dict[str, float]:
             spent.append(time.perf_counter() - started)
         found[name] = round(min(spent), 3)
     return found
+
+
+def machine() -> dict[str, Any]:
+    """Return cores, model and the flags that decide speed."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    told = dict([part.strip() for part in line.split(":", 1)] for line in lines if ":" in line)
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
+    return {"cpus": os.cpu_count(), "model": told.get("model name", platform.machine()),
+            "flags": [flag for flag in wanted if flag in told.get("flags", "").split()],
+            "load_before": round(os.getloadavg()[0], 2)}
 
 
 def measure(address: str, rounds: int) -> dict[str, Any]:
@@ -216,14 +246,15 @@ def main() -> None:
 
     found: dict[str, Any] = {
         "python": platform.python_version(), "protobuf": google.protobuf.__version__,
-        "grpcio": grpc.__version__, "numpy": np.__version__, "machine": platform.processor()
-        or platform.machine(), "cpus": os.cpu_count(), "rounds": arguments.rounds,
-        "start_up": start_up(), "command_line_s": command_line()}
+        "grpcio": grpc.__version__, "numpy": np.__version__, "machine": machine(),
+        "rounds": arguments.rounds, "start_up": start_up()}
     server = subprocess.Popen([sys.executable, __file__, "--serve"], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
-        found |= measure(f"localhost:{server.stdout.readline().strip()}", arguments.rounds)
+        address = f"localhost:{server.stdout.readline().strip()}"
+        found["command_line_s"] = command_line(address)
+        found |= measure(address, arguments.rounds)
     finally:
         server.kill()
         server.wait()
