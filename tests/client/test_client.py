@@ -314,7 +314,8 @@ def test_status_and_metadata(make: Any, server: FakeServer) -> None:
         assert client.status("m").available == (3,)
         found = client.metadata("writer")
     assert found.model == ModelRef("writer", version=7)
-    assert found.signatures["generate"].input("seed").dtype == "int64"
+    assert {info.name: info.dtype for info in found.signatures["generate"].inputs}[
+        "seed"] == "int64"
 
 
 def test_ready_is_waited_for(make: Any) -> None:

@@ -128,7 +128,9 @@ def _lines(file: Iterable[str], name: str) -> Iterator[str]:
 
 def _ask_texts(client: Client, ref: ModelRef, texts: Iterator[str], arguments: argparse.Namespace
                ) -> None:
-    name = arguments.signature or "serving_default"
+    from tf_infer.wire.messages import SERVING_DEFAULT
+
+    name = arguments.signature or SERVING_DEFAULT
     signature = _signature(client, ref, name)
     inputs = {info.name for info in signature.inputs}
     options = {option: getattr(arguments, option) for option in GENERATION
@@ -139,7 +141,7 @@ def _ask_texts(client: Client, ref: ModelRef, texts: Iterator[str], arguments: a
                           f"got {len(arguments.pair)}.")
     outputs = {info.name for info in signature.outputs}
     while rows := list(itertools.islice(texts, arguments.rows)):
-        if "prompt" in inputs and "text" in outputs and name in ("serving_default", "generate"):
+        if "prompt" in inputs and "text" in outputs and name in (SERVING_DEFAULT, "generate"):
             for one in client.generate(ref, rows, **options):
                 _print_generation(one, as_json=arguments.json)
             continue
@@ -179,7 +181,9 @@ def _text_inputs(signature: SignatureInfo, rows: list[str], second: list[str] | 
 
 
 def _ask_inputs(client: Client, ref: ModelRef, arguments: argparse.Namespace) -> None:
-    name = arguments.signature or "serving_default"
+    from tf_infer.wire.messages import SERVING_DEFAULT
+
+    name = arguments.signature or SERVING_DEFAULT
     inputs = {key: _value(text) for key, text in _pairs(arguments.inputs, "--input").items()}
     dtypes = {info.name: info.dtype for info in _signature(client, ref, name).inputs
               if info.name in inputs and info.dtype != "string" and not info.dtype.isupper()}

@@ -162,10 +162,6 @@ class Addresses:
         """Leave an address out for a while."""
         self._down_until_s[index] = now_s + DOWN_S
 
-    def mark_up(self, index: int) -> None:
-        """Take an address in again."""
-        self._down_until_s[index] = 0.0
-
 
 class _Channels:
     """What both gRPC forms share: addresses, channel arguments, the call's metadata."""

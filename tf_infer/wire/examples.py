@@ -49,23 +49,6 @@ def _write_feature(feature: Any, value: Any, where: str) -> None:
                          f"got {flat.dtype}.")
 
 
-def from_example(example: Any) -> dict[str, np.ndarray]:
-    """Return the features of a tf.Example, [N] objects of bytes, float32 or int64 each."""
-    features = {}
-    for name in sorted(example.features.feature):
-        feature = example.features.feature[name]
-        kind = feature.WhichOneof("kind")
-        if kind == "bytes_list":
-            flat = np.empty(len(feature.bytes_list.value), dtype=object)
-            flat[:] = list(feature.bytes_list.value)
-        elif kind == "float_list":
-            flat = np.array(feature.float_list.value, np.float32)
-        else:  # no kind at all: a feature without values
-            flat = np.array(feature.int64_list.value, np.int64)
-        features[name] = flat
-    return features
-
-
 def to_input(examples: Sequence[Mapping[str, Any]], *, context: Mapping[str, Any] | None = None
              ) -> Any:
     """Return the Input of Classify and Regress.

@@ -176,10 +176,6 @@ class SignatureInfo:
     outputs: tuple[TensorInfo, ...] = ()
     method_name: str = ""
 
-    def input(self, name: str) -> TensorInfo | None:
-        """Return the input called `name`, or None."""
-        return next((info for info in self.inputs if info.name == name), None)
-
 
 def read_signature(name: str, definition: Any) -> SignatureInfo:
     """Return a SignatureDef as plain values."""
