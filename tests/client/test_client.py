@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import socket
 import sys
 import threading
@@ -325,6 +326,20 @@ def test_ready_is_waited_for(make: Any) -> None:
         assert len(server.requests) == 3
 
 
+def test_a_model_that_is_not_ready_in_time_is_told_by_what_was_last_seen(make: Any) -> None:
+    loading, asked, over = statuses("LOADING"), itertools.count(), threading.Event()
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        if next(asked):
+            over.wait(10)
+        return loading(request, context)
+
+    with FakeServer({methods.GET_MODEL_STATUS: answer}) as server, make(server.address) as client:
+        with pytest.raises(DeadlineExceeded, match="last seen: version 3 LOADING"):
+            client.wait_until_ready("m", timeout_s=2.0)
+        over.set()
+
+
 def test_ready_waits_for_a_server_that_starts_late(make: Any) -> None:
     port = _free_port()
     started: list[FakeServer] = []
@@ -337,14 +352,14 @@ def test_ready_waits_for_a_server_that_starts_late(make: Any) -> None:
 
 
 @pytest.mark.parametrize(("states", "expected", "message"), [
-    (("LOADING",), DeadlineExceeded, "m: expected to be AVAILABLE within 0.3 s, last seen: "
+    (("LOADING",), DeadlineExceeded, "m: expected to be AVAILABLE within 1.5 s, last seen: "
                                      "version 3 LOADING"),
     (("END",), ServerFailure, "version 3 failed to load: torn")])
 def test_a_model_that_does_not_get_ready_is_an_error(
         make: Any, states: tuple[str, ...], expected: type[Exception], message: str) -> None:
     with (FakeServer({methods.GET_MODEL_STATUS: statuses(*states)}) as server,
           make(server.address) as client, pytest.raises(expected, match=message)):
-        client.wait_until_ready("m", timeout_s=0.3)
+        client.wait_until_ready("m", timeout_s=1.5)
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.exception], ids=lambda row: row.code)

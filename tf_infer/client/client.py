@@ -205,7 +205,9 @@ class Client:
                 last = self._attempt(calls.status(ref), min(left_s or 5.0, 5.0))
                 if calls.is_ready(last):
                     return last
-            except (ServerUnavailable, ModelNotFound, DeadlineExceeded) as error:
+            except DeadlineExceeded as error:
+                last = last or error  # cut short by our own limit: tells less than what was seen
+            except (ServerUnavailable, ModelNotFound) as error:
                 last = error
             time.sleep(min(READY_POLL_S, left_s or READY_POLL_S))
 
