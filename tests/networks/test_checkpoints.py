@@ -34,8 +34,9 @@ def decoder(request: pytest.FixtureRequest) -> Any:
     return golden.layer_of(checkpoints.read(golden.FOLDER / request.param))
 
 
-def test_steps_equal_the_whole(decoder: Any) -> None:
-    suite.steps_equal_the_whole(decoder, "xla")
+@pytest.mark.parametrize("path", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
+def test_steps_equal_the_whole(decoder: Any, path: str) -> None:
+    suite.steps_equal_the_whole(decoder, path)
 
 
 def test_idle_rows_keep_their_cache(decoder: Any) -> None:

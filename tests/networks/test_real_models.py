@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SHARED = Path(os.environ.get("TF_INFER_SHARED", ROOT.parent / "shared"))
 
 
+@pytest.mark.slow  # tests/cli/test_build_checkpoint.py tells it through the whole road
 def test_stories260k_tells_its_golden_story() -> None:
     folder = SHARED / "weights" / "stories260K"
     if not folder.is_dir():

@@ -21,7 +21,8 @@ def task() -> CausalLM:
     return build(small.DECODER, seed=7)
 
 
-@pytest.mark.parametrize("compiled", ["none", pytest.param("xla", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/cli/test_export.py proves both loaders on a few samples
+@pytest.mark.parametrize("compiled", ["none", "xla"])
 def test_seeds_give_the_same_text_from_both_loaders(
         task: CausalLM, compiled: str, tmp_path: Path) -> None:
     inputs = suite.inputs_for(task, "generate", VALUES)

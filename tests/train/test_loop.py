@@ -74,10 +74,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Path]
 
 
 def test_a_classifier_learns_and_is_judged() -> None:
-    task = build(ClassifierConfig(classes=CLASSIFIER.classes, grid=GRID, pooling="max",
-                                  packing=CLASSIFIER.packing,
-                                  network=ConvConfig(width=16, filters=16, kernel_sizes=(3,))))
-    config = TrainConfig(epochs=12, batch_rows=8, learning_rate=1e-2, patience=None)
+    task = build(CLASSIFIER)
+    config = TrainConfig(epochs=8, batch_rows=16, learning_rate=1e-2, patience=None)
     history = fit(task, examples(200), config)
     assert history.epochs[-1]["loss"] < 0.5 * history.epochs[0]["loss"]
     judged = evaluate(task, examples(60, seed=1))
@@ -237,7 +235,8 @@ def test_a_frozen_backbone_is_read_once_and_stays_as_it_is() -> None:
 
 
 def test_several_labels_of_pairs_are_trained() -> None:
-    config = ClassifierConfig(classes=CLASSIFIER.classes, network=ConvConfig(width=16, filters=16),
+    config = ClassifierConfig(classes=CLASSIFIER.classes, network=ConvConfig(width=16, filters=16,
+                                                                          kernel_sizes=(3,)),
                               packing=CLASSIFIER.packing, grid=GRID, pooling="max", pair=True,
                               multi_label=True)
     rows = [Example(a.text, b.text, tuple(sorted({a.labels[0], b.labels[0]})))
@@ -254,13 +253,13 @@ def test_a_decoder_learns_its_texts() -> None:
     rows = [Example("abcabcabcabc " * 8), Example("xyz")]
     before = evaluate(task, rows, block_tokens=24)
     # Of 1 + 104 + 1 ids each but the first is asked for once, cut into rows or not.
-    config = TrainConfig(epochs=40, batch_rows=4, learning_rate=1e-2, block_tokens=24,
+    config = TrainConfig(epochs=25, batch_rows=4, learning_rate=2e-2, block_tokens=24,
                          validation_fraction=0.0)
     history = fit(task, rows, config)
     after = evaluate(task, rows, block_tokens=24)
     assert before["perplexity"] > 100
     assert after["perplexity"] < 3
-    assert len(history.epochs) == 40
+    assert len(history.epochs) == 25
     with pytest.raises(ConfigError, match="block_tokens: expected at most the decoder's 40"):
         fit(task, rows, TrainConfig(block_tokens=64))
 
