@@ -105,6 +105,16 @@ def test_what_kerashub_saved_becomes_a_model(
     assert encoded["ids"][0, :5].tolist() == [2, 8, 85, 1, 3]
 
 
+def test_a_dropped_head_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = classifier(tmp_path / "bert")
+    assert run("--checkpoint", source, "--task", "classifier", "--multi-label", "--output",
+               tmp_path / "mine", "--json") == 0
+    printed = capsys.readouterr()
+    note = "trained head dropped: multi_label differs; the new head is not trained"
+    assert json.loads(printed.out)["notes"] == [note]
+    assert f"note: {note}" in printed.err
+
+
 def test_a_file_without_tokenizer_asks_for_one(
         bert: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bert.save(tmp_path / "bert.keras")

@@ -77,6 +77,35 @@ def test_new_classes_get_a_new_head(checkpoint: Path) -> None:
     assert all(same)
 
 
+def head_of(task: Classifier) -> tuple[np.ndarray, np.ndarray]:
+    return task.network.logits.kernel.numpy(), task.network.logits.bias.numpy()
+
+
+def test_a_trained_head_is_kept_under_other_names_or_its_loss_is_told(checkpoint: Path) -> None:
+    def head(**changes: object) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        told: list[str] = []
+        task = from_checkpoint(checkpoint, changes, tell=told.append)
+        return (*head_of(task), told)
+
+    kernel, bias, told = head()
+    assert told == []
+    renamed = head(classes=("x", "good", "z"))
+    np.testing.assert_array_equal(renamed[0], kernel)
+    assert renamed[2] == [
+        "trained head kept under other class names: 'bad' is now 'x', 'so so' is now 'z'"]
+    turned = head(classes=("so so", "bad", "good"))  # the same names: each keeps its weights
+    np.testing.assert_array_equal(turned[0], kernel[:, [2, 0, 1]])
+    np.testing.assert_array_equal(turned[1], bias[[2, 0, 1]])
+    assert turned[2] == []
+    for changes, fields in (({"multi_label": True}, "multi_label differs"),
+                            ({"normalize": True}, "normalize differs"),
+                            ({"classes": ("a", "b")}, "classes differs"),
+                            ({"hidden": (4,)}, "hidden differs")):
+        dropped = head(**changes)
+        assert not np.array_equal(dropped[0], kernel)
+        assert dropped[2] == [f"trained head dropped: {fields}; the new head is not trained"]
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"kind": "causal_lm"}, "kind: expected 'classifier', since that is what the checkpoint's"),
     ({"clases": ("a", "b")}, "changes: expected fields of ClassifierConfig"),
@@ -99,7 +128,10 @@ def test_an_encoder_without_head_asks_for_classes(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="classes: expected the names of the classes"):
         from_checkpoint(checkpoint)
-    assert from_checkpoint(checkpoint, {"classes": ("x", "y")}).config.classes == ("x", "y")
+    told: list[str] = []
+    task = from_checkpoint(checkpoint, {"classes": ("x", "y")}, tell=told.append)
+    assert task.config.classes == ("x", "y")
+    assert told == ["not used: 2 tensors of other heads, classifier.bias first"]
 
 
 def test_nothing_at_the_path_is_said(tmp_path: Path) -> None:

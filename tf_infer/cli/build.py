@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,8 +110,9 @@ def run(arguments: argparse.Namespace) -> int:
           str(arguments.output), "Remove it, or name another.")
     from tf_infer.tasks import build
 
+    notes: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
-        task = _build(arguments, Path(scratch))
+        task = _build(arguments, Path(scratch), notes.append)
         build.save(task, arguments.output)
     told = {"model": str(arguments.output), "task": task.config.kind, "name": task.config.name,
             "network": task.config.network.kind, "codec": task.config.codec.kind,
@@ -118,6 +120,9 @@ def run(arguments: argparse.Namespace) -> int:
             "weights": sum(variable.shape.num_elements() for variable in task.network.weights)}
     if isinstance(task.config, ClassifierConfig):
         told["classes"] = list(task.config.classes)
+    if notes:
+        told["notes"] = notes
+        print(*(f"note: {note}" for note in notes), sep="\n", file=sys.stderr)
     print(json.dumps(told) if arguments.json else _describe(told))
     return 0
 
@@ -129,7 +134,7 @@ def _describe(told: dict[str, Any]) -> str:
             f"next: tf-infer train {told['model']} --data FILE")
 
 
-def _build(arguments: argparse.Namespace, scratch: Path) -> Task:
+def _build(arguments: argparse.Namespace, scratch: Path, tell: Callable[[str], None]) -> Task:
     from tf_infer.tasks import build
 
     if arguments.config:
@@ -138,7 +143,7 @@ def _build(arguments: argparse.Namespace, scratch: Path) -> Task:
     if arguments.checkpoint:
         return build.from_checkpoint(
             arguments.checkpoint, checkpoint_changes(arguments), seed=arguments.seed,
-            tokenizer_dir=arguments.tokenizer, max_tokens=arguments.max_tokens)
+            tokenizer_dir=arguments.tokenizer, max_tokens=arguments.max_tokens, tell=tell)
     codec = _learn(arguments, scratch)
     return build.build(task_config(arguments, codec), tokenizer_dir=scratch, seed=arguments.seed)
 

@@ -8,14 +8,17 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import tensorflow as tf
 
 from tf_infer import config as configs
 from tf_infer.config import (
@@ -39,6 +42,7 @@ from tf_infer.text import files
 TASK_FILE = "task.json"
 TOKENIZER_FOLDER = "tokenizer"
 HEAD_FIELDS = ("classes", "multi_label", "pooling", "hidden", "activation")
+LOG = logging.getLogger(__name__)
 
 
 def build(config: TaskConfig, *, tokenizer_dir: Path | None = None, weights: Path | None = None,
@@ -139,8 +143,11 @@ def _save_tokenizer(task: Task, folder: Path) -> None:
 
 def from_checkpoint(path: Path, changes: Mapping[str, Any] | None = None, *,
                     tokenizer_dir: Path | None = None, max_tokens: int | None = None,
-                    seed: int = 0) -> Task:
+                    seed: int = 0, tell: Callable[[str], None] = LOG.warning) -> Task:
     """Make a task of a pretrained checkpoint: what its files say, then what the caller changes.
+
+    A trained head is kept, under new class names too (by place; the same names in another order
+    keep their weights), unless a change makes it another head.
 
     Args:
         path: a Hugging Face directory, a KerasHub preset, a `.keras` file, or our own directory.
@@ -151,6 +158,7 @@ def from_checkpoint(path: Path, changes: Mapping[str, Any] | None = None, *,
         max_tokens: longest row, special ids included; None takes 128, or what the network can read
             if that is less.
         seed: of weights that the checkpoint does not have (a classifier's head).
+        tell: takes a sentence for each part of the checkpoint that is not used as it was.
 
     Raises:
         CheckpointError: files are missing, broken, or say what cannot be honoured.
@@ -174,13 +182,15 @@ def from_checkpoint(path: Path, changes: Mapping[str, Any] | None = None, *,
         files.copy(folder, staged, config.codec)
         task = build(config, tokenizer_dir=staged, seed=seed)
         found.assign(task.network.encoder if found.kind == "encoder" else task.network)
-        if found.head is not None and _keeps_head(found.head, config):
-            found.head.assign(task.network)
+        if found.head is not None and isinstance(config, ClassifierConfig):
+            _take_head(found.head, task.network, config, tell)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
     # The codec reads its files again when it is exported.
     weakref.finalize(task.codec, shutil.rmtree, staged, ignore_errors=True)
+    if found.unused:
+        tell(f"not used: {len(found.unused)} tensors of other heads, {found.unused[0]} first")
     return task
 
 
@@ -221,9 +231,25 @@ def _read_config(found: Checkpoint, folder: Path, changes: Mapping[str, Any],
     return kind(**fields)
 
 
-def _keeps_head(head: Head, config: TaskConfig) -> bool:
-    """Whether the head that came with the checkpoint still answers what is asked for."""
-    return all(getattr(config, name) == getattr(head, name) for name in HEAD_FIELDS)
+def _take_head(head: Head, network: Any, config: ClassifierConfig, tell: Callable[[str], None]
+               ) -> None:
+    """Fill the head of `network` with the one that came with the checkpoint, or tell why not."""
+    differ = [name for name in HEAD_FIELDS if getattr(config, name) != getattr(head, name)]
+    if config.normalize:
+        differ.append("normalize")  # it was trained on vectors as they are
+    if differ not in ([], ["classes"]) or len(config.classes) != len(head.classes):
+        tell(f"trained head dropped: {', '.join(differ)} differ{'s' * (len(differ) == 1)}; "
+             "the new head is not trained")
+        return
+    head.assign(network)
+    if differ and set(config.classes) == set(head.classes):
+        order = [head.classes.index(name) for name in config.classes]
+        for weight in (network.logits.kernel, network.logits.bias):
+            weight.assign(tf.gather(tf.convert_to_tensor(weight), order, axis=-1))
+    elif differ:
+        named = ", ".join(f"{old!r} is now {new!r}"
+                          for old, new in zip(head.classes, config.classes) if old != new)
+        tell(f"trained head kept under other class names: {named}")
 
 
 def _grid(longest: int) -> ShapeGrid:
