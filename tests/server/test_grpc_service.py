@@ -237,15 +237,6 @@ def test_PR18_PR19_PR24_text_is_bytes_and_empty_is_normal(channel: grpc.Channel)
     assert arrays(call(channel, PREDICT, predict_request(signature="none"))) == {}
 
 
-def test_a_scalar_string_never_reaches_a_string_vector(channel: grpc.Channel) -> None:
-    code, text = refused(channel, PREDICT, predict_request(text="secret"))
-    assert code == "INVALID_ARGUMENT"
-    assert "rank 1, got a scalar" in text
-    assert "secret" not in text
-    call(channel, PREDICT, predict_request(signature="any", x="scalar"))
-    call(channel, PREDICT, predict_request(text=[["a", "b"]]))  # PR09: other ranks run
-
-
 def test_LI01_large_messages_both_ways(channel: grpc.Channel) -> None:
     text = b"x" * 20_000_000
     response = call(channel, PREDICT, predict_request(text=[text]))
@@ -510,6 +501,35 @@ def test_LI07_a_drain_lets_running_requests_end_and_is_bounded(tmp_path: Path) -
                 time.sleep(0.005)
             assert server.stop(drain_s) is ended
             assert (running_call.code() is grpc.StatusCode.OK) is ended
+
+
+def test_LI07_what_a_call_still_uses_is_freed_when_it_ends(tmp_path: Path) -> None:
+    entered, leave = threading.Event(), threading.Event()
+    made: dict[str, EchoServable] = {}
+
+    class Blocking(EchoServable):
+        def run(self, *arguments: Any, **more: Any) -> dict[str, np.ndarray]:
+            entered.set()
+            leave.wait(20)
+            assert not self.closed
+            return super().run(*arguments, **more)
+
+    def load(path: Path) -> tuple[Servable, LoadTimes]:
+        made[path.parent.name] = Blocking()
+        return made[path.parent.name], LoadTimes()
+
+    models = tuple(ModelConfig(name=name, base_path=str(make_versions(tmp_path / name, "1")))
+                   for name in ("busy", "idle"))
+    with running(models, load, poll_s=0.05) as (server, channel):
+        asked = channel.unary_unary(PREDICT.path).future(
+            predict_request("busy", text=["x"]).SerializeToString())
+        assert entered.wait(20)
+    assert asked.code() is not grpc.StatusCode.OK
+    assert not server.versions._poller.is_alive()
+    assert (made["busy"].closed, made["idle"].closed) == (False, True)
+    leave.set()
+    assert server.versions.wait_until(lambda: made["busy"].closed, 20)
+    assert server.pipeline.wait_idle(20)
 
 
 def test_the_summary_names_address_model_version_and_times(tmp_path: Path) -> None:

@@ -238,6 +238,25 @@ def test_a_stop_ends_the_wait_for_models(tmp_path: Path) -> None:
             versions.configure([model(tmp_path / "never")])
 
 
+def test_a_version_whose_load_ends_after_the_stop_is_closed(tmp_path: Path) -> None:
+    loading, leave, servable = threading.Event(), threading.Event(), EchoServable()
+
+    def slowly(path: Path) -> tuple[Servable, LoadTimes]:
+        loading.set()
+        leave.wait(WAIT_S)
+        return servable, LoadTimes()
+
+    with ThreadPoolExecutor(1) as pool, table(slowly) as versions:
+        waiting = pool.submit(versions.configure, [model(make_versions(tmp_path, "1"))])
+        assert loading.wait(WAIT_S)
+        versions.stop()
+        with pytest.raises(Cancelled):
+            waiting.result(WAIT_S)
+        leave.set()
+        wait(versions, {1: END})
+        assert servable.closed
+
+
 def test_VR18_all_versions(tmp_path: Path) -> None:
     with table() as versions:
         versions.configure([model(make_versions(tmp_path, "1", "2"), policy=ALL)])

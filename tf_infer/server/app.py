@@ -99,6 +99,8 @@ class Server:
     def stop(self, drain_s: float | None = None) -> bool:
         """Refuse new requests, wait for those that run, free all; return whether all had ended.
 
+        A version that is still in use then is freed when it no longer is.
+
         Args:
             drain_s: how long to wait; None takes the configuration's.
         """
@@ -112,8 +114,7 @@ class Server:
             ended = self.pipeline.wait_idle(max(0.0, end - time.monotonic()))
             self._grpc = None
         self._workers.shutdown(wait=ended)
-        if ended:
-            self.versions.stop()
+        self.versions.stop()
         log.info("stopped drained=%s", ended)
         return ended
 

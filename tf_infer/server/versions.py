@@ -220,8 +220,7 @@ class Versions:
                 self._workers.submit(self._load_entry, entry)
             for version in actions.unload:
                 self._set(rows[version], State.UNLOADING)
-                threading.Thread(target=self._unload_entry, args=(rows[version],),
-                                 name="tf-infer-unload", daemon=True).start()
+                self._unload_later(rows[version])
         self._changed.notify_all()
 
     def _set(self, entry: _Entry, state: State) -> None:
@@ -244,9 +243,12 @@ class Versions:
             log.warning("model=%s version=%d load attempt=%d code=%s error=%s", entry.name,
                         entry.version, attempt + 1, error.code.name, error.details)
         with self._changed:
+            late = error is None and self._stopping.is_set()
             entry.error, entry.tried = error, error is not None
-            self._set(entry, State.END if error else State.AVAILABLE)
+            self._set(entry, State.END if error else State.UNLOADING if late else State.AVAILABLE)
             self._act()
+        if late:
+            self._unload_entry(entry)
 
     def _is_wanted(self, entry: _Entry) -> bool:
         with self._changed:
@@ -262,6 +264,10 @@ class Versions:
         except Exception as error:
             return ServingError(f"{type(error).__name__}: {error}", code=Code.UNKNOWN)
         return None
+
+    def _unload_later(self, entry: _Entry) -> None:
+        threading.Thread(target=self._unload_entry, args=(entry,), name="tf-infer-unload",
+                         daemon=True).start()
 
     def _unload_entry(self, entry: _Entry) -> None:
         with self._changed:
@@ -347,12 +353,17 @@ class Versions:
         self._workers.shutdown(wait=False, cancel_futures=True)
 
     def stop(self) -> None:
-        """End the threads and close what is loaded; call it when no request runs any more."""
+        """`cancel`, and close what is loaded; what a request runs on, as soon as it has ended."""
         self.cancel()
         if self._poller.is_alive():
             self._poller.join(timeout=5.0)
         with self._changed:
-            entries = [entry for rows in self._table.values() for entry in rows.values()]
-        for entry in entries:
-            if entry.servable is not None and entry.state is State.AVAILABLE:
-                entry.servable.close()
+            loaded = [entry for rows in self._table.values() for entry in rows.values()
+                      if entry.state is State.AVAILABLE]
+            for entry in loaded:
+                self._set(entry, State.UNLOADING)
+        for entry in loaded:
+            if entry.users:
+                self._unload_later(entry)
+            else:
+                self._unload_entry(entry)
