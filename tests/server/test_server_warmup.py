@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import struct
 from pathlib import Path
@@ -14,7 +15,7 @@ from tf_infer.config import ShapeGrid
 from tf_infer.errors import Code, ConfigError, InvalidRequest, ServerFailure
 from tf_infer.manifest import EXTRA_FOLDER, Sample, write_samples
 from tf_infer.server import tf_serving
-from tf_infer.server.config import ModelConfig
+from tf_infer.server.config import ModelConfig, VersionPolicy, read_config_file
 from tf_infer.server.fakes import EchoServable, ScriptedServable, signature
 from tf_infer.server.warmup import (
     masked_crc32c,
@@ -130,6 +131,25 @@ def test_models_config_names_every_model_below_the_root(tmp_path: Path) -> None:
     assert [(item.name, item.base_path, item.model_platform)
             for item in read.model_config_list.config] == [
         ("a", "/models/a", "tensorflow"), ("b", "/models/b", "tensorflow")]
+
+
+def test_models_config_keeps_folders_policies_and_labels(tmp_path: Path) -> None:
+    policies = (VersionPolicy(), VersionPolicy(count=2), VersionPolicy(kind="all"),
+                VersionPolicy(kind="specific", versions=(3, 7)))
+    given = tuple(ModelConfig(name=f"m{place}", base_path=f"/data/{place % 3}-folder/",
+                              policy=policy, labels={"stable": 7} if place == 3 else {})
+                  for place, policy in enumerate(policies))
+    path = tmp_path / "models.config"
+    path.write_text(tf_serving.models_text(given, model_root="/models"), encoding="utf-8")
+    assert read_config_file(path) == tuple(
+        dataclasses.replace(one, base_path=f"/models/{place % 3}-folder")
+        for place, one in enumerate(given))
+
+
+def test_two_folders_of_one_name_cannot_lie_below_one_root() -> None:
+    models = [ModelConfig(name=name, base_path=f"/data/{name}/intents") for name in ("a", "b")]
+    with pytest.raises(ConfigError, match=r"'intents'.*'/data/a/intents'.*'/data/b/intents'"):
+        tf_serving.models_text(models, model_root="/models")
 
 
 def test_batching_config_allows_the_sizes_of_the_grids() -> None:

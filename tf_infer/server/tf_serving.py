@@ -15,7 +15,7 @@ from google.protobuf import text_format
 from tf_infer.config import ShapeGrid, check
 from tf_infer.errors import ConfigError
 from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, read_manifest
-from tf_infer.server.config import PLATFORM, ModelConfig
+from tf_infer.server.config import PLATFORM, ModelConfig, VersionPolicy
 from tf_infer.server.decide import versions_in
 from tf_infer.wire import serving_pb2
 
@@ -30,24 +30,47 @@ _HEAD = """# Written by this command from the manifests of the models; change th
 
 
 def models_text(models: Sequence[ModelConfig], *, model_root: str) -> str:
-    """Return the text of models.config, models sorted by name.
+    """Return the text of models.config, models sorted by name, their folders as they are called.
 
     Args:
         models: what is served here.
         model_root: absolute folder of the models on the machine of the real server.
 
     Raises:
-        ConfigError: `model_root` is relative.
+        ConfigError: `model_root` is relative, or two folders are called the same.
     """
     check(model_root.startswith("/") or "://" in model_root, "model_root",
           "an absolute path or URI", model_root, "TensorFlow Serving refuses relative paths.")
     message = serving_pb2.ModelServerConfig()
     message.model_config_list.SetInParent()
+    paths: dict[str, str] = {}
     for model in sorted(models, key=lambda item: item.name):
+        folder = os.path.basename(model.base_path.rstrip("/"))
+        if paths.setdefault(folder, model.base_path) != model.base_path:
+            raise ConfigError(f"base_path: expected folders of different names, got {folder!r} "
+                              f"twice: {paths[folder]!r} and {model.base_path!r}. Rename one.")
         message.model_config_list.config.add(
-            name=model.name, base_path=f"{model_root.rstrip('/')}/{model.name}",
-            model_platform=PLATFORM)
+            name=model.name, base_path=f"{model_root.rstrip('/')}/{folder}",
+            model_platform=PLATFORM, version_labels=model.labels,
+            model_version_policy=_policy_message(model.policy))
     return _HEAD + text_format.MessageToString(message)
+
+
+def _policy_message(
+        policy: VersionPolicy,
+) -> serving_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy | None:
+    """Return what `config.models_from` reads as `policy`; None for the default."""
+    if policy == VersionPolicy():
+        return None
+    message = serving_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy()
+    if policy.kind == "all":
+        message.all.SetInParent()
+    elif policy.kind == "specific":
+        message.specific.versions.extend(policy.versions)
+        message.specific.SetInParent()
+    else:
+        message.latest.num_versions = policy.count
+    return message
 
 
 def batching_text(grids: Sequence[ShapeGrid]) -> str:
