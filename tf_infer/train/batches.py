@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tf_infer.errors import DataError
+
 
 class Rows(NamedTuple):
     """Texts that were encoded once, without padding.
@@ -123,7 +125,15 @@ def _numbers(batches: Plan) -> tf.data.Dataset:
 
 
 def split(count: int, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Part rows into (training, validation) numbers, each ascending; both have at least one."""
+    """Part rows into (training, validation) numbers, each ascending and with at least one.
+
+    Raises:
+        DataError: fewer than two rows.
+    """
+    if count < 2:
+        raise DataError(f"validation_fraction: expected at least two rows to hold some out, got "
+                        f"{count}. Give more examples, validation rows of their own, or the "
+                        "fraction 0.")
     order = np.random.default_rng([seed, 2**31]).permutation(count)
     held = min(max(1, round(count * fraction)), count - 1)
     return np.sort(order[held:]), np.sort(order[:held])

@@ -23,7 +23,7 @@ from tf_infer.train import checkpoint
 from tf_infer.train.batches import Plan, plan, split
 from tf_infer.train.checkpoint import State, assign, values
 from tf_infer.train.data import Example
-from tf_infer.train.objectives import Objective, digest, objective_for
+from tf_infer.train.objectives import NextId, Objective, digest, objective_for
 from tf_infer.train.schedule import optimizer, rate
 
 LOG = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def fit(task: Task, examples: Sequence[Example], config: TrainConfig, *,
         examples: training rows.
         config: how.
         validation: rows that choose the best epoch; None takes `config.validation_fraction` of the
-            examples.
+            examples, of a decoder's documents that share of the rows they are cut into.
         run_dir: where TensorBoard scalars and, after every epoch, a checkpoint go; None keeps
             nothing.
         resume: go on with the run in `run_dir`; starts one where there is none.
@@ -69,7 +69,8 @@ def fit(task: Task, examples: Sequence[Example], config: TrainConfig, *,
         What was measured; the task then has the weights of the best epoch.
 
     Raises:
-        DataError: no examples, labels the task does not know, one label only.
+        DataError: no examples, labels the task does not know, one label only, too few rows to hold
+            some out.
         ConfigError: `run_dir` holds another run; the loss is no number any more (the task then has
             the weights of the best epoch so far).
         CheckpointError: a checkpoint cannot be written or read.
@@ -82,13 +83,27 @@ def fit(task: Task, examples: Sequence[Example], config: TrainConfig, *,
     if not examples:
         raise DataError("examples: expected at least one, got none.")
     if validation is None and config.validation_fraction:
-        training, held = split(len(examples), fraction=config.validation_fraction, seed=config.seed)
-        examples, validation = [examples[i] for i in training], [examples[i] for i in held]
-    rows = objective.rows(examples, training=True, ticker=ticker)
-    held_rows = objective.rows(validation, training=False, ticker=ticker) if validation else None
+        rows, held_rows = _held_out(objective, examples, config, ticker)
+    else:
+        rows = objective.rows(examples, training=True, ticker=ticker)
+        held_rows = (objective.rows(validation, training=False, ticker=ticker) if validation
+                     else None)
     run = _Run(task, objective, config, rows, held_rows, run_dir, ticker)
     run.start(resume=resume)
     return run.finish()
+
+
+def _held_out(objective: Objective, examples: Sequence[Example], config: TrainConfig, ticker: Any
+              ) -> tuple[Any, Any]:
+    """Return the rows to train on and those held out; one document of a decoder gives both."""
+    part = functools.partial(split, fraction=config.validation_fraction, seed=config.seed)
+    if isinstance(objective, NextId):
+        rows = objective.rows(examples, training=True, ticker=ticker)
+        training, held = part(len(rows.targets))
+        return rows.take(training), rows.take(held)
+    training, held = part(len(examples))
+    return (objective.rows([examples[i] for i in training], training=True, ticker=ticker),
+            objective.rows([examples[i] for i in held], training=False, ticker=ticker))
 
 
 def evaluate(task: Task, examples: Sequence[Example], *, block_tokens: int = 128,
