@@ -19,7 +19,7 @@ from tf_infer.errors import DataError
 
 KEYS = ("text", "text_pair", "label", "labels")
 SHOWN_FAULTS = 3
-# Pieces of a plain text: a codec reads many short strings faster than one of a megabyte.
+# Pieces of a plain text to learn a vocabulary from: learners leave out lines that are very long.
 PIECE_CHARS = 2_000
 
 

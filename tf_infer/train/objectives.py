@@ -22,7 +22,7 @@ from tf_infer.train.batches import (
     plan,
     vector_dataset,
 )
-from tf_infer.train.data import Example, check_several_classes, class_targets, pieces, to_bytes
+from tf_infer.train.data import Example, check_several_classes, class_targets, to_bytes
 
 ENCODE_ROWS = 256
 FEATURE_ROWS = 64
@@ -245,8 +245,8 @@ class NextId:
         step = self.train.block_tokens - 1
         blocks: list[np.ndarray] = []
         for example in ticker(examples, "encode"):
-            texts = [to_bytes(piece) for piece in pieces(example.text)]
-            ids = codec.encode(tf.constant(texts, tf.string)).ids.values.numpy()
+            # As a whole, as serving reads a prompt: cut, each part would begin like a text.
+            ids = codec.encode(tf.constant([to_bytes(example.text)])).ids.values.numpy()
             document = np.concatenate([start, ids, ends]).astype(np.int32)
             blocks += [document[begin:begin + step + 1]
                        for begin in range(0, max(len(document) - 1, 0), step)]
