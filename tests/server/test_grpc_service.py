@@ -181,8 +181,12 @@ def test_PR03_PR04_PR05_names_of_inputs(channel: grpc.Channel) -> None:
 
 def test_PR06_a_tensor_that_does_not_parse(channel: grpc.Channel) -> None:
     request = predict_request(text=["x"])
+    huge = serving_pb2.TensorShapeProto()
+    huge.dim.add(size=0)
+    huge.dim.add(size=2**62)
     for spoil in (lambda t: setattr(t.tensor_shape.dim[0], "size", -1),
-                  lambda t: (setattr(t, "dtype", FLOAT), setattr(t, "tensor_content", b"abc"))):
+                  lambda t: (setattr(t, "dtype", FLOAT), setattr(t, "tensor_content", b"abc")),
+                  lambda t: t.CopyFrom(serving_pb2.TensorProto(dtype=FLOAT, tensor_shape=huge))):
         spoilt = serving_pb2.PredictRequest.FromString(request.SerializeToString())
         spoil(spoilt.inputs["text"])
         code, text = refused(channel, PREDICT, spoilt)
