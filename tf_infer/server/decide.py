@@ -12,9 +12,9 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from tf_infer.server.config import VersionPolicy
+from tf_infer.wire.messages import MAX_VERSION
 
 _VERSION_NAME = re.compile(r"[0-9]+")
-MAX_VERSION = 2**63 - 1
 
 
 class State(IntEnum):

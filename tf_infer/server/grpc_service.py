@@ -13,23 +13,19 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Union
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
 
 from tf_infer.errors import Code, InvalidRequest, ServerFailure, ServingError
 from tf_infer.server import inference, predict
 from tf_infer.server.config import models_from
 from tf_infer.server.contracts import Arrays, RunFn
-from tf_infer.server.pipeline import Call, Pipeline
-from tf_infer.server.predict import DEFAULT_SIGNATURE
+from tf_infer.server.pipeline import Answer, Call, Pipeline
 from tf_infer.server.versions import ModelRef
-from tf_infer.wire import methods, serving_pb2, tensors
+from tf_infer.wire import messages, methods, serving_pb2
 
 log = logging.getLogger("tf_infer.server")
 
 MAX_DETAILS_BYTES = 1024
 MAX_DEADLINE_S = 365 * 24 * 3600.0
-SIGNATURE_DEF = "signature_def"
-SIGNATURE_MAP_TYPE = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 HEALTH_NAMES = ("", "ModelService", "PredictionService")
 _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -90,9 +86,8 @@ class Service:
             return predict.predict(signatures, request, run, check_method_name=self._check)
 
         answer = self._pipeline.answer(Call("Predict", model_ref(spec), work, deadline))
-        response = serving_pb2.PredictResponse()
-        _echo(response.model_spec, answer.name, answer.version, spec)
-        tensors.write_all(answer.value, response.outputs, content=self._tensor_content)
+        response: serving_pb2.PredictResponse = messages.predict_response(
+            _ran(answer), _signature(spec), answer.value, content=self._tensor_content)
         return response
 
     def classify(self, request: serving_pb2.ClassificationRequest, deadline: Deadline,
@@ -105,9 +100,8 @@ class Service:
                                       check_method_name=self._check)
 
         answer = self._pipeline.answer(Call("Classify", model_ref(spec), work, deadline))
-        response = serving_pb2.ClassificationResponse(result=answer.value)
-        _echo(response.model_spec, answer.name, answer.version, spec)
-        return response
+        return serving_pb2.ClassificationResponse(
+            model_spec=messages.model_spec(_ran(answer), _signature(spec)), result=answer.value)
 
     def regress(self, request: serving_pb2.RegressionRequest, deadline: Deadline,
                 ) -> serving_pb2.RegressionResponse:
@@ -119,9 +113,8 @@ class Service:
                                      check_method_name=self._check)
 
         answer = self._pipeline.answer(Call("Regress", model_ref(spec), work, deadline))
-        response = serving_pb2.RegressionResponse(result=answer.value)
-        _echo(response.model_spec, answer.name, answer.version, spec)
-        return response
+        return serving_pb2.RegressionResponse(
+            model_spec=messages.model_spec(_ran(answer), _signature(spec)), result=answer.value)
 
     def multi_inference(self, request: serving_pb2.MultiInferenceRequest, deadline: Deadline,
                         ) -> serving_pb2.MultiInferenceResponse:
@@ -143,21 +136,15 @@ class Service:
         if not request.metadata_field:
             raise InvalidRequest("GetModelMetadataRequest must specify at least one metadata_field")
         for field in request.metadata_field:
-            if field != SIGNATURE_DEF:
+            if field != messages.SIGNATURE_DEF:
                 raise InvalidRequest(f"Metadata field {field} is not supported")
 
-        def work(signatures: predict.Signatures, run: RunFn) -> bytes:
-            made = serving_pb2.SignatureDefMap()
-            for name, definition in signatures.items():
-                made.signature_def[name].CopyFrom(definition)
-            return made.SerializeToString()
+        def work(signatures: predict.Signatures, run: RunFn) -> predict.Signatures:
+            return signatures
 
         answer = self._pipeline.answer(Call("GetModelMetadata", model_ref(spec), work, deadline))
-        response = serving_pb2.GetModelMetadataResponse()
-        response.model_spec.name = answer.name
-        response.model_spec.version.value = answer.version
-        response.metadata[SIGNATURE_DEF].CopyFrom(
-            AnyMessage(type_url=SIGNATURE_MAP_TYPE, value=answer.value))
+        response: serving_pb2.GetModelMetadataResponse = messages.metadata_response(
+            _ran(answer), answer.value)
         return response
 
     # ------------------------------------------------------------------ models
@@ -167,13 +154,12 @@ class Service:
         """Answer GetModelStatus; label and signature are not looked at (MS07, MS09)."""
         spec = _spec_of(request)
         version = spec.version.value if spec.HasField("version") else None
-        response = serving_pb2.GetModelStatusResponse()
-        for row in self._pipeline.versions.status(spec.name, version):
-            entry = response.model_version_status.add(version=row.version, state=int(row.state))
-            entry.status.error_code = serving_pb2.OK
-            if row.error is not None:
-                entry.status.error_code = int(row.error.code)  # type: ignore[assignment]
-                entry.status.error_message = row.error.details
+        rows = self._pipeline.versions.status(spec.name, version)
+        response: serving_pb2.GetModelStatusResponse = messages.status_response([
+            messages.VersionState(
+                version=row.version, state=row.state.name,
+                error_code=row.error.code.name if row.error else Code.OK.name,
+                error_message=row.error.details if row.error else "") for row in rows])
         return response
 
     def reload(self, request: serving_pb2.ReloadConfigRequest, deadline: Deadline,
@@ -217,10 +203,12 @@ def _spec_of(request: Any) -> serving_pb2.ModelSpec:
     return spec
 
 
-def _echo(target: serving_pb2.ModelSpec, name: str, version: int,
-          asked: serving_pb2.ModelSpec) -> None:
-    target.name, target.version.value = name, version
-    target.signature_name = asked.signature_name or DEFAULT_SIGNATURE
+def _ran(answer: Answer[Any]) -> messages.ModelRef:
+    return messages.ModelRef(answer.name, version=answer.version)
+
+
+def _signature(spec: serving_pb2.ModelSpec) -> str:
+    return spec.signature_name or messages.SERVING_DEFAULT
 
 
 def _behaviour(method: methods.Method, answer: Answering) -> Callable[[bytes, Any], bytes]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from tf_infer.errors import InvalidRequest, NotOffered
 from tf_infer.server.contracts import Arrays, RunFn
-from tf_infer.server.predict import DEFAULT_SIGNATURE, Signatures, join
-from tf_infer.wire import serving_pb2
+from tf_infer.server.predict import Signatures, join
+from tf_infer.wire import messages, serving_pb2
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
@@ -44,7 +44,7 @@ def classify(signatures: Signatures, name: str, message: serving_pb2.Input, run:
         InvalidRequest: no such signature, not of the form, empty input, outputs of another shape.
         ServingError: of the run itself.
     """
-    name = name or DEFAULT_SIGNATURE
+    name = name or messages.SERVING_DEFAULT
     signature = _find(signatures, name)
     if check_method_name and signature.method_name != CLASSIFY_METHOD:
         raise InvalidRequest("Expected classification signature method_name to be "
@@ -57,7 +57,7 @@ def classify(signatures: Signatures, name: str, message: serving_pb2.Input, run:
 def regress(signatures: Signatures, name: str, message: serving_pb2.Input, run: RunFn, *,
             check_method_name: bool = False) -> serving_pb2.RegressionResult:
     """Answer Regress; raises as `classify`."""
-    name = name or DEFAULT_SIGNATURE
+    name = name or messages.SERVING_DEFAULT
     signature = _find(signatures, name)
     if check_method_name and signature.method_name != REGRESS_METHOD:
         raise InvalidRequest("Expected regression signature method_name to be "
@@ -75,7 +75,7 @@ def multi_inference(signatures: Signatures, request: serving_pb2.MultiInferenceR
         InvalidRequest, NotOffered: the tasks break a rule (MI04 to MI11).
         ServingError: of a run; one failing part fails the request (MI13).
     """
-    names = [task.model_spec.signature_name or DEFAULT_SIGNATURE for task in request.tasks]
+    names = [task.model_spec.signature_name or messages.SERVING_DEFAULT for task in request.tasks]
     _check_tasks(signatures, request, names)
     examples = serialized_examples(request.input)
     results = []

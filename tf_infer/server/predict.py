@@ -12,9 +12,8 @@ import numpy as np
 
 from tf_infer.errors import Code, InvalidRequest, ServerFailure, TfInferError
 from tf_infer.server.contracts import Arrays, RunFn
-from tf_infer.wire import serving_pb2, tensors
+from tf_infer.wire import messages, serving_pb2, tensors
 
-DEFAULT_SIGNATURE = "serving_default"
 METHOD_NAMES = frozenset(f"tensorflow/serving/{kind}" for kind in
                          ("predict", "classify", "regress"))
 
@@ -29,7 +28,7 @@ def predict(signatures: Signatures, request: serving_pb2.PredictRequest, run: Ru
         InvalidRequest: the request does not fit the signature (PR02 to PR06, PR11, PR12).
         ServingError: of the run itself.
     """
-    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    name = request.model_spec.signature_name or messages.SERVING_DEFAULT
     signature = find(signatures, name, check_method_name=check_method_name)
     inputs = read_inputs(signature, request.inputs)
     return run(name, inputs, choose_outputs(signature, request.output_filter))
