@@ -51,7 +51,9 @@ def test_a_row_alone_equals_the_row_in_a_crowd(decoder: Any) -> None:
     suite.a_row_alone_equals_the_row_in_a_crowd(decoder)
 
 
-def test_it_runs_from_a_saved_model(decoder: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["llama3", pytest.param("gpt2", marks=pytest.mark.slow)])
+def test_it_runs_from_a_saved_model(name: str, tmp_path: Path) -> None:
+    decoder = golden.layer_of(checkpoints.read(golden.FOLDER / name))
     suite.it_runs_from_a_saved_model(decoder, tmp_path)
 
 

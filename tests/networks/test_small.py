@@ -67,9 +67,10 @@ def test_a_row_alone_gives_the_logits_it_gives_in_a_crowd(kind: str, pooling: st
                               normalize=True, hidden=(8,))
     network = scrambled(build.classifier(config, vocab_size=VOCABULARY))
     ids, mask, segments = rows()
-    graph = tf.function(network, jit_compile=True)
     logits = network(ids, mask, segments)
-    np.testing.assert_allclose(graph(ids, mask, segments), logits, atol=ATOL)
+    if pooling == "max":  # the one with a branch for empty rows; a second of compiling each
+        compiled = tf.function(network, jit_compile=True)
+        np.testing.assert_allclose(compiled(ids, mask, segments), logits, atol=ATOL)
     assert np.isfinite(logits).all()
     for row, length in enumerate(LENGTHS[:3]):
         alone = network(*(t[row:row + 1, :length] for t in (ids, mask, segments)))

@@ -25,7 +25,7 @@ def decoder() -> Any:
     return layer
 
 
-@pytest.mark.parametrize("path", suite.PATHS)
+@pytest.mark.parametrize("path", ["eager", "xla", pytest.param("graph", marks=pytest.mark.slow)])
 def test_steps_equal_the_whole(decoder: Any, path: str) -> None:
     suite.steps_equal_the_whole(decoder, path)
 
