@@ -125,6 +125,16 @@ def test_a_state_begins_empty_and_leaves_room_for_what_is_produced() -> None:
     assert samples[0]["lengths"].tolist() == [0]
 
 
+@pytest.mark.parametrize(("capacity", "count"), [(1, 1), (2, 2), (9, 2), (None, 2)])
+def test_no_more_is_produced_than_the_output_holds(capacity: int | None, count: int) -> None:
+    state = TensorSpec(name="cache", dtype="float32", shape=(None, 2, 3, 10, 4))
+    steps = SignatureSpec(
+        name="steps", inputs=(one("ids", "int32", axes=2), state, one("count", "int32")),
+        outputs=(TensorSpec(name="tokens", dtype="int32", shape=(None, capacity)),))
+    made = golden.make_inputs(steps, (b"ab",), encode("encode", {"text": [b"ab"]}), example)
+    assert made["count"].tolist() == [count]
+
+
 def test_a_scored_continuation_is_short_and_has_something_before_it() -> None:
     score = spec("score", one("prompt"), one("continuation"))
     (sample,) = golden.make_requests([score], [(b"", b"x" * 100)], encode=encode, example=example)

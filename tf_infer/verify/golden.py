@@ -142,15 +142,17 @@ def make_inputs(spec: SignatureSpec, batch: Batch, encoded: Mapping[str, np.ndar
                 example: Callable[[Mapping[str, bytes]], bytes]) -> dict[str, np.ndarray]:
     """Return the inputs of one request: the texts, what "encode" makes of them, and options.
 
-    A decoder's state begins as zeros; `count`, the tokens to produce from it, is at most 2 and
-    leaves the room that the state has.
+    A decoder's state begins as zeros; `count`, the tokens to produce from it, is at most 2, at most
+    the width of the output `tokens`, and leaves the room that the state has.
     """
     known = dict(encoded)
     if encoded:
         length = np.asarray(np.count_nonzero(encoded["mask"], axis=1), dtype=np.int32)
         positions = max((one.shape[-2] or 0 for one in spec.inputs if len(one.shape) >= 3),
                         default=0)
-        count = np.clip(positions - length, 0, STEPS).astype(np.int32)
+        most = min([STEPS, *(one.shape[1] for one in spec.outputs
+                             if one.name == "tokens" and len(one.shape) == 2 and one.shape[1])])
+        count = np.clip(positions - length, 0, most).astype(np.int32)
         known |= {"length": length, "id_count": length, "count": count}
     features = [{"text": a, "text_pair": b} for a, b in zip(batch, _next_row(batch))]
     texts = _texts(spec, batch)
