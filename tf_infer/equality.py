@@ -3,8 +3,8 @@
 * floating point: |candidate - reference| <= atol + rtol * |reference|; NaN equals NaN, and an
   infinity equals itself;
 * strings, integers, booleans: exactly, with one excuse (`Tolerance.excused_by`): a row's label may
-  differ where its two best reference scores lie closer together than the tolerance allows both of
-  them to move, because then either label is a correct answer of the same model;
+  be that of another class whose reference score lies closer to the best than the tolerance allows
+  both of them to move, because then either label is a correct answer of the same model;
 * shape and dtype: always exactly.
 
 Generated ids have no excuse: no output says how close the second-best token was.
@@ -12,7 +12,7 @@ Generated ids have no excuse: no output says how close the second-best token was
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -35,14 +35,16 @@ class Tolerance:
     Attributes:
         atol, rtol: of every floating-point output, in the output's own unit.
         outputs: output name -> (atol, rtol), for those that need others.
-        excused_by: output of labels [B] -> output of scores [B, C] whose two best decide whether a
-            row's label may differ.
+        excused_by: output of labels [B] -> outputs of scores [B, C], the first of which that the
+            reference has decides which other label a row may have. Logits come first: where
+            scores round to 1 they say nothing.
     """
 
     atol: float = FLOAT32_ATOL
     rtol: float = FLOAT32_RTOL
     outputs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    excused_by: Mapping[str, str] = field(default_factory=lambda: {"label": "scores"})
+    excused_by: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"label": ("logits", "scores")})
 
     def __post_init__(self) -> None:
         for where, (atol, rtol) in {"": (self.atol, self.rtol), **self.outputs}.items():
@@ -54,8 +56,27 @@ class Tolerance:
         return self.outputs.get(output, (self.atol, self.rtol))
 
 
-def differences(sample: Sample, outputs: Outputs, tolerance: Tolerance, *,
-                index: int = 0) -> list[OutputDifference]:
+def column_names(samples: Iterable[Sample], tolerance: Tolerance) -> dict[int, bytes]:
+    """Return column of the scores -> class, as far as the reference's answers tell.
+
+    A row of the output `classes` [B, C] names all of them; a label with a clearly best score its
+    own. What is not known excuses no label.
+    """
+    names: dict[int, bytes] = {}
+    for sample in samples:
+        classes = sample.outputs.get("classes")
+        if classes is not None and classes.ndim == 2 and len(classes):
+            names |= {column: _as_bytes(name) for column, name in enumerate(classes[0])}
+        for output in tolerance.excused_by.keys() & sample.outputs.keys():
+            scores = _excuse(sample, output, tolerance)[1]
+            for label, row in zip(sample.outputs[output], scores):
+                if np.count_nonzero(row == row.max(initial=-np.inf)) == 1:
+                    names[int(np.argmax(row))] = _as_bytes(label)
+    return names
+
+
+def differences(sample: Sample, outputs: Outputs, tolerance: Tolerance, *, index: int = 0,
+                names: Mapping[int, bytes] | None = None) -> list[OutputDifference]:
     """Compare one answer with the outputs that the sample carries, output by output.
 
     Outputs that it does not carry are not looked at: a golden file leaves out what is too large.
@@ -65,8 +86,10 @@ def differences(sample: Sample, outputs: Outputs, tolerance: Tolerance, *,
         outputs: the candidate's answer.
         tolerance: what counts as equal.
         index: of the sample, for the report.
+        names: what `column_names` says of all samples; None asks this sample alone.
     """
     found = []
+    names = column_names([sample], tolerance) if names is None else names
     for name, reference in sample.outputs.items():
         reason = _unlike(reference, outputs.get(name))
         if reason:
@@ -74,7 +97,7 @@ def differences(sample: Sample, outputs: Outputs, tolerance: Tolerance, *,
         elif reference.dtype.kind in "fc" or reference.dtype.name == "bfloat16":
             found.append(_numbers(sample, name, outputs[name], tolerance.of(name), index))
         else:
-            found.append(_symbols(sample, name, outputs[name], tolerance, index))
+            found.append(_symbols(sample, name, outputs[name], tolerance, index, names))
     return found
 
 
@@ -118,12 +141,12 @@ def _numbers(sample: Sample, output: str, candidate: np.ndarray, bound: tuple[fl
 
 
 def _symbols(sample: Sample, output: str, candidate: np.ndarray, tolerance: Tolerance,
-             index: int) -> OutputDifference:
-    reference = sample.outputs[output]
-    same = _equal(reference, candidate)
-    scores = sample.outputs.get(tolerance.excused_by.get(output, ""))
-    if scores is not None and scores.ndim == 2 and scores.shape[:1] == reference.shape:
-        same = same | _near_ties(scores, tolerance.of(tolerance.excused_by[output]))
+             index: int, names: Mapping[int, bytes]) -> OutputDifference:
+    same = _equal(sample.outputs[output], candidate)
+    by, scores = _excuse(sample, output, tolerance)
+    for row, tied in enumerate(_near_best(scores, tolerance.of(by))):
+        allowed = [names[column] for column in np.flatnonzero(tied) if column in names]
+        same[row] = same[row] or _as_bytes(candidate[row]) in allowed
     return _difference(sample, output, index, same, np.where(same, 0.0, 1.0), "")
 
 
@@ -139,12 +162,21 @@ def _as_bytes(item: bytes | str) -> bytes:
     return item.encode("utf-8") if isinstance(item, str) else bytes(item)
 
 
-def _near_ties(scores: np.ndarray, bound: tuple[float, float]) -> np.ndarray:
-    """Return [B] bool: the two best of [B, C] may change places when both move by the bound."""
-    if scores.shape[1] < 2:
-        return np.zeros(scores.shape[:1], dtype=bool)
-    second, best = np.sort(scores.astype(np.float64), axis=1)[:, -2:].T
-    return np.asarray(best - second <= 2 * (bound[0] + bound[1] * np.abs(best)))
+def _excuse(sample: Sample, output: str, tolerance: Tolerance) -> tuple[str, np.ndarray]:
+    """Return name and scores [B, C] of what decides about labels [B]; [0, 1] where nothing does."""
+    labels = sample.outputs[output]
+    for name in tolerance.excused_by.get(output, ()) if labels.dtype.kind in "OSU" else ():
+        scores = sample.outputs.get(name)
+        if scores is not None and scores.ndim == 2 and scores.shape[:1] == labels.shape:
+            return name, scores.astype(np.float64)
+    return "", np.zeros([0, 1])
+
+
+def _near_best(scores: np.ndarray, bound: tuple[float, float]) -> np.ndarray:
+    """Return [B, C] bool: may be the best of its row when both of them move by the bound."""
+    best = scores.max(axis=1, keepdims=True, initial=-np.inf)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(best - scores <= 2 * (bound[0] + bound[1] * np.abs(best)))
 
 
 def _difference(sample: Sample, output: str, index: int, inside: np.ndarray, distance: np.ndarray,

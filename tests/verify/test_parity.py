@@ -87,8 +87,8 @@ def test_strings_and_integers_must_be_equal() -> None:
 
 
 def test_a_label_may_flip_only_where_its_two_best_scores_touch() -> None:
-    reference = sample(label=np.array([b"a", b"a"], object),
-                       scores=np.float32([[0.50001, 0.49999], [0.6, 0.4]]))
+    reference = sample(label=np.array([b"a", b"a", b"b"], object),
+                       scores=np.float32([[0.50001, 0.49999], [0.6, 0.4], [0.1, 0.9]]))
     tolerance = Tolerance(atol=1e-4, rtol=0.0)
     scores = reference.outputs["scores"]
 
@@ -96,11 +96,37 @@ def test_a_label_may_flip_only_where_its_two_best_scores_touch() -> None:
         answer = {"label": np.array(labels, object), "scores": scores}
         return differences(reference, answer, tolerance)[0]
 
-    assert label_difference([b"b", b"a"]).first_sample is None
-    assert label_difference([b"a", b"b"]).reason == "first in row 1"
+    assert label_difference([b"b", b"a", b"b"]).first_sample is None
+    assert label_difference([b"a", b"b", b"b"]).reason == "first in row 1"
     strict = differences(
-        reference, {"label": np.array([b"b", b"a"], object), "scores": scores}, EXACT)[0]
+        reference, {"label": np.array([b"b", b"a", b"b"], object), "scores": scores}, EXACT)[0]
     assert strict.first_sample == 0
+
+
+TIED = Sample("s", {}, {"label": np.array([b"a"], object),
+                        "scores": np.float32([[0.45, 0.1, 0.45]])})
+NAMED = Sample("classify", {}, {"classes": np.array([[b"a", b"b", b"c"]], object)})
+
+
+@pytest.mark.parametrize(("label", "same"), [
+    (b"a", True), (b"c", True), (b"b", False), (b"", False), (b"garbage", False)])
+def test_a_near_tie_excuses_only_a_class_that_is_tied(label: bytes, same: bool) -> None:
+    answer = {**TIED.outputs, "label": np.array([label], object)}
+    report = parity.replay(Scripted(answer, NAMED.outputs), [TIED, NAMED], Tolerance())
+    assert report.passed is same
+
+
+def test_a_near_tie_excuses_no_class_that_the_reference_does_not_name() -> None:
+    answer = {**TIED.outputs, "label": np.array([b"c"], object)}
+    assert not parity.replay(Scripted(answer), [TIED], Tolerance()).passed
+
+
+def test_scores_that_round_to_one_are_told_apart_by_their_logits() -> None:
+    clear = Sample("s", {}, {"label": np.array([b"a", b"b"], object),
+                             "scores": np.float32([[1.0, 1.0], [0.2, 1.0]]),
+                             "logits": np.float32([[40.0, 30.0], [-1.0, 30.0]])})
+    answer = {**clear.outputs, "label": np.array([b"b", b"b"], object)}
+    assert differences(clear, answer, Tolerance())[0].reason == "first in row 0"
 
 
 @pytest.mark.parametrize(("candidate", "reason"), [

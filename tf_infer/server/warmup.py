@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tf_infer import config as configs
-from tf_infer.equality import Tolerance, differences
+from tf_infer.equality import Tolerance, column_names, differences
 from tf_infer.errors import (
     Code,
     ConfigError,
@@ -145,6 +145,7 @@ def replay_golden(servable: Servable, version_dir: Path) -> int:
         return 0
     tolerance = _tolerance(folder / REPORT_FILE)
     samples = read_samples(folder / GOLDEN_FILE)
+    names = column_names(samples, tolerance)
     for number, sample in enumerate(samples):
         where = f"golden sample {number}, signature {sample.signature!r}"
         if sample.signature not in servable.signatures:
@@ -155,7 +156,7 @@ def replay_golden(servable: Servable, version_dir: Path) -> int:
         except ServingError as error:
             raise ServerFailure(f"{where}: failed with {error.code.name}.",
                                 code=error.code) from error
-        for one in differences(sample, outputs, tolerance):
+        for one in differences(sample, outputs, tolerance, names=names):
             if one.mismatches:
                 raise InvalidRequest(
                     f"{where}, output {one.output!r}: {_told(one, tolerance)}. This machine or "

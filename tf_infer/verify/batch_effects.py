@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from tf_infer.equality import Tolerance, differences, worst_of_each
+from tf_infer.equality import Tolerance, column_names, differences, worst_of_each
 from tf_infer.manifest import OutputDifference, PathReport, Sample
-from tf_infer.verify.predictors import Outputs, Predictor
+from tf_infer.verify.predictors import Predictor
 
 
 def batch_effects(predictor: Predictor, samples: Sequence[Sample], tolerance: Tolerance, *,
@@ -33,13 +34,15 @@ def batch_effects(predictor: Predictor, samples: Sequence[Sample], tolerance: To
     alone: list[OutputDifference] = []
     shuffled: list[OutputDifference] = []
     started_s = time.perf_counter()
-    for index, sample in enumerate(samples):
-        crowd = predictor(sample.signature, sample.inputs)
-        rows = len(next(iter(sample.inputs.values())))
+    crowds = [replace(sample, outputs=predictor(sample.signature, sample.inputs))
+              for sample in samples]
+    compare = partial(_differences, predictor, tolerance=tolerance,
+                      names=column_names(crowds, tolerance))
+    for index, crowd in enumerate(crowds):
+        rows = len(next(iter(crowd.inputs.values())))
         for row in range(rows):
-            alone += _differences(predictor, sample, crowd, np.array([row]), tolerance, index)
-        order = generator.permutation(rows)
-        shuffled += _differences(predictor, sample, crowd, order, tolerance, index)
+            alone += compare(crowd, np.array([row]), index=index)
+        shuffled += compare(crowd, generator.permutation(rows), index=index)
     seconds = round(time.perf_counter() - started_s, 3)
     first, second = (
         PathReport(path=path, atol=tolerance.atol, rtol=tolerance.rtol, samples=len(samples),
@@ -48,14 +51,14 @@ def batch_effects(predictor: Predictor, samples: Sequence[Sample], tolerance: To
     return first, second
 
 
-def _differences(predictor: Predictor, sample: Sample, crowd: Outputs, rows: np.ndarray,
-                 tolerance: Tolerance, index: int) -> list[OutputDifference]:
+def _differences(predictor: Predictor, crowd: Sample, rows: np.ndarray, *, tolerance: Tolerance,
+                 names: Mapping[int, bytes], index: int) -> list[OutputDifference]:
     """Compare the given rows, asked for by themselves, with the same rows of the crowd."""
-    inputs = {name: array[rows] for name, array in sample.inputs.items()}
-    answer = predictor(sample.signature, inputs)
-    reference, candidate = _of_one_width({n: a[rows] for n, a in crowd.items()}, answer)
-    return differences(replace(sample, inputs=inputs, outputs=reference), candidate, tolerance,
-                       index=index)
+    inputs = {name: array[rows] for name, array in crowd.inputs.items()}
+    answer = predictor(crowd.signature, inputs)
+    reference, candidate = _of_one_width({n: a[rows] for n, a in crowd.outputs.items()}, answer)
+    return differences(replace(crowd, inputs=inputs, outputs=reference), candidate, tolerance,
+                       index=index, names=names)
 
 
 def _of_one_width(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]

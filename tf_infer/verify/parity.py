@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from tf_infer.equality import Tolerance, differences, worst_of_each
+from tf_infer.equality import Tolerance, column_names, differences, worst_of_each
 from tf_infer.errors import TfInferError, VerificationError
 from tf_infer.manifest import OutputDifference, PathReport, Report, Sample
 from tf_infer.verify.predictors import Predictor
@@ -108,6 +108,7 @@ def _replay(opener: Callable[[], Predictor], samples: Sequence[Sample], toleranc
             found, first_error = [_raised("*", 0, error)], error
         else:
             stack.callback(getattr(candidate, "close", lambda: None))
+            names = column_names(samples, tolerance)
             for index, sample in enumerate(samples):
                 try:
                     outputs = candidate(sample.signature, sample.inputs)
@@ -115,7 +116,7 @@ def _replay(opener: Callable[[], Predictor], samples: Sequence[Sample], toleranc
                     found.append(_raised(sample.signature, index, error))
                     first_error = first_error or error
                 else:
-                    found += differences(sample, outputs, tolerance, index=index)
+                    found += differences(sample, outputs, tolerance, index=index, names=names)
     report = PathReport(path=path, atol=tolerance.atol, rtol=tolerance.rtol, samples=len(samples),
                         seconds=round(time.perf_counter() - started_s, 3),
                         differences=worst_of_each(found))
