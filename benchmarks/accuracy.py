@@ -3,11 +3,17 @@
     python benchmarks/accuracy.py                      every experiment, seeds 0 1 2
     python benchmarks/accuracy.py sst2 --seeds 0 1
     python benchmarks/accuracy.py tinystories          a decoder's loss
+    python benchmarks/accuracy.py trec6 --output benchmarks/results/accuracy.json
 
 Data: $TF_INFER_SHARED/data, else ../shared/data beside the project. The settings below were chosen
-on sst2's dev rows, and of trec6 and banking77 on a tenth of the training rows; the test rows were
-read once, with them. Of the last two, the fit that is tested sees all training rows and runs all
-epochs. The vocabulary is learned from the training rows alone.
+on sst2's dev rows, of banking77 on a tenth of the training rows, of trec6 on two of five folds of
+the training rows, never by the test rows; but those were read more than once, with earlier settings
+and vocabularies too. Of trec6 and banking77, the fit that is tested sees all training rows and runs
+all epochs. The vocabulary is learned from the training rows alone.
+
+trec6 is short of its target, 90.1 of 90.8 % (500 test rows: 1.3 points of standard error). On those
+folds the network is level with the linear SVM (87.5 and 87.1 %); bags of n-grams, wider networks,
+cased words, hidden words and shorter or more kernels gave 84.1 to 87.4 %, one fit a fold.
 """
 
 from __future__ import annotations
@@ -76,10 +82,10 @@ EXPERIMENTS = {
                           patience=None)),
     "trec6": Experiment(
         data="trec6", target=90.80, vocab_size=8000,
-        network=ConvConfig(width=96, filters=128, kernel_sizes=(1, 2, 3), dropout=0.2),
+        network=ConvConfig(width=128, filters=100, kernel_sizes=(3, 4, 5), dropout=0.2),
         fields={"dropout": 0.5, "pooling": "max"},
-        train=TrainConfig(epochs=8, learning_rate=2e-3, epsilon=1e-4, average_decay=0.998,
-                          validation_fraction=0.0)),
+        train=TrainConfig(epochs=8, batch_rows=50, learning_rate=2e-3, epsilon=1e-4,
+                          average_decay=0.998, validation_fraction=0.0)),
     "banking77": Experiment(
         data="banking77", target=87.56, vocab_size=4000,
         network=EmbeddingBagConfig(width=96, hash_buckets=20_000),
@@ -162,6 +168,18 @@ def results(names: list[str], seeds: list[int]) -> Iterator[dict[str, Any]]:
             yield run_decoder(seed) if name == "tinystories" else run(name, seed)
 
 
+def keep(result: dict[str, Any], path: Path) -> None:
+    """Write a run into the file of all runs, in place of the same experiment and seed."""
+    def name(run: dict[str, Any]) -> tuple[str, int]:
+        return run["experiment"], run["seed"]
+
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    runs = sorted([run for run in before if name(run) != name(result)] + [result], key=name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n",
+                    encoding="utf-8")
+
+
 def main() -> None:
     """Print one line of JSON for each run."""
     parser = argparse.ArgumentParser(description=__doc__,
@@ -169,6 +187,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(EXPERIMENTS),
                         help=f"of {[*EXPERIMENTS, 'tinystories']}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, metavar="FILE",
+                        help="also write the runs to this file; those of other experiments and "
+                             "seeds in it stay")
     arguments = parser.parse_args()
     # A script's folder comes first on the path, and benchmarks/tokenizers.py is not the package
     # that keras_hub imports.
@@ -177,6 +198,8 @@ def main() -> None:
         parser.exit(1, f"{DATA}: no such folder; set TF_INFER_SHARED to the one that holds data/\n")
     for result in results(arguments.names, arguments.seeds):
         print(json.dumps(result), flush=True)
+        if arguments.output:
+            keep(result, arguments.output)
 
 
 if __name__ == "__main__":
