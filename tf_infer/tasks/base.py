@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tf_infer.config import TaskConfig
 from tf_infer.manifest import SignatureSpec, TensorSpec
-from tf_infer.tasks.grid import in_chunks
+from tf_infer.tasks.grid import in_chunks, in_slices
 from tf_infer.text.contracts import TextCodec
 
 Compiled = Literal["none", "xla"]
@@ -76,11 +76,12 @@ class Task:
     def run_core(self, **dense: tf.Tensor) -> dict[str, tf.Tensor]:
         """Run `core` the way this task is compiled.
 
-        Under XLA rows are padded to a size of the grid, and more rows than its largest size run in
-        chunks of that, so that every shape is compiled once and no shape is met by surprise.
+        More rows than the grid's largest size run in chunks of that, so that memory is bounded.
+        Under XLA rows are also padded to a size of the grid, so that every shape is compiled once
+        and no shape is met by surprise.
         """
         if self._compiled_core is None:
-            return self.core(**dense)
+            return in_slices(self.core, dense, self.core_specs(), self.config.grid.rows[-1])
         ordered = {name: dense[name] for name in self.core_specs()}
         return in_chunks(self._compiled_core, ordered, self.config.grid)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -37,6 +37,52 @@ def in_chunks(core: Any, dense: Mapping[str, tf.Tensor], grid: ShapeGrid
                            fn_output_signature=outputs)
         whole = {name: _joined(value) for name, value in mapped.items()}
     return {name: value[:rows] for name, value in whole.items()}
+
+
+def in_slices(core: Callable[..., dict[str, tf.Tensor]], dense: Mapping[str, tf.Tensor],
+              specs: Mapping[str, tf.TensorSpec], most: tf.Tensor | int) -> dict[str, tf.Tensor]:
+    """Run a function on any number of rows, showing it no more than `most` of them at a time.
+
+    So its memory is bounded. No row is padded, and up to `most` rows are one plain call.
+
+    Args:
+        core: takes the tensors as keywords; returns a dict of tensors with the rows first, whose
+            other axes do not depend on the rows.
+        dense: [B, ...] each, B >= 0.
+        specs: their specifications, rows free.
+        most: [] int32 >= 1.
+
+    Returns:
+        core's outputs for the B rows.
+    """
+    ordered = [dense[name] for name in specs]
+    rows = tf.shape(ordered[0])[0]
+    if tf.executing_eagerly():
+        starts = range(0, max(1, int(rows)), int(most))
+        parts = [core(**{name: dense[name][i:i + int(most)] for name in specs}) for i in starts]
+        return {name: tf.concat([part[name] for part in parts], axis=0) if len(parts) > 1 else value
+                for name, value in parts[0].items()}
+    traced = tf.function(lambda *tensors: core(**dict(zip(specs, tensors))),
+                         input_signature=tuple(specs.values()), autograph=False)
+    outputs = traced.get_concrete_function().structured_outputs
+
+    def sliced() -> dict[str, tf.Tensor]:
+        count = -(-rows // most)
+        arrays = {name: tf.TensorArray(value.dtype, count, infer_shape=False,
+                                       element_shape=value.shape)
+                  for name, value in outputs.items()}
+
+        def some(i: tf.Tensor, written: dict[str, tf.TensorArray]) -> Any:
+            part = traced(*(tensor[i * most:(i + 1) * most] for tensor in ordered))
+            return i + 1, {name: array.write(i, part[name]) for name, array in written.items()}
+
+        _, written = tf.while_loop(lambda i, _: i < count, some, (0, arrays),
+                                   parallel_iterations=1)
+        return {name: tf.ensure_shape(written[name].concat(), value.shape)
+                for name, value in outputs.items()}
+
+    found: dict[str, tf.Tensor] = tf.cond(rows <= most, lambda: traced(*ordered), sliced)
+    return found
 
 
 def _cut(tensor: tf.Tensor, chunks: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
