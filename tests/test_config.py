@@ -53,6 +53,7 @@ def broken(path: str, value: Any) -> dict[str, Any]:
     ("thresholds", [2.0], "numbers from 0 to 1"),
     ("temperature", 0.0, "a number > 0"),
     ("dropout", 1.0, "0 <= dropout < 1"),
+    ("hidden", [4, 0], "widths >= 1"),
     ("pooling", "sum", "expected one of ['first', 'mean', 'max', 'pooler']"),
     ("codec", None, "codec: expected an object"),
     ("codec.max_word_chars", 0, "WordPieceConfig.max_word_chars: expected > 0"),
@@ -105,6 +106,27 @@ def test_training_rules(change: dict[str, Any], message: str) -> None:
 def test_decoder_rules(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config.CausalLMConfig(**change)
+
+
+@pytest.mark.parametrize(("kind", "change", "rule"), [
+    (config.EmbeddingBagConfig, {"width": 0}, "width: expected >= 1"),
+    (config.EmbeddingBagConfig, {"ngrams": 0}, "ngrams: expected >= 1"),
+    (config.EmbeddingBagConfig, {"hash_buckets": 0}, "hash_buckets: expected >= 1"),
+    (config.EmbeddingBagConfig, {"dropout": 2.0}, "dropout: expected 0 <= dropout < 1"),
+    (config.ConvConfig, {"filters": 0}, "filters: expected >= 1"),
+    (config.ConvConfig, {"kernel_sizes": ()}, "kernel_sizes: expected one or more sizes >= 1"),
+    (config.ConvConfig, {"kernel_sizes": (2, 0)}, "kernel_sizes: expected one or more"),
+    (config.ConvConfig, {"dropout": float("nan")}, "dropout: expected 0 <= dropout < 1"),
+    (config.SmallTransformerConfig, {"heads": 0}, "heads: expected >= 1"),
+    (config.SmallTransformerConfig, {"heads": 3}, "heads: expected a divisor of width = 128"),
+    (config.SmallTransformerConfig, {"layers": -1}, "layers: expected >= 1"),
+    (config.SmallTransformerConfig, {"hidden": 0}, "hidden: expected >= 1"),
+    (config.SmallTransformerConfig, {"max_positions": 0}, "max_positions: expected >= 1"),
+    (config.SmallTransformerConfig, {"dropout": -0.1}, "dropout: expected 0 <= dropout < 1"),
+])
+def test_network_rules(kind: Any, change: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ConfigError, match=f"{kind.__name__}.{rule}"):
+        kind(**change)
 
 
 @pytest.mark.parametrize("change", [

@@ -222,6 +222,9 @@ class EmbeddingBagConfig:
     hash_buckets: int = 20_000
     dropout: float = 0.3
 
+    def __post_init__(self) -> None:
+        _check_network(self, "width", "ngrams", "hash_buckets")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvConfig:
@@ -232,6 +235,11 @@ class ConvConfig:
     filters: int = 128
     kernel_sizes: tuple[int, ...] = (2, 3, 4)
     dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check_network(self, "width", "filters")
+        check(bool(self.kernel_sizes) and min(self.kernel_sizes) >= 1, "ConvConfig.kernel_sizes",
+              "one or more sizes >= 1", self.kernel_sizes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,6 +253,19 @@ class SmallTransformerConfig:
     hidden: int = 512
     max_positions: int = 512
     dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_network(self, "width", "layers", "heads", "hidden", "max_positions")
+        check(self.width % self.heads == 0, "SmallTransformerConfig.heads",
+              f"a divisor of width = {self.width}", self.heads)
+
+
+def _check_network(config: Any, *sizes: str) -> None:
+    """Raise ConfigError unless all `sizes` are at least 1 and the dropout is a share."""
+    where = type(config).__name__
+    for name in sizes:
+        check(getattr(config, name) >= 1, f"{where}.{name}", ">= 1", getattr(config, name))
+    check(0.0 <= config.dropout < 1.0, f"{where}.dropout", "0 <= dropout < 1", config.dropout)
 
 
 NetworkConfig = Union[HubConfig, EmbeddingBagConfig, ConvConfig, SmallTransformerConfig]
@@ -301,6 +322,8 @@ class ClassifierConfig:
         check(math.isfinite(self.temperature) and self.temperature > 0, f"{where}.temperature",
               "a number > 0", self.temperature)
         check(0.0 <= self.dropout < 1.0, f"{where}.dropout", "0 <= dropout < 1", self.dropout)
+        check(all(width >= 1 for width in self.hidden), f"{where}.hidden", "widths >= 1",
+              self.hidden)
         check_grid(self.grid, self.packing, where)
 
 
