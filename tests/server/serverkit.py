@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from tf_infer.server.app import Server
 from tf_infer.server.config import ModelConfig, ServerConfig
 from tf_infer.server.contracts import LoadFn
+from tf_infer.server.versions import Versions
 from tf_infer.wire import methods, serving_pb2
 
 
@@ -53,6 +54,12 @@ def refused(channel: grpc.Channel, method: methods.Method, request: Any, **optio
     with pytest.raises(grpc.RpcError) as caught:
         call(channel, method, request, **options)
     return caught.value.code().name, caught.value.details()
+
+
+def wait_until(versions: Versions, condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Look at `condition` after every change of the table; return whether it came to hold."""
+    with versions._changed:
+        return versions._changed.wait_for(condition, timeout_s)
 
 
 def predict_request(model: str = "m", signature: str = "", **inputs: Any,

@@ -13,7 +13,14 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.server.serverkit import call, make_versions, predict_request, refused, running
+from tests.server.serverkit import (
+    call,
+    make_versions,
+    predict_request,
+    refused,
+    running,
+    wait_until,
+)
 from tf_infer.errors import (
     Cancelled,
     Code,
@@ -61,7 +68,7 @@ def wait(versions: Versions, expected: dict[int, State], name: str = "m") -> Non
         except ModelNotFound:
             return False
 
-    assert versions.wait_until(holds, WAIT_S), states(versions, name)
+    assert wait_until(versions, holds, WAIT_S), states(versions, name)
 
 
 def model(base: Path, **settings: Any) -> ModelConfig:
@@ -109,7 +116,7 @@ def test_VR06_every_request_is_answered_while_versions_change(tmp_path: Path) ->
         for version in range(2, 12):
             make_versions(tmp_path, str(version))
             versions.poll()
-            versions.wait_until(lambda v=version: states(versions).get(v) is UP, WAIT_S)
+            wait_until(versions, lambda v=version: states(versions).get(v) is UP, WAIT_S)
         stop.set()
         for thread in threads:
             thread.join()
@@ -222,7 +229,7 @@ def test_MS14_a_model_that_comes_back_and_fails_is_told(tmp_path: Path) -> None:
 def test_LI05_a_reload_waits_for_another_one_only_until_its_deadline(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool, table(poll_s=0.05) as versions:
         first = pool.submit(versions.configure, [model(tmp_path / "late")])
-        assert versions.wait_until(lambda: bool(versions._models), WAIT_S)
+        assert wait_until(versions, lambda: bool(versions._models), WAIT_S)
         second = pool.submit(versions.configure, [], timeout_s=0.2)
         with pytest.raises(TimeoutError, match="another reload"):
             second.result(WAIT_S)
@@ -275,7 +282,7 @@ def test_VR17_an_unload_waits_for_the_request_that_runs(tmp_path: Path) -> None:
         versions.configure([model(make_versions(tmp_path, "1"))])
         with versions.lease(ModelRef("m")) as lease:
             versions.configure([])
-            assert not versions.wait_until(lambda: states(versions) != {1: State.UNLOADING}, 0.3)
+            assert not wait_until(versions, lambda: states(versions) != {1: State.UNLOADING}, 0.3)
             assert isinstance(lease.servable, EchoServable)
             assert not lease.servable.closed
             with pytest.raises(ModelNotFound), versions.lease(ModelRef("m")):
@@ -400,7 +407,7 @@ def test_MS15_the_server_ends_while_a_reload_waits(tmp_path: Path) -> None:
     with running((), load_unless_bad, poll_s=0.05) as (server, channel):
         waiting = channel.unary_unary(methods.RELOAD_CONFIG.path).future(
             reload_request(("late", tmp_path / "none")).SerializeToString())
-        assert server.versions.wait_until(lambda: bool(server.versions._models), WAIT_S)
+        assert wait_until(server.versions, lambda: bool(server.versions._models), WAIT_S)
         ending = threading.Thread(target=server.stop, daemon=True)
         ending.start()
         ending.join(WAIT_S)

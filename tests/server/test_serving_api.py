@@ -28,7 +28,7 @@ from tensorflow_serving.apis import (  # noqa: E402
     regression_pb2,
 )
 
-from tests.server.serverkit import running  # noqa: E402
+from tests.server.serverkit import running, wait_until  # noqa: E402
 from tf_infer.errors import ServingError  # noqa: E402
 from tf_infer.manifest import EXTRA_FOLDER, Sample, write_samples  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
@@ -543,8 +543,8 @@ def test_WU16_VR11_a_version_that_does_not_reproduce_its_samples_leaves_the_old_
         golden(Path(shutil.copytree(models / "m" / "3", tmp_path / "4")), 9.0)
         (tmp_path / "4").rename(base / "4")
         server.versions.poll()
-        assert server.versions.wait_until(
-            lambda: any(row.error for row in server.versions.status("m")), 60)
+        assert wait_until(
+            server.versions, lambda: any(row.error for row in server.versions.status("m")), 60)
         row = server.versions.status("m", 4)[0]
         assert row.error is not None
         assert "golden sample 1" in row.error.details

@@ -120,8 +120,8 @@ def test_an_input_has_examples_and_perhaps_a_context() -> None:
 
 def test_paths_are_those_of_the_services() -> None:
     assert methods.PREDICT.path == "/tensorflow.serving.PredictionService/Predict"
-    assert methods.BY_PATH["/tensorflow.serving.ModelService/HandleReloadConfigRequest"] is (
-        methods.RELOAD_CONFIG)
+    assert methods.RELOAD_CONFIG.path == (
+        "/tensorflow.serving.ModelService/HandleReloadConfigRequest")
     assert methods.HEALTH_CHECK.path == "/grpc.health.v1.Health/Check"
 
 

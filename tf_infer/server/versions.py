@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -334,11 +334,6 @@ class Versions:
         if not found:
             raise ModelNotFound(f"Could not find any versions of model {name}")
         return tuple(found)
-
-    def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait until `condition` holds, looking at it after every change; return whether it did."""
-        with self._changed:
-            return self._changed.wait_for(condition, timeout_s)
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the configured models."""

@@ -59,11 +59,6 @@ RELOAD_CONFIG = Method(MODEL_SERVICE, "HandleReloadConfigRequest",
 HEALTH_CHECK = Method(HEALTH_SERVICE, "Check",
                       serving_pb2.HealthCheckRequest, serving_pb2.HealthCheckResponse)
 
-METHODS: tuple[Method, ...] = (
-    PREDICT, CLASSIFY, REGRESS, MULTI_INFERENCE, GET_MODEL_METADATA, GET_MODEL_STATUS,
-    RELOAD_CONFIG, HEALTH_CHECK)
-BY_PATH: dict[str, Method] = {method.path: method for method in METHODS}
-
 
 def parse(message_type: Callable[..., Any], data: bytes, *, where: str) -> Any:
     """Return the message that `data` holds.
