@@ -74,15 +74,15 @@ def replay(tmp_path: Path, answer: np.ndarray, *samples: Sample) -> int:
 
 
 @pytest.mark.parametrize(("labels", "words"), [
-    ([b"b", b"a"], None), ([b"a", b"b"], r"output 'label': 1 of 2 values differ.*first in row 1")])
+    ([b"b", b"b"], None), ([b"a", b"a"], r"output 'label': 1 of 2 values differ.*first in row 1")])
 def test_a_label_may_flip_only_where_verify_lets_it_flip(
         tmp_path: Path, labels: list[bytes], words: str | None) -> None:
     kinds = {"label": (serving_pb2.DT_STRING, (-1,)), "scores": (serving_pb2.DT_FLOAT, (-1, 2))}
     takes = {"text": (serving_pb2.DT_STRING, (-1,))}
-    scores = np.float32([[0.5, 0.49999], [0.9, 0.1]])
+    scores = np.float32([[0.5, 0.49999], [0.1, 0.9]])
     (tmp_path / EXTRA_FOLDER).mkdir()
     write_samples([Sample("serving_default", {"text": TEXTS}, {
-        "label": np.array([b"a", b"a"], object), "scores": scores})],
+        "label": np.array([b"a", b"b"], object), "scores": scores})],
         tmp_path / EXTRA_FOLDER / "golden.jsonl")
     servable = ScriptedServable([{"label": np.array(labels, object), "scores": scores}],
                                 {"serving_default": signature(takes, kinds)})
