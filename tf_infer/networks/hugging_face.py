@@ -116,9 +116,14 @@ def _end_ids(directory: Path, data: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the end ids of both files, each once; generation_config.json may know more of them."""
     path = directory / "generation_config.json"
     found: list[int] = []
-    for source in (data, read_json(path) if path.exists() else {}):
+    for where, source in ((directory / "config.json", data),
+                          (path, read_json(path) if path.exists() else {})):
         value = source.get("eos_token_id")
-        found += value if isinstance(value, list) else [value] if value is not None else []
+        ids = value if isinstance(value, list) else [value] if value is not None else []
+        if any(type(one) is not int or one < 0 for one in ids):
+            raise CheckpointError(f"{where}: expected eos_token_id to be a whole number >= 0 or a "
+                                  f"list of them, got {value!r}.")
+        found += ids
     return tuple(dict.fromkeys(found))
 
 
@@ -160,9 +165,10 @@ def _head(family: Family, data: Mapping[str, Any], path: Path, tensors: Tensors,
 
 def _activation(settings: Settings, name: str, default: str) -> str:
     value = settings.get(name, default)
-    if value not in ACTIVATIONS:
-        settings.fault(f"{name} = {value!r} is not supported (only {sorted(ACTIVATIONS)})")
-    return ACTIVATIONS.get(value, "gelu")
+    if isinstance(value, str) and value in ACTIVATIONS:
+        return ACTIVATIONS[value]
+    settings.fault(f"{name} = {value!r} is not supported (only {sorted(ACTIVATIONS)})")
+    return "gelu"
 
 
 def _sizes(settings: Settings, *, layers: str, heads: str, width: str, hidden: str | None
@@ -274,7 +280,7 @@ def _llama(settings: Settings, names: Mapping[str, str]) -> Built:
 
 def _rope(settings: Settings) -> dict[str, Any]:
     """Return the backbone's rotary arguments, from rope_theta, rope_scaling or rope_parameters."""
-    given = {**settings.get("rope_scaling", {}), **settings.get("rope_parameters", {})}
+    given = {**settings.table("rope_scaling"), **settings.table("rope_parameters")}
     theta = settings.real("rope_theta", given.pop("rope_theta", 10_000.0))
     kind = given.pop("rope_type", given.pop("type", "default"))
     given.pop("type", None)

@@ -62,6 +62,14 @@ class Settings:
         """Add a fault to what `finish` raises."""
         self._faults.append(text)
 
+    def table(self, name: str) -> dict[str, Any]:
+        """Return a setting that holds settings; empty when it is absent."""
+        value = self.get(name, {})
+        if isinstance(value, dict):
+            return dict(value)
+        self.fault(f"{name} = {value!r} is not an object of settings")
+        return {}
+
     def count(self, name: str, default: Any = _MISSING, *, least: int = 1) -> int:
         """Return a whole number >= `least`."""
         value = self.get(name, default)
