@@ -145,7 +145,8 @@ def _symbols(sample: Sample, output: str, candidate: np.ndarray, tolerance: Tole
     same = _equal(sample.outputs[output], candidate)
     by, scores = _excuse(sample, output, tolerance)
     for row, tied in enumerate(_near_best(scores, tolerance.of(by))):
-        allowed = [names[column] for column in np.flatnonzero(tied) if column in names]
+        allowed = [names[column] for column in np.flatnonzero(tied).tolist()
+                   if column in names]
         same[row] = same[row] or _as_bytes(candidate[row]) in allowed
     return _difference(sample, output, index, same, np.where(same, 0.0, 1.0), "")
 
