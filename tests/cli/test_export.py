@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import shutil
@@ -51,7 +52,7 @@ def exported(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     Version 0 stood there before and is removed.
     """
     texts = tmp_path_factory.mktemp("texts") / "texts.jsonl"
-    texts.write_text('{"text": "once upon"}\n{"prompt": "a time"}\n')
+    texts.write_text('{"text": "once upon"}\n{"text": "a time"}\n')
     folder = tmp_path_factory.mktemp("saved") / "answers"
     (folder / "0").mkdir(parents=True)
     said = io.StringIO()
@@ -291,12 +292,25 @@ def test_every_signature_of_a_decoder_is_compared_on_every_path(tmp_path: Path) 
             "serving_default", "generate", "score", "encode", "decode", "steps"}
 
 
+@pytest.mark.parametrize(("name", "content"), [
+    ("a.txt", "one\n\ntwo é\r\n"), ("a.jsonl", '{"text": "one"}\n{"text": "two é"}\n'),
+    ("a.csv", "label,text\nx,one\ny,two é\n")])
+@pytest.mark.parametrize("packed", [False, True])
+def test_texts_are_read_as_training_reads_them(
+        tmp_path: Path, name: str, content: str, packed: bool) -> None:
+    path = tmp_path / (f"{name}.gz" if packed else name)
+    raw = content.encode()
+    path.write_bytes(gzip.compress(raw) if packed else raw)
+    assert proof.read_texts(path) == (b"one", "two é".encode())
+
+
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.txt", b" \n\n", "at least one text"), ("a.jsonl", b'{"text": "x"}\n{"t": 1}\n', "line 2"),
-    ("b.jsonl", b"{\n", "line 1"), ("c.jsonl", b"[]\n", "line 1")])
+    ("a.txt", b" \n\n", "at least one text"), ("a.jsonl", b'{"text": "x"}\n{"t": 1}\n', ":2: "),
+    ("b.jsonl", b"{\n", ":1: "), ("c.jsonl", b"[]\n", ":1: "), ("d.csv", b"one\n", ":1: "),
+    ("e.jsonl.gz", b'{"text": "x"}\n', "no whole gzip file"), ("f.md", b"one\n", "name that ends in")])
 def test_a_file_without_texts_is_named(
         tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"cannot be read|name that ends in"):
         proof.read_texts(tmp_path / name)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{name}.*{message}"):

@@ -31,7 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", type=int, metavar="N",
                         help="number (default: the next; a number is never used twice)")
     parser.add_argument("--texts", type=Path, metavar="FILE",
-                        help="texts to choose golden samples from: one a line, or .jsonl")
+                        help="texts to choose golden samples from: .txt (one a line), .jsonl or "
+                             ".csv, or one of them and .gz")
     parser.add_argument("--max-rows", type=int, metavar="N",
                         help="largest batch of a golden sample (default: that of the grid)")
     parser.add_argument("--no-xla", action="store_true", help="do not compare with XLA")

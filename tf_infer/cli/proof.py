@@ -5,7 +5,6 @@ Stages do not import each other; here they are put in a row. `export_task` is th
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -25,31 +24,20 @@ MAX_TEXTS = 2_000  # to choose golden samples from; more only cost time
 
 
 def read_texts(path: Path) -> tuple[bytes, ...]:
-    """Read texts: one a line, or with the ending .jsonl the field "text" (or "prompt") of objects.
+    """Read the texts of a file of examples (`train.data.read`); of .txt each line is one.
 
     Raises:
-        DataError: the file cannot be read, a line has no text, or there is none; names the line.
+        DataError: the file cannot be read, a row has no text, or there is none; names the line.
     """
-    try:
-        lines = Path(path).read_bytes().splitlines()[:MAX_TEXTS]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
-    if Path(path).suffix == ".jsonl":
-        lines = [_text_of(line, f"{path} line {number}") for number, line in enumerate(lines, 1)
-                 if line.strip()]
-    texts = tuple(line for line in lines if line.strip())
-    if not texts:
+    from tf_infer.train import data
+
+    texts = [data.to_bytes(example.text) for example in data.read(path)]
+    if Path(path).name.endswith((".txt", ".txt.gz")):
+        texts = [line for text in texts for line in text.splitlines()]
+    found = tuple(text for text in texts if text.strip())[:MAX_TEXTS]
+    if not found:
         raise DataError(f"{path}: expected at least one text, got none.")
-    return texts
-
-
-def _text_of(line: bytes, where: str) -> bytes:
-    try:
-        data = json.loads(line)
-        text = data.get("text", data.get("prompt"))
-        return bytes(text.encode("utf-8"))
-    except (ValueError, AttributeError) as error:
-        raise DataError(f'{where}: expected an object with "text" or "prompt".') from error
+    return found
 
 
 def make_golden(task: Task, texts: Sequence[bytes] = (), *, max_rows: int | None = None

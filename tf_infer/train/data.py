@@ -73,7 +73,7 @@ def _content(path: Path) -> str:
         if path.suffix == ".gz":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or "it is no whole gzip file"
         raise DataError(f"{path}: cannot be read: {reason}.") from error
     try:
         return data.decode("utf-8-sig")
