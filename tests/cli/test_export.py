@@ -307,7 +307,8 @@ def test_texts_are_read_as_training_reads_them(
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("a.txt", b" \n\n", "at least one text"), ("a.jsonl", b'{"text": "x"}\n{"t": 1}\n', ":2: "),
     ("b.jsonl", b"{\n", ":1: "), ("c.jsonl", b"[]\n", ":1: "), ("d.csv", b"one\n", ":1: "),
-    ("e.jsonl.gz", b'{"text": "x"}\n', "no whole gzip file"), ("f.md", b"one\n", "name that ends in")])
+    ("e.jsonl.gz", b'{"text": "x"}\n', "no whole gzip file"),
+    ("f.md", b"one\n", "name that ends in")])
 def test_a_file_without_texts_is_named(
         tmp_path: Path, name: str, content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=r"cannot be read|name that ends in"):
