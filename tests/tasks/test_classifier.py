@@ -13,6 +13,7 @@ from tests.tasks import small
 from tests.tasks.suite import as_arrays
 from tf_infer.tasks.build import build
 from tf_infer.tasks.classifier import Classifier
+from tf_infer.tasks.examples import are_examples
 
 ATOL = 1e-6  # one softmax in float32
 TEXTS = ["", "hello", "中文", "x" * 200]
@@ -141,8 +142,41 @@ def test_examples_give_classes_and_scores(single: Classifier, several: Classifie
 
 
 @pytest.mark.parametrize(("record", "message"), [
-    (example(words=b"a"), "Feature: text"), (b"no example", "Could not parse example")])
+    (example(words=b"a"), "Feature: text"), (b"", "Feature: text"),
+    (b"no example", r"inputs: expected serialized tf\.Examples"),
+    (example(text=b"no example")[:-1], r"inputs: expected serialized tf\.Examples")])
+@pytest.mark.parametrize("graph", [False, True])
 def test_a_broken_example_is_refused_by_name(
-        single: Classifier, record: bytes, message: str) -> None:
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        ask(single, "classify", inputs=[record])
+        single: Classifier, record: bytes, message: str, graph: bool) -> None:
+    ask = single.signatures()["classify"].function
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message) as caught:
+        (tf.function(ask) if graph else ask)(inputs=tf.constant([example(text=b"a"), record]))
+    assert "no example" not in str(caught.value)
+
+
+def test_what_is_called_an_example_is_never_quoted_by_the_parser() -> None:
+    """2,000 records with one or two bytes changed: whatever passes the check, TensorFlow parses."""
+    draw, features = np.random.default_rng(0), {"text": tf.io.VarLenFeature(tf.string)}
+    whole = example(text=b"x" * 140, other=b"zz")
+    parts = example(a=b"") + whole  # protobuf joins them, as TensorFlow does
+    records = [whole, parts, b""]
+    for _ in range(2_000):
+        changed = bytearray(whole)
+        for place in draw.integers(0, len(whole), draw.integers(1, 3)):
+            changed[place if draw.random() < 0.5 else place % 12] = draw.integers(256)
+        records.append(bytes(changed))
+    good = tf.function(are_examples)(tf.constant(records)).numpy()
+    assert good[:3].all() and 500 < good.sum() < 1_900
+    for record in np.array(records, object)[good]:
+        try:
+            tf.io.parse_example(tf.constant([record]), features)
+        except tf.errors.InvalidArgumentError as error:
+            assert "Could not parse example input" not in str(error)
+
+
+def test_segments_of_another_width_are_refused(several: Classifier) -> None:
+    ids = np.full((2, 5), 70, np.int32)
+    for width in (1, 4, 7):
+        with pytest.raises(tf.errors.InvalidArgumentError,
+                           match="segments: expected as many tokens a row as ids"):
+            ask(several, "ids", ids=ids, mask=ids, segments=np.zeros((2, width), np.int32))

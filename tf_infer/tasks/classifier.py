@@ -9,6 +9,7 @@ import tensorflow as tf
 from tf_infer.config import ClassifierConfig
 from tf_infer.decoding.argmax import above, best
 from tf_infer.manifest import SignatureSpec, TensorSpec
+from tf_infer.tasks import examples
 from tf_infer.tasks.base import Signature, Task, by_name, rows
 from tf_infer.tasks.grid import pad_tokens, require, same_rows
 from tf_infer.text.contracts import TokenBatch
@@ -79,13 +80,13 @@ class Classifier(Task):
             answer.append(rows("labels", "string", size,
                                note="class names from their thresholds on, \"\" elsewhere"))
         packed = self._packed_specs()
-        examples = rows("inputs", "string",
-                        note=f"serialized tf.Example with {' and '.join(self._text_names())}")
+        records = rows("inputs", "string",
+                       note=f"serialized tf.Example with {' and '.join(self._text_names())}")
         return by_name(
             (SignatureSpec(name="serving_default", inputs=texts, outputs=tuple(answer)),
              self._answer),
             (SignatureSpec(name="ids", inputs=packed, outputs=(logits,)), self._from_ids),
-            (SignatureSpec(name="classify", inputs=(examples,), method_name=CLASSIFY, outputs=(
+            (SignatureSpec(name="classify", inputs=(records,), method_name=CLASSIFY, outputs=(
                 rows("classes", "string", size, note="class names, the same in every row"),
                 scores)), self._classify),
             (SignatureSpec(name="encode", inputs=texts, outputs=(
@@ -120,6 +121,8 @@ class Classifier(Task):
         require(tf.reduce_all((ids >= 0) & (ids < self.codec.vocab_size), axis=-1),
                 f"ids: expected 0 <= id < {self.codec.vocab_size}.")
         segments = inputs.get("segments", tf.zeros_like(ids))
+        require(tf.equal(tf.shape(segments)[1], tf.shape(ids)[1]),
+                "segments: expected as many tokens a row as ids.")
         require(tf.reduce_all((segments == 0) | (segments == 1), axis=-1),
                 "segments: expected 0 or 1.")
         grid = self.config.grid
@@ -128,8 +131,7 @@ class Classifier(Task):
         return {"logits": self.run_core(**dense)["logits"]}
 
     def _classify(self, *, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        features = {name: tf.io.FixedLenFeature([], tf.string) for name in self._text_names()}
-        scores = self._answer(**tf.io.parse_example(inputs, features))["scores"]
+        scores = self._answer(**examples.parse(inputs, self._text_names()))["scores"]
         names = tf.constant(self.config.classes)
         return {"classes": tf.broadcast_to(names, tf.shape(scores)), "scores": scores}
 

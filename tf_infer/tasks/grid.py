@@ -117,13 +117,16 @@ def bucket(count: tf.Tensor, sizes: tuple[int, ...]) -> tf.Tensor:
     return tf.reduce_min(tf.where(allowed >= count, allowed, sizes[-1]))
 
 
-def require(rule: tf.Tensor, message: str, values: tf.Tensor | None = None) -> None:
+def require(rule: tf.Tensor, message: str, values: tf.Tensor | None = None) -> Any:
     """Fail with INVALID_ARGUMENT where a row breaks a rule; names its number, never its text.
 
     Args:
         rule: [B] bool, or [].
         message: "<input>: expected <rule>."
         values: [B] numbers to show the first wrong one of.
+
+    Returns:
+        In a graph the operation that checks it, else None.
     """
     broken = tf.reshape(~rule, [-1])                                         # [B]
     first = tf.argmax(tf.concat([broken, [True]], axis=0))
@@ -132,7 +135,7 @@ def require(rule: tf.Tensor, message: str, values: tf.Tensor | None = None) -> N
         data += [tf.constant("First such row:"), first]
     if values is not None:
         data += [tf.constant("got:"), tf.concat([values, tf.zeros([1], values.dtype)], 0)[first]]
-    tf.debugging.Assert(tf.reduce_all(rule), data)
+    return tf.debugging.Assert(tf.reduce_all(rule), data)
 
 
 def same_rows(inputs: Mapping[str, tf.Tensor]) -> None:
