@@ -13,7 +13,8 @@ from tests.oracles import continuation as oracle
 from tests.tasks import small
 from tests.tasks.suite import as_arrays
 from tf_infer.config import BytesConfig, PackingConfig
-from tf_infer.tasks import options
+from tf_infer.decoding.score import sequence_scores
+from tf_infer.tasks import causal_lm, options
 from tf_infer.tasks.build import build
 from tf_infer.tasks.causal_lm import CausalLM
 from tf_infer.text.contracts import TextCodec
@@ -221,6 +222,33 @@ def test_score_after_an_empty_prompt_without_a_start_id_counts_every_id() -> Non
     a, b = ord("a") + FIRST, ord("b") + FIRST
     wanted = [oracle.score(task.network, [2, a, b], 1), 0.0, oracle.score(task.network, [a, b], 1)]
     np.testing.assert_allclose(found["score"], wanted, atol=ATOL)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_logits_of_every_place_are_made_for_a_few_rows_at_a_time(
+        monkeypatch: pytest.MonkeyPatch, graph: bool) -> None:
+    task = build(small.SHALLOW_DECODER, seed=7)
+    texts = tf.constant(["one", "two", "three", "", "five"])
+    score, steps = (task.signatures()[name].function for name in ("score", "steps"))
+    given = {**steps_state(task, 5), "ids": tf.reshape(tf.range(70, 85), [5, 3]),
+             "id_count": tf.constant([3, 2, 1, 3, 3]), "count": tf.constant([2, 0, 4, 7, 1])}
+    wanted = as_arrays(score(prompt=texts, continuation=texts)), as_arrays(steps(**given))
+    seen: list[int] = []
+    network, scores = task.network, sequence_scores
+
+    def counted(logits: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
+        tf.py_function(lambda size: seen.append(int(size)), [tf.size(logits)], [])
+        return scores(logits, *others)
+
+    monkeypatch.setattr(causal_lm, "sequence_scores", counted)
+    monkeypatch.setattr(causal_lm, "LOGITS", 2 * 16 * network.vocab_size)
+    if graph:
+        score, steps = (tf.function(function, autograph=False) for function in (score, steps))
+    for found, want in zip((score(prompt=texts, continuation=texts), steps(**given)), wanted):
+        assert found.keys() == want.keys()
+        for name, value in want.items():
+            np.testing.assert_allclose(found[name].numpy(), value, atol=ATOL, err_msg=name)
+    assert max(seen) <= 2 * 16 * network.vocab_size and len(seen) >= 3
 
 
 def test_decode_refuses_a_length_beyond_the_row(task: CausalLM) -> None:

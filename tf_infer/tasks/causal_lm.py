@@ -14,11 +14,12 @@ from tf_infer.decoding.score import sequence_scores
 from tf_infer.manifest import SignatureSpec, TensorSpec
 from tf_infer.networks.contracts import Cache
 from tf_infer.tasks import options
-from tf_infer.tasks.base import Signature, Task, by_name, rows
-from tf_infer.tasks.grid import require, same_rows
+from tf_infer.tasks.base import Signature, Task, by_name, rows, tensor_spec
+from tf_infer.tasks.grid import in_slices, require, same_rows
 from tf_infer.text.contracts import TokenBatch, Tokens
 from tf_infer.text.packing import pack, pad_id
 
+LOGITS = 2**25  # most logits at once where those of every place are made: 128 MiB
 SAMPLING = ("temperature", "top_k", "top_p", "seed")  # in the order of SamplingOptions
 
 
@@ -182,8 +183,7 @@ class CausalLM(Task):
     def _score(self, *, prompt: tf.Tensor, continuation: tf.Tensor) -> dict[str, tf.Tensor]:
         """Read prompt and continuation as one row; count what ends behind the prompt.
 
-        Holds the logits of all places at once: 8 * B * T * V bytes and more, so 0.4 GB for 8 rows
-        of 128 ids and 50,000 pieces. Ask for fewer rows a call where that is too much.
+        Rows are read a few at a time, so that their logits are no more than LOGITS numbers.
         """
         same_rows({"prompt": prompt, "continuation": continuation})
         whole = tf.strings.join([prompt, continuation])
@@ -195,9 +195,23 @@ class CausalLM(Task):
         counted &= tf.range(tf.shape(counted)[1]) > 0  # cut so that nothing stands before it
         length = tf.reduce_sum(tf.cast(counted, tf.int32), axis=-1)
         require(tf.equal(length, wanted),
-                f"continuation: expected at most {self.config.grid.tokens[-1] - 1} ids.", wanted)
-        logits = tf.cast(self.network(batch.ids, batch.mask, training=False), tf.float32)
-        return {"score": sequence_scores(logits, batch.ids, counted), "length": length}
+                f"prompt + continuation: expected at most {self.config.grid.tokens[-1] - 1} ids "
+                "that reach into the continuation.", wanted)
+        dense = {"ids": batch.ids, "mask": batch.mask, "counted": counted}
+        specs = {name: tf.TensorSpec([None, None], tensor.dtype) for name, tensor in dense.items()}
+        return {**in_slices(self._scored, dense, specs, self._rows_for(batch.ids)),
+                "length": length}
+
+    def _scored(self, *, ids: tf.Tensor, mask: tf.Tensor, counted: tf.Tensor
+                ) -> dict[str, tf.Tensor]:
+        logits = tf.cast(self.network(ids, mask, training=False), tf.float32)
+        return {"score": sequence_scores(logits, ids, counted)}                # [B]
+
+    def _rows_for(self, ids: tf.Tensor) -> tf.Tensor:
+        """Return how many rows as wide as `ids` [B, T] give no more than LOGITS logits, or 1."""
+        places = tf.maximum(tf.shape(ids, tf.int64)[1], 1)
+        most = tf.maximum(LOGITS // (places * self.network.vocab_size), 1)
+        return tf.cast(tf.minimum(most, self.config.grid.rows[-1]), tf.int32)
 
     def _encoded(self, *, text: tf.Tensor) -> dict[str, tf.Tensor]:
         tokens = self.codec.encode(text, offsets=True)
@@ -252,6 +266,11 @@ class CausalLM(Task):
             inputs["lengths"] + id_count + count <= self.positions),
             f"lengths: expected lengths + id_count + count <= {self.positions}.",
             inputs["lengths"])
+        specs = {spec.name: tensor_spec(spec) for spec in self._steps_specs()[0]}
+        return in_slices(self._stepped, inputs, specs, self._rows_for(ids))
+
+    def _stepped(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        ids, id_count, count = inputs["ids"], inputs["id_count"], inputs["count"]
         logits, cache = self.network.extend(
             ids, id_count, _unstacked(inputs["cache"], inputs["lengths"]))
         last = tf.gather(logits, tf.maximum(id_count, 1) - 1, batch_dims=1)  # [B, V]
