@@ -70,6 +70,21 @@ def test_a_broken_task_names_the_field_and_the_rule(path: str, value: Any, messa
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [[], {}, None, 3])
+def test_a_kind_that_is_no_string_is_refused(kind: Any) -> None:
+    with pytest.raises(ConfigError, match=r"network\.kind: expected one of"):
+        config.from_json(config.TaskConfig, broken("network.kind", kind))
+
+
+def test_numbers_that_no_float_can_hold_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="temperature: expected a number that a float can hold"):
+        config.from_json(config.TaskConfig, broken("temperature", 10**400))
+    for text in ("1" * 5_000, "[" * 100_000):
+        (tmp_path / "task.json").write_text('{"temperature": ' + text)
+        with pytest.raises(ConfigError, match=r"task\.json: expected JSON"):
+            config.load(config.TaskConfig, tmp_path / "task.json")
+
+
 def test_missing_keys_take_defaults_and_required_ones_are_named() -> None:
     assert config.from_json(config.TaskConfig, {"kind": "causal_lm"}) == config.CausalLMConfig()
     with pytest.raises(ConfigError, match="classes"):
@@ -100,7 +115,9 @@ def test_training_rules(change: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"capacity": 0}, "capacity"), ({"packing": config.PackingConfig()}, "no end"),
+    ({"capacity": 0, "defaults": config.GenerationDefaults.within(0)}, "capacity: expected >= 1"),
+    ({"packing": config.PackingConfig(end=False)}, "truncation: expected 'left'"),
+    ({"packing": config.PackingConfig()}, "no end"),
     ({"defaults": config.GenerationDefaults(max_new_tokens=999)}, "at most capacity"),
 ])
 def test_decoder_rules(change: dict[str, Any], message: str) -> None:

@@ -354,13 +354,19 @@ class GenerationDefaults:
         check(self.top_k >= 0, f"{where}.top_k", ">= 0", self.top_k)
         check(0.0 < self.top_p <= 1.0, f"{where}.top_p", "0 < top_p <= 1", self.top_p)
 
+    @classmethod
+    def within(cls, capacity: int) -> GenerationDefaults:
+        """Return the usual ones, with no more new tokens than `capacity`."""
+        return cls(max_new_tokens=max(0, min(cls().max_new_tokens, capacity)))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CausalLMConfig:
     """Prompt to continuation.
 
     Attributes:
-        packing: of the prompt; `end` must be False.
+        packing: of the prompt; `end` must be False and `truncation` "left", since a prompt is
+            continued at its end.
         grid: `tokens` are the buckets of the prompt's length.
         capacity: most new tokens of one call; size of the output buffer, fixed when traced.
         end_ids: ids that end a continuation; empty takes the codec's end id.
@@ -381,6 +387,8 @@ class CausalLMConfig:
         where = "CausalLMConfig"
         check(not self.packing.end, f"{where}.packing.end", "False: a prompt has no end",
               self.packing.end)
+        check(self.packing.truncation == "left", f"{where}.packing.truncation",
+              "'left': a prompt keeps its end", self.packing.truncation)
         check(self.capacity >= 1, f"{where}.capacity", ">= 1", self.capacity)
         check(self.defaults.max_new_tokens <= self.capacity, f"{where}.defaults.max_new_tokens",
               f"at most capacity = {self.capacity}", self.defaults.max_new_tokens)
@@ -550,14 +558,18 @@ def _read_union(members: Sequence[Any], data: Any, where: str) -> Any:
     check(isinstance(data, dict), where, "an object", data)
     found = data.get("kind")
     near = difflib.get_close_matches(str(found), names, n=1)
-    check(found in names, f"{where}.kind", f"one of {sorted(names)}", found,
-          f"Did you mean {near[0]!r}?" if near else "")
+    check(isinstance(found, str) and found in names, f"{where}.kind", f"one of {sorted(names)}",
+          found, f"Did you mean {near[0]!r}?" if near else "")
     return _read_dataclass(names[found], data, where)
 
 
 def _read_plain(kind: Any, data: Any, where: str) -> Any:
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError as error:
+            raise ConfigError(f"{where}: expected a number that a float can hold, got one of "
+                              f"{data.bit_length()} bits.") from error
     exact = type(data) is kind if kind in (int, float, bool, str) else isinstance(data, kind)
     check(exact, where, f"a value of type {kind.__name__}", data)
     return data
@@ -580,6 +592,9 @@ def load(kind: Any, path: Path) -> Any:
         raise ConfigError(
             f"{path}: expected JSON, got an error at line {error.lineno}, column {error.colno}: "
             f"{error.msg}.") from error
+    except (ValueError, RecursionError) as error:  # thousands of digits, thousands of brackets
+        raise ConfigError(f"{path}: expected JSON, got numbers too long or lists too deep to "
+                          "read.") from error
     return from_json(kind, data, where=Path(path).name)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tf_infer.cli import build, main
-from tf_infer.config import CausalLMConfig, ClassifierConfig, EmbeddingBagConfig
+from tf_infer.config import BytesConfig, CausalLMConfig, ClassifierConfig, EmbeddingBagConfig
+from tf_infer.errors import ConfigError
 
 ROWS = [{"text": "where is my parcel", "label": "parcel"},
         {"text": "i want my money back", "label": "refund"},
@@ -94,8 +95,6 @@ def test_wrong_settings_are_named(words: list[str], expected: str, tmp_path: Pat
 
 
 def test_options_become_a_configuration() -> None:
-    from tf_infer.config import BytesConfig
-
     config = build.task_config(arguments(
         "--task", "classifier", "--labels", "a, b", "--network", "embedding_bag", "--hidden",
         "8,4", "--frozen", "--normalize", "--pair", "--multi-label", "--max-tokens", "40",
@@ -109,6 +108,19 @@ def test_options_become_a_configuration() -> None:
         "--task", "causal_lm", "--capacity", "600", "--output", "x"), BytesConfig())
     assert isinstance(decoder, CausalLMConfig)
     assert decoder.network.max_positions == 728  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("capacity", "most"), [("1", 1), ("31", 31), ("33", 32)])
+def test_a_small_capacity_lowers_the_default(capacity: str, most: int) -> None:
+    config = build.task_config(arguments(
+        "--task", "causal_lm", "--capacity", capacity, "--output", "x"), BytesConfig())
+    assert isinstance(config, CausalLMConfig) and config.defaults.max_new_tokens == most
+
+
+def test_no_capacity_is_refused() -> None:
+    with pytest.raises(ConfigError, match="capacity: expected >= 1, got 0"):
+        build.task_config(arguments(
+            "--task", "causal_lm", "--capacity", "0", "--output", "x"), BytesConfig())
 
 
 def test_a_checkpoint_keeps_what_is_not_given() -> None:

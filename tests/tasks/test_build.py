@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.tasks import small
-from tf_infer.config import SmallTransformerConfig, WordPieceConfig
+from tf_infer.config import HubConfig, SmallTransformerConfig, WordPieceConfig
 from tf_infer.errors import CheckpointError, ConfigError
 from tf_infer.tasks.build import build, load, save
 
@@ -81,6 +81,14 @@ def test_rows_longer_than_the_network_reads_are_refused() -> None:
     for config in (small.CLASSIFIER, small.DECODER):
         with pytest.raises(ConfigError, match="at most the network's max_positions = 16, got 32"):
             build(dataclasses.replace(config, network=short))
+
+
+def test_a_backbone_says_itself_how_long_a_row_it_reads() -> None:
+    network = HubConfig(backbone="BertBackbone", arguments={
+        "vocabulary_size": 300, "num_layers": 1, "num_heads": 2, "hidden_dim": 8,
+        "intermediate_dim": 16, "max_sequence_length": 16})
+    with pytest.raises(ConfigError, match="at most the network's max_positions = 16, got 32"):
+        build(dataclasses.replace(small.CLASSIFIER, network=network))
 
 
 def test_a_codec_with_files_needs_their_folder() -> None:

@@ -151,6 +151,21 @@ def test_our_own_directory_takes_a_name_alone(checkpoint: Path, tmp_path: Path) 
     assert from_checkpoint(own, {"kind": "classifier", "name": "x"}).config.name == "x"
 
 
+def test_a_prompt_keeps_its_end_whatever_the_tokenizer_says(tmp_path: Path) -> None:
+    folder = tmp_path / "llama"
+    shutil.copytree(TESTS / "golden" / "networks" / "llama_tied", folder)
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in [
+        *WORDS, *(f"word{number}" for number in range(size - len(WORDS)))]))
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "BertTokenizer", "truncation_side": "right"}))
+    task = from_checkpoint(folder, {"capacity": 2}, max_tokens=4)
+    encoded = as_arrays(task.signatures()["encode"].function(
+        text=tf.constant(["the parcel is late ."])))
+    assert encoded["ids"][0].tolist()[-3:] == [7, 8, 9]
+    assert task.config.defaults.max_new_tokens == 2
+
+
 @pytest.mark.slow
 def test_stories260k_tells_its_golden_story_from_text_to_text(tmp_path: Path) -> None:
     folder = SHARED / "weights" / "stories260K"

@@ -20,6 +20,7 @@ from tf_infer.config import (
     CodecConfig,
     ConvConfig,
     EmbeddingBagConfig,
+    GenerationDefaults,
     NetworkConfig,
     PackingConfig,
     SentencePieceConfig,
@@ -165,10 +166,10 @@ def task_config(arguments: argparse.Namespace, codec: CodecConfig) -> TaskConfig
             packing=PackingConfig(max_tokens=max_tokens), pooling=pooling)
     check(arguments.network == "small_transformer", "--network",
           "small_transformer for a decoder", arguments.network)
-    capacity = arguments.capacity or CausalLMConfig().capacity
+    capacity = (CausalLMConfig().capacity if arguments.capacity is None else arguments.capacity)
     network = replace(SmallTransformerConfig(), max_positions=max(512, max_tokens + capacity))
     return CausalLMConfig(
-        **common, network=network, capacity=capacity,
+        **common, network=network, capacity=capacity, defaults=GenerationDefaults.within(capacity),
         packing=PackingConfig(max_tokens=max_tokens, end=False, truncation="left"))
 
 
@@ -177,7 +178,7 @@ def checkpoint_changes(arguments: argparse.Namespace) -> dict[str, Any]:
     changes: dict[str, Any] = {"kind": arguments.task,
                                "name": arguments.name or arguments.output.name}
     if arguments.task == "causal_lm":
-        return changes | ({"capacity": arguments.capacity} if arguments.capacity else {})
+        return changes | ({} if arguments.capacity is None else {"capacity": arguments.capacity})
     if arguments.labels or arguments.labels_from:
         changes["classes"] = labels(arguments)
     for name in ("multi_label", "pair", "pooling", "normalize", "frozen"):

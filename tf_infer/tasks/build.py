@@ -25,6 +25,7 @@ from tf_infer.config import (
     BytesConfig,
     CausalLMConfig,
     ClassifierConfig,
+    GenerationDefaults,
     PackingConfig,
     ShapeGrid,
     TaskConfig,
@@ -66,7 +67,8 @@ def build(config: TaskConfig, *, tokenizer_dir: Path | None = None, weights: Pat
     if isinstance(config, ClassifierConfig):
         network = networks.classifier(config, vocab_size=codec.vocab_size, pad_id=codec.pad_id,
                                       seed=seed)
-        longest = getattr(config.network, "max_positions", None)
+        longest = getattr(network.encoder, "max_positions",
+                          getattr(config.network, "max_positions", None))
     else:
         network = networks.decoder(config.network, vocab_size=codec.vocab_size, seed=seed)
         longest = network.max_positions
@@ -217,7 +219,10 @@ def _read_config(found: Checkpoint, folder: Path, changes: Mapping[str, Any],
             fields |= {name: getattr(found.head, name) for name in HEAD_FIELDS}
     else:
         kind = CausalLMConfig
-        fields |= {"packing": replace(packing, end=False), "end_ids": found.end_ids}
+        fields |= {"packing": replace(packing, end=False, truncation="left"),
+                   "end_ids": found.end_ids}
+        if "capacity" in changes:
+            fields["defaults"] = GenerationDefaults.within(changes["capacity"])
     known = {field.name: field.default for field in dataclasses.fields(kind)}
     wanted = changes.get("kind", known["kind"])
     configs.check(wanted == known["kind"], "kind", f"{known['kind']!r}, since that is what the "
