@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -103,23 +101,23 @@ def _fields(config: TrainConfig) -> dict[str, object]:
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
-def _interrupt_after_first_checkpoint(folder: Path) -> threading.Thread:
-    def watch() -> None:
-        while not (folder / checkpoint.FILE).exists():
-            time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGINT)  # what Ctrl-C does
+def _interrupt_after_first_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send what Ctrl-C sends, behind the first checkpoint; a watching thread may come too late."""
+    write = checkpoint.write
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
+    def write_then_interrupt(state: checkpoint.State, folder: Path) -> None:
+        write(state, folder)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint, "write", write_then_interrupt)
 
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
-        uninterrupted: tuple[Task, Path], tmp_path: Path) -> None:
-    thread = _interrupt_after_first_checkpoint(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        fit(build(CLASSIFIER), examples(), TRAIN, run_dir=tmp_path)
-    thread.join()
+        uninterrupted: tuple[Task, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        _interrupt_after_first_checkpoint(patched)
+        with pytest.raises(KeyboardInterrupt):
+            fit(build(CLASSIFIER), examples(), TRAIN, run_dir=tmp_path)
     state = checkpoint.read(tmp_path)
     assert state is not None
     assert 1 <= len(state.about["epochs"]) < TRAIN.epochs
