@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -219,20 +220,26 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(
     assert names(small_disk) == []
 
 
-@pytest.fixture
-def file_size_limit() -> Iterator[int]:
-    """No file of this process may grow beyond 4 kB: every writer, also TensorFlow's, sees EFBIG."""
+@contextmanager
+def no_file_beyond(limit_bytes: int) -> Iterator[None]:
+    """No file of this process may grow beyond the limit: every writer, TensorFlow's too, sees EFBIG.
+
+    Around the call alone: what pytest itself prints may go to a file that is longer already.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield 4096
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_file_that_cannot_grow_leaves_nothing_under_the_final_name(
-        task: WordTask, golden: Sequence[Sample], tmp_path: Path, file_size_limit: int) -> None:
-    with pytest.raises(ExportError, match=r"expected to write a version, got .*make room"):
+        task: WordTask, golden: Sequence[Sample], tmp_path: Path) -> None:
+    with (pytest.raises(ExportError, match=r"expected to write a version, got .*make room"),
+          no_file_beyond(4096)):
         saved_model.save(task, tmp_path, name="words", golden=golden, check=lambda f: PASSED)
     assert names(tmp_path) == []
 
