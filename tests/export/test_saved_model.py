@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(
 
 @contextmanager
 def no_file_beyond(limit_bytes: int) -> Iterator[None]:
-    """No file of this process may grow beyond the limit: every writer, TensorFlow's too, sees EFBIG.
+    """No file of this process may grow beyond the limit: all writers, TensorFlow too, see EFBIG.
 
     Around the call alone: what pytest itself prints may go to a file that is longer already.
     """
