@@ -1,0 +1,142 @@
+"""Rows of many requests as one run: join inputs along dimension 0, split the outputs again.
+
+The texts and codes are those of TensorFlow Serving's batching: statements BA07 and BA10 to BA15.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+
+from tf_infer.errors import Code, InvalidRequest
+from tf_infer.server.contracts import Arrays
+
+Inputs = Mapping[str, np.ndarray]
+
+
+def count_rows(inputs: Inputs) -> int:
+    """Return how many rows a request has.
+
+    Raises:
+        InvalidRequest: no input, one without dimensions (BA13), or unequal numbers of rows (BA12).
+    """
+    if not inputs:
+        raise InvalidRequest("Batching Run() must have at least one input tensor")
+    counts = set()
+    for array in inputs.values():
+        if not array.ndim:
+            raise InvalidRequest(
+                "Batching Run() input tensors must have at least one dimension")
+        counts.add(array.shape[0])
+    if len(counts) > 1:
+        raise InvalidRequest("Batching Run() input tensors must have equal 0th-dimension size")
+    return int(counts.pop())
+
+
+def form_of(inputs: Inputs) -> Hashable:
+    """Return what two requests must have in common to be joined without padding."""
+    return tuple((name, array.dtype, array.shape[1:]) for name, array in sorted(inputs.items()))
+
+
+def longest_row(inputs: Inputs, *, bytes_per_token: int = 4) -> int:
+    """Estimate the tokens of the longest row: the texts' bytes, or the width of ids [B, T].
+
+    Args:
+        inputs: as they are given to the signature; the texts of one row, in one input or several,
+            count together. Numbers of other ranks count nothing.
+        bytes_per_token: of the model's tokenizer on usual text.
+    """
+    width = 0
+    texts: list[list[int]] = []
+    for array in inputs.values():
+        if array.dtype.kind == "O":
+            texts.append([_bytes_in(row) for row in array.tolist()])
+        elif array.ndim == 2 and array.dtype.kind in "iu":
+            width = max(width, array.shape[1])
+    longest = max(map(sum, zip(*texts)), default=0) if texts else 0
+    return max(width, -(-longest // bytes_per_token))
+
+
+def _bytes_in(row: object) -> int:
+    return sum(map(_bytes_in, row)) if isinstance(row, list) else len(row)  # type: ignore[arg-type]
+
+
+def join(requests: Sequence[Inputs], *, size: int | None = None,
+         pad_variable_length: bool = False) -> Arrays:
+    """Join the inputs of requests along dimension 0, in their order.
+
+    Args:
+        requests: one or more, each with the same names; every array with its rows first.
+        size: rows to fill the batch up to (BA07); None for no more than there are.
+        pad_variable_length: widen later dimensions (BA11) instead of refusing (BA10).
+
+    Returns:
+        New arrays; those of a single request that needs no padding as they are.
+
+    Raises:
+        InvalidRequest: BA10, or dtypes, names or ranks that differ; it concerns all of `requests`.
+    """
+    if len(requests) == 1 and size is None:
+        return dict(requests[0])
+    return {name: _joined(name, [request[name] for request in requests], size, pad_variable_length)
+            for name in requests[0]}
+
+
+def _joined(name: str, arrays: list[np.ndarray], size: int | None, pad: bool) -> np.ndarray:
+    first = arrays[0]
+    if any(array.shape[1:] != first.shape[1:] for array in arrays):
+        if not pad:
+            raise InvalidRequest(
+                f"Tensors with name '{name}' from different tasks have different shapes and "
+                "padding is turned off. Set pad_variable_length_inputs to true, or ensure that all "
+                "tensors with the same name have equal dimensions starting with the first dim.",
+                code=Code.FAILED_PRECONDITION)
+        arrays = _widened(arrays)
+    missing = 0 if size is None else size - sum(len(array) for array in arrays)
+    if missing > 0:
+        last = next((array for array in reversed(arrays) if len(array)), None)
+        if last is not None:
+            arrays = [*arrays, np.repeat(last[:1], missing, axis=0)]
+    return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+
+
+def _widened(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    shape = tuple(max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays)))
+    wide = []
+    for array in arrays:
+        if array.shape[1:] != shape:
+            full = np.full((len(array), *shape), array.flat[0], dtype=array.dtype)
+            full[tuple(slice(0, n) for n in array.shape)] = array
+            array = full
+        wide.append(array)
+    return wide
+
+
+def split(outputs: Mapping[str, np.ndarray], counts: Sequence[int], *, size: int | None = None,
+          ) -> list[Arrays]:
+    """Cut outputs into those of each request; views, no copies.
+
+    Args:
+        outputs: of one run.
+        counts: rows of each request, in the order of `join`.
+        size: rows that the run had when it was filled up; those at the end belong to nobody.
+
+    Raises:
+        InvalidRequest: an output without dimensions, or one with another number of rows (BA14).
+    """
+    total = sum(counts) if size is None else size
+    for array in outputs.values():
+        if not array.ndim:
+            raise InvalidRequest("Batched output tensor has 0 dimensions",
+                                 code=Code.FAILED_PRECONDITION)
+        if len(array) != total:
+            raise InvalidRequest(
+                "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
+                "sizes of the input tensors", code=Code.FAILED_PRECONDITION)
+    parts: list[Arrays] = []
+    start = 0
+    for count in counts:
+        parts.append({name: array[start:start + count] for name, array in outputs.items()})
+        start += count
+    return parts
