@@ -5,6 +5,7 @@ The texts and codes are those of TensorFlow Serving's batching: statements BA07 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
@@ -39,27 +40,29 @@ def form_of(inputs: Inputs) -> Hashable:
     return tuple((name, array.dtype, array.shape[1:]) for name, array in sorted(inputs.items()))
 
 
-def longest_row(inputs: Inputs, *, bytes_per_token: int = 4) -> int:
-    """Estimate the tokens of the longest row: the texts' bytes, or the width of ids [B, T].
+def longest_row(inputs: Inputs, *, bytes_per_token: float = 4.0, added_tokens: int = 2) -> int:
+    """Estimate the tokens of the longest row: from the bytes of its texts, or the width of its ids.
 
     Args:
-        inputs: as they are given to the signature; the texts of one row, in one input or several,
-            count together. Numbers of other ranks count nothing.
-        bytes_per_token: of the model's tokenizer on usual text.
+        inputs: of a request, checked by `count_rows`. The texts of one row, in one input or
+            several, count together; so does an integer matrix [B, T], as T. Else nothing does.
+        bytes_per_token: of the model's tokenizer: 1 where it takes bytes. English in WordPiece has
+            4.5 in the median; 4 finds the right width more often, because one row that is longer
+            than estimated widens its whole batch.
+        added_tokens: special tokens of a row of text.
     """
-    width = 0
-    texts: list[list[int]] = []
-    for array in inputs.values():
-        if array.dtype.kind == "O":
-            texts.append([_bytes_in(row) for row in array.tolist()])
-        elif array.ndim == 2 and array.dtype.kind in "iu":
-            width = max(width, array.shape[1])
-    longest = max(map(sum, zip(*texts)), default=0) if texts else 0
-    return max(width, -(-longest // bytes_per_token))
+    ids = max((array.shape[1] for array in inputs.values()
+               if array.ndim == 2 and array.dtype.kind in "iu"), default=0)
+    texts = [_bytes_of(array) for array in inputs.values() if array.dtype.kind == "O"]
+    longest = max(map(sum, zip(*texts)), default=0)
+    return max(ids, math.ceil(longest / bytes_per_token) + added_tokens) if texts else ids
 
 
-def _bytes_in(row: object) -> int:
-    return sum(map(_bytes_in, row)) if isinstance(row, list) else len(row)  # type: ignore[arg-type]
+def _bytes_of(array: np.ndarray) -> list[int]:
+    """[B, ...] strings -> the bytes of each row."""
+    if array.ndim == 1:
+        return list(map(len, array))
+    return [sum(map(len, row.flat)) for row in array]
 
 
 def join(requests: Sequence[Inputs], *, size: int | None = None,
