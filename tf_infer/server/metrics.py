@@ -1,0 +1,286 @@
+"""What a server counts: TensorFlow Serving's metrics under their own names, and more under ours.
+
+Statements MO05 to MO15, WU15 and MS17 of TensorFlow Serving's observed behaviour. Times come in
+seconds; TensorFlow's names hold whole microseconds, as theirs do. An observation costs about a
+microsecond, and what a caller sends cannot make memory grow: a model that was never loaded gets a
+label of its own only while there are fewer than `MAX_UNKNOWN_MODELS` such names.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from tf_infer.errors import Code
+from tf_infer.server.registry import (
+    OTHER,
+    Counter,
+    Family,
+    Gauge,
+    Histogram,
+    Labels,
+    Number,
+    exponential,
+    page,
+)
+
+MAX_UNKNOWN_MODELS = 100
+MAX_NAME_CHARS = 256
+RUNTIME = "TF1"  # as TensorFlow Serving calls a session, which ours is
+
+GRPC, REST = "GRPC", "REST"
+_COUNTED = frozenset({"Predict", "Classify", "Regress"})  # of gRPC's methods (MO06, MS19)
+_TIMED = _COUNTED | {"predict", "classify", "regress"}  # MO07
+
+_LATENCIES = exponential(10, 1.8, 33)
+_SIZES = exponential(1, 2, 14)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_ROWS = tuple(float(2**power) for power in range(11))
+_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+
+
+class Task(NamedTuple):
+    """What one request brought into a batch, and how long it had waited."""
+
+    rows: int
+    queue_s: float
+
+
+class Metrics:
+    """The numbers of one server. Every method may be called from any thread.
+
+    Args:
+        page: whether somebody will ask for the page. Without it only counters are kept, which a
+            reload may ask for at any time (MS17).
+    """
+
+    def __init__(self, *, page: bool = True) -> None:
+        self._histogram = Histogram if page else _Unseen
+        self._unknown: set[str] = set()
+        self._signatures: dict[tuple[str, str], frozenset[str]] = {}
+        self._models: set[str] = set()
+        self._lock = threading.Lock()
+        self._families: dict[str, Family] = {}
+
+        self._requests = self._counter("/tensorflow/serving/request_count",
+                                       labels=("model_name", "status"))
+        self._latency = self._microseconds("/tensorflow/serving/request_latency",
+                                           ("model_name", "API", "entrypoint"))
+        self._runtime = self._microseconds("/tensorflow/serving/runtime_latency",
+                                           ("model_name", "API", "runtime"))
+        self._example_counts = self._theirs("/tensorflow/serving/request_example_counts",
+                                            ("model",), exponential(1, 2, 15))
+        self._example_total = self._counter("/tensorflow/serving/request_example_count_total",
+                                            labels=("model",))
+        self._warmups = self._microseconds("/tensorflow/serving/model_warmup_latency",
+                                           ("model_path", "status"))
+        self._warmup_records = self._counter("/tensorflow/serving/model_warmup_records_read",
+                                             labels=("model_path", "status"))
+        self._loads = self._counter("/tensorflow/cc/saved_model/load_attempt_count",
+                                    labels=("model_path", "status"))
+        self._load_us = self._counter("/tensorflow/cc/saved_model/load_latency",
+                                      labels=("model_path",))
+        self._runs = self._counter("/tensorflow/core/graph_runs")
+        self._run_us = self._counter("/tensorflow/core/graph_run_time_usecs")
+        self._run_times = self._theirs("/tensorflow/core/graph_run_time_usecs_histogram", (),
+                                       exponential(1000, 2, 20))
+        self._input_bytes = self._theirs("/tensorflow/core/graph_run_input_tensor_bytes", (),
+                                         exponential(1, 4, 14))
+        self._output_bytes = self._theirs("/tensorflow/core/graph_run_output_tensor_bytes", (),
+                                          exponential(1, 4, 14))
+        session = "/tensorflow/serving/batching_session"
+        self._batches = self._counter(f"{session}/wrapped_run_count")
+        self._queuing = self._theirs(f"{session}/queuing_latency", ("thread_pool_name",),
+                                     exponential(100, 1.2, 52))
+        self._task_rows = self._theirs(f"{session}/input_batch_size", (), _SIZES)
+        self._run_rows = self._theirs(f"{session}/processed_batch_size", (), _SIZES)
+        self._padding = self._theirs(f"{session}/padding_size", ("execution_batch_size",), _SIZES)
+
+        one = ("model", "version", "signature")
+        self._our_requests = self._counter(
+            "tf_infer_requests_total", "Requests that were answered, by gRPC code.",
+            (*one, "method", "protocol", "code"))
+        self._our_seconds = self._ours(
+            "tf_infer_request_seconds", "From a request's arrival to its answer, errors too.",
+            (*one, "method", "protocol"), _SECONDS)
+        self._stages = self._ours(
+            "tf_infer_stage_seconds", "Time of a request in one stage: queue, tokenize, model.",
+            (*one, "stage"), _SECONDS)
+        self._batch_rows = self._ours(
+            "tf_infer_batch_rows", "Rows of requests that one run answered, without padding.",
+            one, _ROWS)
+        self._batch_padding = self._ours(
+            "tf_infer_batch_padding_ratio", "Share of a run's rows that is padding, 0 to 1.",
+            one, _SHARES)
+        self._unknown_models = self._counter(
+            "tf_infer_unknown_models_total",
+            f'Requests for models never loaded that are counted as "{OTHER}".')
+
+    # ------------------------------------------------------------------ which labels there are
+
+    def loaded(self, model: str, version: int, signatures: Collection[str]) -> None:
+        """Take these names as labels from now on: a version is available."""
+        with self._lock:
+            self._models.add(model)
+            self._signatures[model, str(version)] = frozenset(signatures)
+
+    def unloaded(self, model: str, version: int) -> None:
+        """Drop what our own metrics hold of a version that is gone."""
+        with self._lock:
+            self._signatures.pop((model, str(version)), None)
+        for family in (self._our_requests, self._our_seconds, self._stages, self._batch_rows,
+                       self._batch_padding):
+            family.forget(model=model, version=str(version))
+
+    def _model(self, name: str) -> str:
+        """Return the label of the model that a request names (MO06), of a bounded number."""
+        if name in self._models or name in self._unknown:
+            return name
+        with self._lock:
+            if len(self._unknown) < MAX_UNKNOWN_MODELS and len(name) <= MAX_NAME_CHARS:
+                self._unknown.add(name)
+                return name
+        self._unknown_models.add()
+        return OTHER
+
+    def _labels(self, model: str, version: int | None, signature: str) -> Labels:
+        """Return the labels of our own metrics; empty where a request did not get so far."""
+        number = "" if version is None else str(version)
+        known = self._signatures.get((model, number), ())
+        return self._model(model), number if known else "", signature if signature in known else ""
+
+    # ------------------------------------------------------------------ what happened
+
+    def request(self, model: str, api: str, entrypoint: str, code: Code, seconds: float, *,
+                version: int | None = None, signature: str = "") -> None:
+        """Count one answered request, whatever came of it.
+
+        Args:
+            model: the name that the request gave, loaded or not.
+            api: gRPC's method, or REST's predict, classify, regress; empty for another of REST.
+            entrypoint: GRPC or REST.
+            code: OK or the failure's.
+            seconds: from arrival to answer.
+            version, signature: what ran, as far as the request got.
+        """
+        name = self._model(model)
+        if entrypoint == REST or api in _COUNTED:
+            self._requests.add((name, code.name))
+        if code is Code.OK and api in _TIMED:
+            self._latency.observe((name, api, entrypoint), _us(seconds))
+        labels = (*self._labels(model, version, signature), api, entrypoint)
+        self._our_requests.add((*labels, code.name))
+        self._our_seconds.observe(labels, seconds)
+
+    def runtime(self, model: str, api: str, seconds: float) -> None:
+        """Record how long a request's runs took, the wait for a batch included (MO08).
+
+        Args:
+            model: name of a loaded model.
+            api: Predict, Classify, Regress, MultiInference, over REST too.
+            seconds: from handing the runs over to having their outputs.
+        """
+        self._runtime.observe((self._model(model), api, RUNTIME), _us(seconds))
+
+    def stage(self, model: str, version: int, signature: str, stage: str, seconds: float) -> None:
+        """Record how long a request was in one stage: "queue", "tokenize" or "model"."""
+        self._stages.observe((*self._labels(model, version, signature), stage), seconds)
+
+    def examples(self, model: str, count: int) -> None:
+        """Record how many tf.Examples a request held (MO15)."""
+        name = self._model(model)
+        self._example_counts.observe((name,), count)
+        self._example_total.add((name,), count)
+
+    def batch(self, model: str, version: int, signature: str, tasks: Sequence[Task],
+              padded_rows: int) -> None:
+        """Record one run that answered one request or several (MO14).
+
+        Args:
+            model, version, signature: what ran.
+            tasks: the requests in it.
+            padded_rows: rows that were run, those of `tasks` and the padding.
+        """
+        rows = 0
+        for task in tasks:
+            rows += task.rows
+            self._task_rows.observe((), task.rows)
+            self._queuing.observe(("",), _us(task.queue_s))
+        self._batches.add()
+        self._run_rows.observe((), padded_rows)
+        self._padding.observe((str(padded_rows),), padded_rows - rows)
+        labels = self._labels(model, version, signature)
+        self._batch_rows.observe(labels, rows)
+        self._batch_padding.observe(labels, (padded_rows - rows) / padded_rows
+                                    if padded_rows else 0.0)
+
+    def graph_run(self, seconds: float, input_bytes: int, output_bytes: int) -> None:
+        """Record one run of a session."""
+        microseconds = _us(seconds)
+        self._runs.add()
+        self._run_us.add((), microseconds)
+        self._run_times.observe((), microseconds)
+        self._input_bytes.observe((), input_bytes)
+        self._output_bytes.observe((), output_bytes)
+
+    def load(self, model_path: str, code: Code, seconds: float) -> None:
+        """Count one attempt to load a version directory."""
+        self._loads.add((model_path, "success" if code is Code.OK else "fail"))
+        self._load_us.add((model_path,), _us(seconds))
+
+    def warmup(self, model_path: str, code: Code, seconds: float, records: int) -> None:
+        """Record the replay of a version's warm-up file (WU15); not called without one."""
+        labels = (model_path, code.name)
+        self._warmups.observe(labels, _us(seconds))
+        self._warmup_records.add(labels, records)
+
+    # ------------------------------------------------------------------ reading
+
+    def gauge(self, name: str, help: str, labels: Sequence[str],
+              read: Callable[[], Mapping[Labels, Number]]) -> None:
+        """Show what `read` returns, label values -> number, whenever the page is asked for."""
+        self._families[name] = Gauge(name, help, labels, read)
+
+    def counter_value(self, name: str) -> int:
+        """Return the sum of a counter's values, 0 for a name that is none (MS17).
+
+        Args:
+            name: as TensorFlow writes it ("/tensorflow/serving/request_count"), or one of ours.
+        """
+        family = self._families.get(name)
+        return family.total() if isinstance(family, Counter) else 0
+
+    def page(self) -> bytes:
+        """Return the page that Prometheus reads; its type is `registry.CONTENT_TYPE`."""
+        return page(self._families.values())
+
+    # ------------------------------------------------------------------ building
+
+    def _counter(self, name: str, help: str = "", labels: Sequence[str] = ()) -> Counter:
+        family = self._families[name] = Counter(name, help, labels)
+        return family
+
+    def _microseconds(self, name: str, labels: Sequence[str]) -> Histogram:
+        return self._theirs(name, labels, _LATENCIES)
+
+    def _theirs(self, name: str, labels: Sequence[str], limits: Sequence[float]) -> Histogram:
+        family = self._families[name] = self._histogram(name, "", labels, limits=limits,
+                                                        inclusive=False)
+        return family
+
+    def _ours(self, name: str, help: str, labels: Sequence[str], limits: Sequence[float],
+              ) -> Histogram:
+        family = self._families[name] = self._histogram(name, help, labels, limits=limits)
+        return family
+
+
+class _Unseen(Histogram):
+    """A histogram that nobody will look at."""
+
+    def observe(self, labels: Labels, value: Number) -> None:
+        """Do nothing."""
+
+
+def _us(seconds: float) -> int:
+    return round(seconds * 1e6)
