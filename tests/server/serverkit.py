@@ -14,7 +14,7 @@ import pytest
 from tf_infer.server.app import Server
 from tf_infer.server.config import ModelConfig, ServerConfig
 from tf_infer.server.contracts import LoadFn
-from tf_infer.server.versions import Versions
+from tf_infer.server.versions import Lease, ModelRef, Versions
 from tf_infer.wire import methods, serving_pb2
 
 
@@ -54,6 +54,15 @@ def refused(channel: grpc.Channel, method: methods.Method, request: Any, **optio
     with pytest.raises(grpc.RpcError) as caught:
         call(channel, method, request, **options)
     return caught.value.code().name, caught.value.details()
+
+
+@contextmanager
+def lent(versions: Versions, ref: ModelRef) -> Iterator[Lease]:
+    lease = versions.borrow(ref)
+    try:
+        yield lease
+    finally:
+        versions.give_back(lease)
 
 
 def wait_until(versions: Versions, condition: Callable[[], bool], timeout_s: float) -> bool:

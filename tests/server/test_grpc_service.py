@@ -424,18 +424,20 @@ def test_a_full_queue_refuses_and_a_waiting_request_keeps_its_deadline(tmp_path:
             leave.wait(20)
             return super().run(*arguments, **more)
 
-    with running(models, lambda path: (Blocking(), LoadTimes()), max_running=1, max_waiting=1,
-                 threads=8) as (server, made):
+    with running(models, lambda path: (Blocking(), LoadTimes()), threads=1, max_queued=1
+                 ) as (server, made):
         request = predict_request(text=["x"])
         ask = made.unary_unary(PREDICT.path)
         first = ask.future(request.SerializeToString(), timeout=30)
         assert entered.wait(20)
         late = ask.future(request.SerializeToString(), timeout=1.0)
-        while not server.pipeline._gate._before:
+        while not server.schedulers.waiting.count("m"):
             time.sleep(0.005)
         code, text = refused(made, PREDICT, request)
-        assert (code, "queue" in text) == ("UNAVAILABLE", True)
+        assert (code, "queue" in text) == ("RESOURCE_EXHAUSTED", True)
         assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        while server.schedulers.waiting.count("m"):  # its place is free before the run has ended
+            time.sleep(0.005)
         leave.set()
         first.result()
         call(made, PREDICT, request)
@@ -451,7 +453,7 @@ def test_LI05_without_a_deadline_a_waiting_request_and_a_reload_wait(tmp_path: P
             limits.append(timeout_s)
             return super().run(signature, inputs, outputs=outputs, timeout_s=timeout_s)
 
-    with running(models, lambda path: (Slow(), LoadTimes()), max_running=1, threads=8) as (_, made):
+    with running(models, lambda path: (Slow(), LoadTimes()), threads=1) as (_, made):
         asked = [made.unary_unary(PREDICT.path).future(
             predict_request(signature="sleep").SerializeToString()) for _ in range(2)]
         assert [future.code() for future in asked] == [grpc.StatusCode.OK] * 2

@@ -15,6 +15,7 @@ import pytest
 
 from tests.server.serverkit import (
     call,
+    lent,
     make_versions,
     predict_request,
     refused,
@@ -86,10 +87,10 @@ def test_VR05_VR06_a_new_version_takes_over_and_the_old_one_goes(tmp_path: Path)
         assert versions.poll()
         wait(versions, {10: UP, 2: END})
         assert versions.status("m", 2)[0].error is None  # VR19
-        with versions.lease(ModelRef("m")) as lease:
+        with lent(versions, ModelRef("m")) as lease:
             assert lease.version == 10
         with pytest.raises(ModelNotFound, match=r"Specific\(m, 2\)"), \
-                versions.lease(ModelRef("m", 2)):
+                lent(versions, ModelRef("m", 2)):
             pass
 
 
@@ -102,7 +103,7 @@ def test_VR06_every_request_is_answered_while_versions_change(tmp_path: Path) ->
         def ask() -> None:
             while not stop.is_set():
                 try:
-                    with versions.lease(ModelRef("m")) as lease:
+                    with lent(versions, ModelRef("m")) as lease:
                         seen.add(lease.version)
                         assert isinstance(lease.servable, EchoServable)
                         assert not lease.servable.closed  # VR17
@@ -271,21 +272,21 @@ def test_VR18_all_versions(tmp_path: Path) -> None:
         make_versions(tmp_path, "3")
         versions.poll()
         wait(versions, {1: UP, 2: UP, 3: UP})
-        with versions.lease(ModelRef("m", 1)) as lease:
+        with lent(versions, ModelRef("m", 1)) as lease:
             assert lease.version == 1
-        with versions.lease(ModelRef("m")) as lease:  # VR16, GE13
+        with lent(versions, ModelRef("m")) as lease:  # VR16, GE13
             assert lease.version == 3
 
 
 def test_VR17_an_unload_waits_for_the_request_that_runs(tmp_path: Path) -> None:
     with table() as versions:
         versions.configure([model(make_versions(tmp_path, "1"))])
-        with versions.lease(ModelRef("m")) as lease:
+        with lent(versions, ModelRef("m")) as lease:
             versions.configure([])
             assert not wait_until(versions, lambda: states(versions) != {1: State.UNLOADING}, 0.3)
             assert isinstance(lease.servable, EchoServable)
             assert not lease.servable.closed
-            with pytest.raises(ModelNotFound), versions.lease(ModelRef("m")):
+            with pytest.raises(ModelNotFound), lent(versions, ModelRef("m")):
                 pass
         wait(versions, {1: END})
         assert lease.servable.closed
@@ -303,15 +304,15 @@ def test_CF11_to_CF20_labels(tmp_path: Path) -> None:
         versions.configure([model(base, policy=ALL)])
         wait(versions, {1: UP, 2: UP})
         versions.configure([model(base, policy=ALL, labels={"old": 1, "new": 2})])
-        with versions.lease(ModelRef("m", label="old")) as lease:
+        with lent(versions, ModelRef("m", label="old")) as lease:
             assert lease.version == 1
         with pytest.raises(InvalidRequest):
             versions.configure([model(base, policy=ALL, labels={"old": 7})])
-        with versions.lease(ModelRef("m", label="old")):                       # CF18
+        with lent(versions, ModelRef("m", label="old")):                       # CF18
             pass
         versions.configure([model(base, policy=ALL, labels={"new": 2})])
         with pytest.raises(InvalidRequest, match="Unrecognized servable version label: old"), \
-                versions.lease(ModelRef("m", label="old")):                    # CF17, CF19
+                lent(versions, ModelRef("m", label="old")):                    # CF17, CF19
             pass
 
 
@@ -320,7 +321,7 @@ def test_CF14_to_CF16_labels_for_versions_that_are_not_loaded(tmp_path: Path) ->
     with table(labels_for_unavailable=True) as versions:
         versions.configure([model(base, labels={"next": 9, "now": 1})])
         with pytest.raises(ModelNotFound, match=r"Specific\(m, 9\)"), \
-                versions.lease(ModelRef("m", label="next")):
+                lent(versions, ModelRef("m", label="next")):
             pass
         with pytest.raises(InvalidRequest, match="not currently available"):
             versions.configure([model(base, labels={"now": 9})])

@@ -28,7 +28,7 @@ from tensorflow_serving.apis import (  # noqa: E402
     regression_pb2,
 )
 
-from tests.server.serverkit import running, wait_until  # noqa: E402
+from tests.server.serverkit import lent, running, wait_until  # noqa: E402
 from tf_infer.errors import ServingError  # noqa: E402
 from tf_infer.manifest import EXTRA_FOLDER, Sample, write_samples  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
@@ -549,7 +549,7 @@ def test_WU16_VR11_a_version_that_does_not_reproduce_its_samples_leaves_the_old_
         assert row.error is not None
         assert "golden sample 1" in row.error.details
         assert Stub(channel).predict(x=F32([1]))["y"].tolist() == [2.0]
-        with server.versions.lease(ModelRef("m")) as lease:
+        with lent(server.versions, ModelRef("m")) as lease:
             assert lease.version == 3
 
 

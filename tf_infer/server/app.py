@@ -33,6 +33,7 @@ from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import State
 from tf_infer.server.grpc_service import Service
 from tf_infer.server.pipeline import Pipeline
+from tf_infer.server.schedulers import Schedulers
 from tf_infer.server.threads import ElasticExecutor
 from tf_infer.server.versions import Versions
 from tf_infer.version import __version__
@@ -40,7 +41,7 @@ from tf_infer.version import __version__
 log = logging.getLogger("tf_infer.server")
 
 START_FAILED = 255
-CORE_THREADS = 4  # more are slower as long as none is held: see threads.py
+MAX_READERS = 1024  # one reads all requests, unless a caller is slow to send his: see threads.py
 MAX_MESSAGE_BYTES = 2**31 - 1  # LI01
 
 
@@ -61,12 +62,11 @@ class Server:
             load_retry_interval_s=config.load_retry_interval_s,
             labels_for_unavailable=config.labels_for_unavailable,
             load_threads=config.load_threads, poll_s=config.poll_s)
-        self.pipeline = Pipeline(self.versions, max_running=config.max_running,
-                                 max_waiting=config.max_waiting)
+        self.schedulers = Schedulers(config)
+        self.pipeline = Pipeline(self.versions, self.schedulers.of)
         self._service = Service(self.pipeline, tensor_content=config.tensor_content,
                                 check_method_names=config.check_method_names, health=config.health)
-        self._workers = ElasticExecutor(min(CORE_THREADS, config.threads), config.threads,
-                                        name="tf-infer-grpc")
+        self._readers = ElasticExecutor(1, MAX_READERS, name="tf-infer-grpc")
         self._grpc: grpc.Server | None = None
 
     @property
@@ -83,7 +83,7 @@ class Server:
             ServingError: a model failed for good (FL30), or the port is taken (FL13).
         """
         self.versions.configure(self.config.models)
-        server = grpc.server(self._workers, options=(  # type: ignore[arg-type]
+        server = grpc.server(self._readers, options=(  # type: ignore[arg-type]
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0), *self.config.channel_arguments))
@@ -113,7 +113,8 @@ class Server:
             # gRPC gives cancelled calls up at once; their runs may go on.
             ended = self.pipeline.wait_idle(max(0.0, end - time.monotonic()))
             self._grpc = None
-        self._workers.shutdown(wait=ended)
+        self._readers.shutdown(wait=ended)
+        self.schedulers.close()
         self.versions.stop()
         log.info("stopped drained=%s", ended)
         return ended

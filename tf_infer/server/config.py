@@ -63,9 +63,9 @@ class ServerConfig:
         labels_for_unavailable: FL36.
         health: offer grpc.health.v1.
         tags: the meta graph to load.
-        threads: requests worked on at once, at most; see threads.py.
-        max_running: runs of models at once, 0 for as many as `threads`.
-        max_waiting: requests that may wait for a run beyond those; more are refused.
+        threads: runs of models at once, at most; see threads.py.
+        max_queued: requests of one model that may wait for a run; more are refused with
+            RESOURCE_EXHAUSTED. 0 for no limit.
         drain_s: how long running requests are waited for at the end.
         channel_arguments: of gRPC, as TensorFlow Serving's `--grpc_channel_arguments`.
         inter_op_threads, intra_op_threads: of TensorFlow, 0 for its own choice.
@@ -88,8 +88,7 @@ class ServerConfig:
     health: bool = False
     tags: tuple[str, ...] = ("serve",)
     threads: int = 64
-    max_running: int = 0
-    max_waiting: int = 1000
+    max_queued: int = 0
     drain_s: float = 10.0
     channel_arguments: tuple[tuple[str, str | int], ...] = ()
     inter_op_threads: int = 0
@@ -101,7 +100,7 @@ class ServerConfig:
         check(self.port > 0 or self.socket_path != "", f"{where}.port",
               "a port, or a --grpc_socket_path", self.port)
         check(self.threads >= 1, f"{where}.threads", ">= 1", self.threads)
-        for name in ("max_load_retries", "max_running", "max_waiting", "drain_s"):
+        for name in ("max_load_retries", "max_queued", "drain_s"):
             check(getattr(self, name) >= 0, f"{where}.{name}", ">= 0", getattr(self, name))
         check_models(self.models)
 

@@ -5,15 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from tf_infer.manifest import ModelManifest
 from tf_infer.wire import serving_pb2
 
+T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
-# signature, inputs, names of the outputs that are wanted -> those outputs
-RunFn = Callable[[str, Mapping[str, np.ndarray], Sequence[str]], Arrays]
+Signatures = Mapping[str, serving_pb2.SignatureDef]
+
+
+class Run(NamedTuple):
+    """One run of a signature.
+
+    Attributes:
+        signature: its name.
+        inputs: name -> array, every input of the signature; strings as object arrays of bytes.
+        outputs: the wanted outputs' names.
+    """
+
+    signature: str
+    inputs: Mapping[str, np.ndarray]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Generic[T]):
+    """What a request asks of a version: some runs, and what its answer is, given their outputs."""
+
+    runs: tuple[Run, ...]
+    finish: Callable[[Sequence[Arrays]], T]
 
 
 class Servable(Protocol):
@@ -21,9 +44,11 @@ class Servable(Protocol):
 
     Attributes:
         signatures: every signature of the meta graph, by name, as saved_model.pb has them (MD04).
+        manifest: what we know of a version that we exported; None for any other SavedModel.
     """
 
-    signatures: Mapping[str, serving_pb2.SignatureDef]
+    signatures: Signatures
+    manifest: ModelManifest | None
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],
             timeout_s: float | None) -> Arrays:

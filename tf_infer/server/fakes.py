@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tf_infer.manifest import ModelManifest
 from tf_infer.server.contracts import Arrays, LoadTimes
 from tf_infer.wire import serving_pb2
 
@@ -39,6 +40,7 @@ class EchoServable:
     def __init__(self, signatures: Mapping[str, serving_pb2.SignatureDef] | None = None) -> None:
         text = {"text": (serving_pb2.DT_STRING, (-1,))}
         self.signatures = signatures or {"serving_default": signature(text, text)}
+        self.manifest: ModelManifest | None = None
         self.closed = False
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],

@@ -91,8 +91,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("saved_models", "", "serve every model below this folder", "ours"),
     Flag("host", "0.0.0.0", "address that gRPC listens on", "ours"),
     Flag("enable_golden_replay", True, "replay assets.extra/golden.jsonl at load", "ours"),
-    Flag("max_running_requests", 0, "runs of models at once; 0: no limit of its own", "ours"),
-    Flag("max_waiting_requests", 1000, "requests that may wait for a run", "ours"),
+    Flag("max_queued_requests", 0,
+         "requests of one model that may wait; more get RESOURCE_EXHAUSTED; 0: no limit", "ours"),
     Flag("drain_seconds", 10.0, "how long running requests are waited for at the end", "ours"),
     Flag("verbose", False, "log every call (never its data)", "ours"),
     Flag("write_tf_serving_config", "",
@@ -229,8 +229,7 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
         health=values["enable_grpc_healthcheck_service"],
         tags=tuple(tag.strip() for tag in values["saved_model_tags"].split(",") if tag.strip()),
         threads=values["grpc_max_threads"] if values["grpc_max_threads"] > 0 else 64,
-        max_running=values["max_running_requests"], max_waiting=values["max_waiting_requests"],
-        drain_s=values["drain_seconds"],
+        max_queued=values["max_queued_requests"], drain_s=values["drain_seconds"],
         channel_arguments=channel_arguments(values["grpc_channel_arguments"]),
         inter_op_threads=inter or parallelism, intra_op_threads=intra or parallelism)
 

@@ -1,24 +1,26 @@
 """PredictionService, ModelService and health over gRPC: bytes -> message -> Call and back.
 
 Codes and texts are TensorFlow Serving's (sections GE, PR, MD, MS, CL, RG, MI of its observed
-behaviour). Handlers are generic, so that no generated gRPC code is needed.
+behaviour). Handlers are generic, so that no generated gRPC code is needed, and no thread is held
+while a request waits or runs: docs/runtime.md.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn, Union
+from typing import Any, NamedTuple, Union
 
 import grpc
 
-from tf_infer.errors import Code, InvalidRequest, ServerFailure, ServingError
+from tf_infer.errors import Cancelled, Code, InvalidRequest, ServerFailure, ServingError
 from tf_infer.server import inference, predict
 from tf_infer.server.config import models_from
-from tf_infer.server.contracts import Arrays, RunFn
+from tf_infer.server.contracts import Plan, Signatures
 from tf_infer.server.pipeline import Answer, Call, Pipeline
+from tf_infer.server.replies import Reply
+from tf_infer.server.scheduler import as_serving_error
 from tf_infer.server.versions import ModelRef
 from tf_infer.wire import messages, methods, serving_pb2
 
@@ -27,10 +29,18 @@ log = logging.getLogger("tf_infer.server")
 MAX_DETAILS_BYTES = 1024
 MAX_DEADLINE_S = 365 * 24 * 3600.0
 HEALTH_NAMES = ("", "ModelService", "PredictionService")
-_GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Deadline = Union[float, None]  # on the clock of time.monotonic
-Answering = Callable[[Any, Deadline], Any]
+
+
+class Asked(NamedTuple):
+    """A request that the pipeline answers: its call, and the message made of the answer."""
+
+    call: Call[Any]
+    response: Callable[[Answer[Any]], Any]
+
+
+Answering = Callable[[Any, Deadline], Any]  # message, deadline -> Asked, or the response itself
 
 
 def truncated(details: str) -> str:
@@ -77,60 +87,54 @@ class Service:
 
     # ------------------------------------------------------------------ inference
 
-    def predict(self, request: serving_pb2.PredictRequest, deadline: Deadline,
-                ) -> serving_pb2.PredictResponse:
+    def predict(self, request: serving_pb2.PredictRequest, deadline: Deadline) -> Asked:
         """Answer Predict."""
         spec = _spec_of(request)
 
-        def work(signatures: predict.Signatures, run: RunFn) -> Arrays:
-            return predict.predict(signatures, request, run, check_method_name=self._check)
+        def response(answer: Answer[Any]) -> serving_pb2.PredictResponse:
+            made: serving_pb2.PredictResponse = messages.predict_response(
+                _ran(answer), _signature(spec), answer.value, content=self._tensor_content)
+            return made
 
-        answer = self._pipeline.answer(Call("Predict", model_ref(spec), work, deadline))
-        response: serving_pb2.PredictResponse = messages.predict_response(
-            _ran(answer), _signature(spec), answer.value, content=self._tensor_content)
-        return response
+        return Asked(Call("Predict", model_ref(spec), lambda signatures: predict.plan(
+            signatures, request, check_method_name=self._check), deadline), response)
 
-    def classify(self, request: serving_pb2.ClassificationRequest, deadline: Deadline,
-                 ) -> serving_pb2.ClassificationResponse:
+    def classify(self, request: serving_pb2.ClassificationRequest, deadline: Deadline) -> Asked:
         """Answer Classify."""
         spec = _spec_of(request)
+        return Asked(
+            Call("Classify", model_ref(spec), lambda signatures: inference.classify(
+                signatures, spec.signature_name, request.input, check_method_name=self._check),
+                deadline),
+            lambda answer: serving_pb2.ClassificationResponse(
+                model_spec=messages.model_spec(_ran(answer), _signature(spec)),
+                result=answer.value))
 
-        def work(signatures: predict.Signatures, run: RunFn) -> serving_pb2.ClassificationResult:
-            return inference.classify(signatures, spec.signature_name, request.input, run,
-                                      check_method_name=self._check)
-
-        answer = self._pipeline.answer(Call("Classify", model_ref(spec), work, deadline))
-        return serving_pb2.ClassificationResponse(
-            model_spec=messages.model_spec(_ran(answer), _signature(spec)), result=answer.value)
-
-    def regress(self, request: serving_pb2.RegressionRequest, deadline: Deadline,
-                ) -> serving_pb2.RegressionResponse:
+    def regress(self, request: serving_pb2.RegressionRequest, deadline: Deadline) -> Asked:
         """Answer Regress."""
         spec = _spec_of(request)
-
-        def work(signatures: predict.Signatures, run: RunFn) -> serving_pb2.RegressionResult:
-            return inference.regress(signatures, spec.signature_name, request.input, run,
-                                     check_method_name=self._check)
-
-        answer = self._pipeline.answer(Call("Regress", model_ref(spec), work, deadline))
-        return serving_pb2.RegressionResponse(
-            model_spec=messages.model_spec(_ran(answer), _signature(spec)), result=answer.value)
+        return Asked(
+            Call("Regress", model_ref(spec), lambda signatures: inference.regress(
+                signatures, spec.signature_name, request.input, check_method_name=self._check),
+                deadline),
+            lambda answer: serving_pb2.RegressionResponse(
+                model_spec=messages.model_spec(_ran(answer), _signature(spec)),
+                result=answer.value))
 
     def multi_inference(self, request: serving_pb2.MultiInferenceRequest, deadline: Deadline,
-                        ) -> serving_pb2.MultiInferenceResponse:
+                        ) -> Asked:
         """Answer MultiInference; the first task picks the version (MI03)."""
         first = request.tasks[0].model_spec if request.tasks else serving_pb2.ModelSpec()
 
-        def work(signatures: predict.Signatures, run: RunFn) -> list[serving_pb2.InferenceResult]:
-            return inference.multi_inference(signatures, request, run)
+        def response(answer: Answer[Any]) -> serving_pb2.MultiInferenceResponse:
+            for result in answer.value:
+                result.model_spec.version.value = answer.version
+            return serving_pb2.MultiInferenceResponse(results=answer.value)
 
-        answer = self._pipeline.answer(Call("MultiInference", model_ref(first), work, deadline))
-        for result in answer.value:
-            result.model_spec.version.value = answer.version
-        return serving_pb2.MultiInferenceResponse(results=answer.value)
+        return Asked(Call("MultiInference", model_ref(first), lambda signatures:
+                          inference.multi_inference(signatures, request), deadline), response)
 
-    def metadata(self, request: serving_pb2.GetModelMetadataRequest, deadline: Deadline,
-                 ) -> serving_pb2.GetModelMetadataResponse:
+    def metadata(self, request: serving_pb2.GetModelMetadataRequest, deadline: Deadline) -> Asked:
         """Answer GetModelMetadata (MD01 to MD07)."""
         spec = _spec_of(request)
         if not request.metadata_field:
@@ -139,13 +143,11 @@ class Service:
             if field != messages.SIGNATURE_DEF:
                 raise InvalidRequest(f"Metadata field {field} is not supported")
 
-        def work(signatures: predict.Signatures, run: RunFn) -> predict.Signatures:
-            return signatures
+        def plan(signatures: Signatures) -> Plan[Signatures]:
+            return Plan((), lambda outputs: signatures)
 
-        answer = self._pipeline.answer(Call("GetModelMetadata", model_ref(spec), work, deadline))
-        response: serving_pb2.GetModelMetadataResponse = messages.metadata_response(
-            _ran(answer), answer.value)
-        return response
+        return Asked(Call("GetModelMetadata", model_ref(spec), plan, deadline),
+                     lambda answer: messages.metadata_response(_ran(answer), answer.value))
 
     # ------------------------------------------------------------------ models
 
@@ -189,11 +191,58 @@ class Service:
     def handlers(self) -> list[Any]:
         """Return one generic handler per service, for `grpc.Server.add_generic_rpc_handlers`."""
         services: dict[str, dict[str, Any]] = {}
-        for method, answer in self._answers.values():
+        for method, answering in self._answers.values():
             services.setdefault(method.service, {})[method.name] = (
-                grpc.unary_unary_rpc_method_handler(_behaviour(method, answer)))
+                grpc.unary_stream_rpc_method_handler(self._behaviour(method, answering)))
         return [grpc.method_handlers_generic_handler(service, table)
                 for service, table in services.items()]
+
+    def _behaviour(self, method: methods.Method, answering: Answering) -> Any:
+        """Return what gRPC calls with the request's bytes; it returns before the answer is sent.
+
+        A call with one request and one response is, on the wire, one with a stream of one
+        response; only for streams gRPC lets go of the thread (`experimental_non_blocking`).
+        """
+
+        def behaviour(data: bytes, context: Any, send: Callable[[bytes | None], None]) -> None:
+            started = time.monotonic()
+            reply = Reply(context, send)
+
+            def fail(error: ServingError) -> None:
+                _finish(method, error.code, started)
+                reply.fail(error.code, truncated(error.details))
+
+            def succeed(response: Any) -> None:
+                content = response.SerializeToString()
+                _finish(method, Code.OK, started)
+                reply.send(content)
+
+            try:
+                asked = answering(_parse(method, data), _deadline(context, started))
+                if isinstance(asked, Asked):
+                    self._ask(asked, reply, succeed, fail)
+                else:
+                    succeed(asked)
+            except Exception as error:
+                fail(as_serving_error(error, method.name))
+
+        behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
+        return behaviour
+
+    def _ask(self, asked: Asked, reply: Reply, succeed: Callable[[Any], None],
+             fail: Callable[[ServingError], None]) -> None:
+        def done(outcome: Answer[Any] | ServingError) -> None:
+            if isinstance(outcome, ServingError):
+                fail(outcome)
+                return
+            try:
+                succeed(asked.response(outcome))
+            except Exception as error:
+                fail(as_serving_error(error, asked.call.method))
+
+        ticket = self._pipeline.submit(asked.call, done)
+        reply.when_gone(lambda: ticket.give_up(Cancelled("The caller has gone, or its deadline "
+                                                         "has passed.")))
 
 
 def _spec_of(request: Any) -> serving_pb2.ModelSpec:
@@ -211,30 +260,7 @@ def _signature(spec: serving_pb2.ModelSpec) -> str:
     return spec.signature_name or messages.SERVING_DEFAULT
 
 
-def _behaviour(method: methods.Method, answer: Answering) -> Callable[[bytes, Any], bytes]:
-    """Return what gRPC calls: bytes and context in, bytes out or the call aborted."""
-
-    def behaviour(data: bytes, context: grpc.ServicerContext) -> bytes:
-        started = time.monotonic()
-        try:
-            response: bytes = answer(
-                _parse(method, data), _deadline(context, started)).SerializeToString()
-        except ServingError as error:
-            _finish(method, error.code, started)
-            _abort(context, error)
-        except Exception as error:
-            # The text may hold the caller's data: log where it happened, not what it says.
-            log.error("method=%s failed with %s at %s", method.name, type(error).__name__,
-                      " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(
-                          traceback.extract_tb(error.__traceback__)[-3:])))
-            _abort(context, ServerFailure(f"{type(error).__name__} in the server; see its log."))
-        _finish(method, Code.OK, started)
-        return response
-
-    return behaviour
-
-
-def _deadline(context: grpc.ServicerContext, now_s: float) -> Deadline:
+def _deadline(context: Any, now_s: float) -> Deadline:
     """Return when the caller gives up; None for never (LI05).
 
     Without a deadline grpcio tells 9.2e18 s, which neither a lock nor TensorFlow takes.
@@ -253,8 +279,3 @@ def _parse(method: methods.Method, data: bytes) -> Any:
 def _finish(method: methods.Method, code: Code, started: float) -> None:
     log.debug("method=%s code=%s ms=%.1f", method.name, code.name,
               (time.monotonic() - started) * 1000)
-
-
-def _abort(context: grpc.ServicerContext, error: ServingError) -> NoReturn:
-    context.abort(_GRPC_CODES[int(error.code)], truncated(error.details))
-    raise AssertionError("abort returns")

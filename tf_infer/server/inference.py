@@ -1,16 +1,18 @@
 """Classify, Regress and MultiInference: tf.Examples in, classes or values out.
 
 Statements CL, RG, EX and MI of TensorFlow Serving's observed behaviour (classifier.cc,
-regressor.cc, util.cc, multi_inference.cc). Pure but for the `run` that is handed in.
+regressor.cc, util.cc, multi_inference.cc). Pure: plans of runs, and what is made of their outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tf_infer.errors import InvalidRequest, NotOffered
-from tf_infer.server.contracts import Arrays, RunFn
-from tf_infer.server.predict import Signatures, join
+from tf_infer.server.contracts import Arrays, Plan, Run, Signatures
+from tf_infer.server.predict import join
 from tf_infer.wire import messages, serving_pb2
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
@@ -36,13 +38,13 @@ def serialized_examples(message: serving_pb2.Input) -> np.ndarray:
     return array
 
 
-def classify(signatures: Signatures, name: str, message: serving_pb2.Input, run: RunFn, *,
-             check_method_name: bool = False) -> serving_pb2.ClassificationResult:
-    """Answer Classify.
+def classify(signatures: Signatures, name: str, message: serving_pb2.Input, *,
+             check_method_name: bool = False) -> Plan[serving_pb2.ClassificationResult]:
+    """Plan a Classify.
 
     Raises:
-        InvalidRequest: no such signature, not of the form, empty input, outputs of another shape.
-        ServingError: of the run itself.
+        InvalidRequest: no such signature, not of the form, empty input; when finished: outputs of
+            another shape.
     """
     name = name or messages.SERVING_DEFAULT
     signature = _find(signatures, name)
@@ -51,12 +53,13 @@ def classify(signatures: Signatures, name: str, message: serving_pb2.Input, run:
                              f"{CLASSIFY_METHOD}. Was: {signature.method_name}")
     outputs = check_classify(signature)
     examples = serialized_examples(message)
-    return classifications(run(name, {INPUTS: examples}, outputs), len(examples))
+    return Plan((Run(name, {INPUTS: examples}, tuple(outputs)),),
+                lambda found: classifications(found[0], len(examples)))
 
 
-def regress(signatures: Signatures, name: str, message: serving_pb2.Input, run: RunFn, *,
-            check_method_name: bool = False) -> serving_pb2.RegressionResult:
-    """Answer Regress; raises as `classify`."""
+def regress(signatures: Signatures, name: str, message: serving_pb2.Input, *,
+            check_method_name: bool = False) -> Plan[serving_pb2.RegressionResult]:
+    """Plan a Regress; raises as `classify`."""
     name = name or messages.SERVING_DEFAULT
     signature = _find(signatures, name)
     if check_method_name and signature.method_name != REGRESS_METHOD:
@@ -64,32 +67,38 @@ def regress(signatures: Signatures, name: str, message: serving_pb2.Input, run: 
                              f"{REGRESS_METHOD}. Was: {signature.method_name}")
     check_regress(signature)
     examples = serialized_examples(message)
-    return regressions(run(name, {INPUTS: examples}, [OUTPUTS]), len(examples))
+    return Plan((Run(name, {INPUTS: examples}, (OUTPUTS,)),),
+                lambda found: regressions(found[0], len(examples)))
 
 
 def multi_inference(signatures: Signatures, request: serving_pb2.MultiInferenceRequest,
-                    run: RunFn) -> list[serving_pb2.InferenceResult]:
-    """Answer MultiInference, results in task order without their model_spec's version (MI01).
+                    ) -> Plan[list[serving_pb2.InferenceResult]]:
+    """Plan a MultiInference: a run a task; results in task order, without the version (MI01).
 
     Raises:
         InvalidRequest, NotOffered: the tasks break a rule (MI04 to MI11).
-        ServingError: of a run; one failing part fails the request (MI13).
     """
     names = [task.model_spec.signature_name or messages.SERVING_DEFAULT for task in request.tasks]
     _check_tasks(signatures, request, names)
     examples = serialized_examples(request.input)
-    results = []
-    for task, name in zip(request.tasks, names):
-        result = serving_pb2.InferenceResult()
-        result.model_spec.name, result.model_spec.signature_name = task.model_spec.name, name
-        if task.method_name == CLASSIFY_METHOD:
-            outputs = run(name, {INPUTS: examples}, check_classify(signatures[name]))
-            result.classification_result.CopyFrom(classifications(outputs, len(examples)))
-        else:
-            outputs = run(name, {INPUTS: examples}, [OUTPUTS])
-            result.regression_result.CopyFrom(regressions(outputs, len(examples)))
-        results.append(result)
-    return results
+    runs = tuple(
+        Run(name, {INPUTS: examples}, tuple(check_classify(signatures[name]))
+            if task.method_name == CLASSIFY_METHOD else (OUTPUTS,))
+        for task, name in zip(request.tasks, names))
+
+    def finish(found: Sequence[Arrays]) -> list[serving_pb2.InferenceResult]:
+        results = []
+        for task, name, outputs in zip(request.tasks, names, found):
+            result = serving_pb2.InferenceResult()
+            result.model_spec.name, result.model_spec.signature_name = task.model_spec.name, name
+            if task.method_name == CLASSIFY_METHOD:
+                result.classification_result.CopyFrom(classifications(outputs, len(examples)))
+            else:
+                result.regression_result.CopyFrom(regressions(outputs, len(examples)))
+            results.append(result)
+        return results
+
+    return Plan(runs, finish)
 
 
 def _check_tasks(signatures: Signatures, request: serving_pb2.MultiInferenceRequest,

@@ -1,8 +1,8 @@
-"""The one path of every request, whatever its protocol: resolve, admit, run, answer.
+"""The one path of every request, whatever its protocol: resolve, plan, schedule, answer.
 
-A protocol turns its message into a `Call`; `Pipeline.answer` finds the version, lends it, and lets
-the call's own work run signatures on it within the deadline and the limit of runs at once. Later
-parts (who may call, batching, metrics) have their places here and nowhere else.
+A protocol turns its message into a `Call`. `Pipeline.submit` finds the version, lends it, plans the
+runs and hands them to a scheduler; no thread is held while they wait or run. Later parts (who may
+call, metrics) have their places here and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,21 +10,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-import numpy as np
-
-from tf_infer.errors import DeadlineExceeded, ServerUnavailable
-from tf_infer.server.contracts import Arrays, RunFn, Servable
+from tf_infer.errors import Cancelled, DeadlineExceeded, ServingError
+from tf_infer.server.contracts import Arrays, Plan, Servable, Signatures
+from tf_infer.server.scheduler import TIMED_OUT, Job, Scheduler, as_serving_error
 from tf_infer.server.versions import Lease, ModelRef, Versions
 
 log = logging.getLogger("tf_infer.server")
 T = TypeVar("T")
-
-TIMED_OUT = "Timed out waiting for notification"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,67 +30,142 @@ class Call(Generic[T]):
     Attributes:
         method: its name in logs ("Predict").
         model: which model and version.
-        work: what to do with the version: gets its signatures and a `run`, returns the answer.
+        plan: what to run, given the version's signatures, and what to make of it.
         deadline_s: on the clock of `time.monotonic`; None for none (LI05).
+        entrypoint: the protocol, "GRPC" or "REST".
     """
 
     method: str
     model: ModelRef
-    work: Callable[[Mapping[str, Any], RunFn], T]
+    plan: Callable[[Signatures], Plan[T]]
     deadline_s: float | None = None
+    entrypoint: str = "GRPC"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[T]):
-    """What came of a call, and the version that computed it (VR07, GE09)."""
+    """What came of a call, and the version that computed it (VR07, GE09).
+
+    Attributes:
+        queue_s: how long its runs waited, the longest of them.
+        run_s: how long they ran, the longest of them.
+    """
 
     name: str
     version: int
     value: T
+    queue_s: float = 0.0
+    run_s: float = 0.0
 
 
-class Gate:
-    """At most `running` inside at once and `waiting` before it; 0 running means no limit."""
+class Ticket:
+    """A call that was submitted; `give_up` ends it for its caller."""
 
-    def __init__(self, running: int, waiting: int) -> None:
-        self._running, self._waiting = running, waiting
-        self._inside = self._before = 0
-        self._freed = threading.Condition()
+    def __init__(self, giving_up: Callable[[ServingError], bool]) -> None:
+        self._giving_up = giving_up
 
-    @contextmanager
-    def enter(self, deadline_s: float | None) -> Iterator[None]:
-        """Wait for a place until `deadline_s`, hold it while the context is open.
+    def give_up(self, error: ServingError | None = None) -> bool:
+        """Answer the call with `error` now; return False when it has been answered already.
 
-        Raises:
-            ServerUnavailable: too many wait already (the code of BA06).
-            DeadlineExceeded: no place came free in time.
+        Runs that wait are dropped; one that runs goes on for its neighbours, or until its deadline.
         """
-        if not self._running:
-            yield
-            return
-        with self._freed:
-            if self._inside >= self._running:
-                if self._before >= self._waiting:
-                    raise ServerUnavailable("The queue of this server is full: "
-                                            f"{self._before} requests wait. Try again later.")
-                self._wait(deadline_s)
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._freed:
-                self._inside -= 1
-                self._freed.notify()
+        return self._giving_up(error or Cancelled("The caller has gone."))
 
-    def _wait(self, deadline_s: float | None) -> None:
-        self._before += 1
+
+class _Request(Generic[T]):
+    """One call on its way: lends a version, schedules the runs, answers exactly once."""
+
+    def __init__(self, pipeline: Pipeline, call: Call[T],
+                 done: Callable[[Answer[T] | ServingError], None]) -> None:
+        self._pipeline, self._call = pipeline, call
+        self._done = [done]  # popped by whoever answers: a list's pop is atomic
+        self._lock = threading.Lock()
+        self._jobs: list[Job] = []
+        self._outcomes: dict[int, Arrays] = {}
+        self._open = 1  # what still holds the lease: `start` itself, then the jobs
+        self._lease: Lease | None = None
+        self._plan: Plan[T] | None = None
+        self._scheduler: Scheduler | None = None
+
+    def start(self) -> None:
+        """Find, plan, schedule; what fails answers the call."""
         try:
-            left = None if deadline_s is None else deadline_s - time.monotonic()
-            if not self._freed.wait_for(lambda: self._inside < self._running, left):
-                self._freed.notify()  # a place that was offered to this one goes to the next
-                raise DeadlineExceeded(TIMED_OUT)
+            self._lease = lease = self._pipeline.versions.borrow(self._call.model)
+            self._plan = plan = self._call.plan(lease.servable.signatures)
+            self._scheduler = scheduler = self._pipeline.scheduler_for(lease.servable)
+            for run in plan.runs:
+                self._jobs.append(Job(lease.name, lease.servable, run, self._call.deadline_s,
+                                      self._job_ended))
+            for job in self._jobs:
+                with self._lock:
+                    self._open += 1
+                try:
+                    scheduler.submit(job)
+                except BaseException:
+                    self._close_one()
+                    raise
+            if not plan.runs:
+                self._finish()
+        except Exception as error:
+            self._answer(as_serving_error(error, self._call.method))
         finally:
-            self._before -= 1
+            self._close_one()
+
+    def _job_ended(self, job: Job, outcome: Arrays | ServingError) -> None:
+        try:
+            if isinstance(outcome, ServingError):
+                self._answer(outcome)
+                return
+            with self._lock:
+                self._outcomes[id(job)] = outcome
+                whole = len(self._outcomes) == len(self._jobs)
+            if whole:
+                self._finish()
+        finally:
+            self._close_one()
+
+    def _finish(self) -> None:
+        assert self._plan is not None and self._lease is not None
+        if not self._done:
+            return
+        try:
+            value = self._plan.finish([self._outcomes[id(job)] for job in self._jobs])
+        except Exception as error:
+            self._answer(as_serving_error(error, self._call.method))
+            return
+        self._answer(Answer(
+            self._lease.name, self._lease.version, value,
+            max((job.started_s - job.queued_s for job in self._jobs), default=0.0),
+            max((job.run_s for job in self._jobs), default=0.0)))
+
+    def _answer(self, outcome: Answer[T] | ServingError) -> bool:
+        try:
+            done = self._done.pop()
+        except IndexError:
+            return False
+        try:
+            done(outcome)
+        except Exception as error:
+            as_serving_error(error, f"the answer of {self._call.method}")
+        return True
+
+    def give_up(self, error: ServingError) -> bool:
+        """See `Ticket.give_up`."""
+        if not self._answer(error):
+            return False
+        for job in self._jobs:
+            if self._scheduler is not None:
+                self._scheduler.give_up(job, error)
+        return True
+
+    def _close_one(self) -> None:
+        with self._lock:
+            self._open -= 1
+            last = self._open == 0
+        if last:
+            if self._lease is not None:
+                self._pipeline.versions.give_back(self._lease)
+            self._pipeline.left()
 
 
 class Pipeline:
@@ -102,50 +173,57 @@ class Pipeline:
 
     Args:
         versions: where loaded versions are lent from.
-        max_running, max_waiting: of the `Gate`.
+        scheduler_for: which scheduler a version's runs go to.
     """
 
-    def __init__(self, versions: Versions, *, max_running: int = 0,
-                 max_waiting: int = 1000) -> None:
+    def __init__(self, versions: Versions, scheduler_for: Callable[[Servable], Scheduler]) -> None:
         self.versions = versions
-        self._gate = Gate(max_running, max_waiting)
+        self.scheduler_for = scheduler_for
         self._inside = 0
         self._left = threading.Condition()
 
+    def submit(self, call: Call[T], done: Callable[[Answer[T] | ServingError], None]) -> Ticket:
+        """Start answering a call; `done` gets the answer, or the error with code and text.
+
+        `done` is called exactly once: on this thread when the call fails early or needs no run,
+        else on a scheduler's thread, or in `Ticket.give_up`. It must not block.
+        """
+        with self._left:
+            self._inside += 1
+        request = _Request(self, call, done)
+        request.start()
+        return Ticket(request.give_up)
+
     def answer(self, call: Call[T]) -> Answer[T]:
-        """Answer one call.
+        """Answer one call, and wait for it, no longer than its deadline.
 
         Raises:
             ServingError: with the code and text that go back to the caller.
         """
-        with self._counted(), self.versions.lease(call.model) as lease:
-            def run(signature: str, inputs: Mapping[str, np.ndarray],
-                    outputs: Sequence[str]) -> Arrays:
-                return self._run(lease, signature, inputs, outputs, call.deadline_s)
+        outcomes: list[Answer[T] | ServingError] = []
+        answered = threading.Event()
 
-            return Answer(lease.name, lease.version, call.work(lease.servable.signatures, run))
+        def done(outcome: Answer[T] | ServingError) -> None:
+            outcomes.append(outcome)
+            answered.set()
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
+        ticket = self.submit(call, done)
+        left = None if call.deadline_s is None else max(0.0, call.deadline_s - time.monotonic())
+        if not answered.wait(left):
+            ticket.give_up(DeadlineExceeded(TIMED_OUT))
+            answered.wait()
+        if isinstance(outcomes[0], ServingError):
+            raise outcomes[0]
+        return outcomes[0]
+
+    def left(self) -> None:
+        """Count a call that has given back all it held."""
         with self._left:
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._left:
-                self._inside -= 1
+            self._inside -= 1
+            if not self._inside:
                 self._left.notify_all()
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no call is being answered; return whether that came true in time."""
         with self._left:
             return self._left.wait_for(lambda: self._inside == 0, timeout_s)
-
-    def _run(self, lease: Lease, signature: str, inputs: Mapping[str, np.ndarray],
-             outputs: Sequence[str], deadline_s: float | None) -> Arrays:
-        servable: Servable = lease.servable
-        with self._gate.enter(deadline_s):
-            left = None if deadline_s is None else deadline_s - time.monotonic()
-            if left is not None and left <= 0:
-                raise DeadlineExceeded(TIMED_OUT)
-            return servable.run(signature, inputs, outputs=outputs, timeout_s=left)

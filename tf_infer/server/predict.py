@@ -1,7 +1,7 @@
 """Predict against a signature: which inputs, which outputs, and the texts when they do not fit.
 
-Statements PR01 to PR30 of TensorFlow Serving's observed behaviour (predict_util.cc). Pure but for
-the `run` that is handed in, so gRPC, REST and warm-up share it.
+Statements PR01 to PR30 of TensorFlow Serving's observed behaviour (predict_util.cc). Pure, so gRPC,
+REST and warm-up share it.
 """
 
 from __future__ import annotations
@@ -11,27 +11,25 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from tf_infer.errors import Code, InvalidRequest, ServerFailure, TfInferError
-from tf_infer.server.contracts import Arrays, RunFn
+from tf_infer.server.contracts import Arrays, Plan, Run, Signatures
 from tf_infer.wire import messages, serving_pb2, tensors
 
 METHOD_NAMES = frozenset(f"tensorflow/serving/{kind}" for kind in
                          ("predict", "classify", "regress"))
 
-Signatures = Mapping[str, serving_pb2.SignatureDef]
 
-
-def predict(signatures: Signatures, request: serving_pb2.PredictRequest, run: RunFn, *,
-            check_method_name: bool = False) -> Arrays:
-    """Answer one PredictRequest with the arrays of its outputs, in the order asked for.
+def plan(signatures: Signatures, request: serving_pb2.PredictRequest, *,
+         check_method_name: bool = False) -> Plan[Arrays]:
+    """Return one run, whose outputs are the answer, in the order asked for.
 
     Raises:
         InvalidRequest: the request does not fit the signature (PR02 to PR06, PR11, PR12).
-        ServingError: of the run itself.
     """
     name = request.model_spec.signature_name or messages.SERVING_DEFAULT
     signature = find(signatures, name, check_method_name=check_method_name)
     inputs = read_inputs(signature, request.inputs)
-    return run(name, inputs, choose_outputs(signature, request.output_filter))
+    outputs = choose_outputs(signature, request.output_filter)
+    return Plan((Run(name, inputs, tuple(outputs)),), lambda found: found[0])
 
 
 def find(signatures: Signatures, name: str, *, check_method_name: bool = False,

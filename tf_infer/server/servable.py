@@ -29,10 +29,16 @@ from tf_infer.errors import (
     ServingError,
     exception_for,
 )
-from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, check_files, read_manifest
+from tf_infer.manifest import (
+    EXTRA_FOLDER,
+    MANIFEST_FILE,
+    ModelManifest,
+    check_files,
+    read_manifest,
+)
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import Arrays, LoadTimes
-from tf_infer.server.pipeline import TIMED_OUT
+from tf_infer.server.scheduler import TIMED_OUT
 from tf_infer.server.warmup import replay_golden, warm_up
 from tf_infer.wire import serving_pb2
 
@@ -83,6 +89,7 @@ class SavedModelServable:
             name: serving_pb2.SignatureDef.FromString(definition.SerializeToString())
             for name, definition in meta_graph.signature_def.items()}
         self._ends: dict[str, _Ends] = {}
+        self.manifest: ModelManifest | None = None
 
     def _load(self, path: Path, tags: Sequence[str]) -> Any:
         try:
@@ -192,10 +199,13 @@ def load_version(path: Path, config: ServerConfig) -> tuple[SavedModelServable, 
         ServingError, ConfigError, ExportError: any of these fails; the version is closed again.
     """
     started = time.perf_counter()
+    manifest = None
     if (Path(path) / EXTRA_FOLDER / MANIFEST_FILE).is_file():
-        check_files(path, read_manifest(path))
+        manifest = read_manifest(path)
+        check_files(path, manifest)
     servable = SavedModelServable(path, tags=config.tags, inter_op_threads=config.inter_op_threads,
                                   intra_op_threads=config.intra_op_threads)
+    servable.manifest = manifest
     try:
         loaded = time.perf_counter()
         records = warm_up(servable, path, iterations=config.warmup_iterations) \

@@ -10,9 +10,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +52,7 @@ class Lease(NamedTuple):
     name: str
     version: int
     servable: Servable
+    entry: _Entry
 
 
 class VersionStatus(NamedTuple):
@@ -126,6 +126,7 @@ class Versions:
                 known = {model.name for model in self._models}
                 self._models = tuple(models)
                 self._labels = {model.name: dict(model.labels) for model in models}
+                self._changed.notify_all()
             if self._poll_s >= 0:
                 self.poll()
             self._wait_for([model.name for model in models if model.name not in known], end)
@@ -225,6 +226,7 @@ class Versions:
 
     def _set(self, entry: _Entry, state: State) -> None:
         entry.state = state
+        self._changed.notify_all()
         log.info("model=%s version=%d state=%s", entry.name, entry.version, state.name)
 
     # ------------------------------------------------------------------ loading, unloading
@@ -282,9 +284,8 @@ class Versions:
 
     # ------------------------------------------------------------------ lending, telling
 
-    @contextmanager
-    def lease(self, ref: ModelRef) -> Iterator[Lease]:
-        """Lend the version that `ref` names for as long as the context is open.
+    def borrow(self, ref: ModelRef) -> Lease:
+        """Lend the version that `ref` names, until `give_back`.
 
         Raises:
             InvalidRequest: an unknown label (CF19).
@@ -294,14 +295,14 @@ class Versions:
             entry = self._find(ref)
             entry.users += 1
             assert entry.servable is not None
-            lease = Lease(entry.name, entry.version, entry.servable)
-        try:
-            yield lease
-        finally:
-            with self._changed:
-                entry.users -= 1
-                if entry.state is State.UNLOADING:
-                    self._changed.notify_all()
+            return Lease(entry.name, entry.version, entry.servable, entry)
+
+    def give_back(self, lease: Lease) -> None:
+        """Take a lent version back, once a lease."""
+        with self._changed:
+            lease.entry.users -= 1
+            if lease.entry.state is State.UNLOADING:
+                self._changed.notify_all()
 
     def _find(self, ref: ModelRef) -> _Entry:
         version = ref.version

@@ -7,10 +7,9 @@ WU13), and `assets.extra/golden.jsonl` with the reference's outputs. Needs no Te
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from tf_infer import config as configs
 from tf_infer.equality import Tolerance, column_names, differences
@@ -33,7 +32,7 @@ from tf_infer.manifest import (
     read_samples,
 )
 from tf_infer.server import inference, predict
-from tf_infer.server.contracts import Arrays, Servable
+from tf_infer.server.contracts import Plan, Servable
 from tf_infer.wire import methods, serving_pb2
 
 MAX_RECORDS = 1000
@@ -109,25 +108,27 @@ def warm_up(servable: Servable, version_dir: Path, *, iterations: int = 1) -> in
 
 
 def _run_record(servable: Servable, record: serving_pb2.PredictionLog) -> None:
-    def run(signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
-        return servable.run(signature, inputs, outputs=outputs, timeout_s=None)
-
     kind = record.WhichOneof("log_type")
+    plan: Plan[Any]
+    if kind is None:
+        return
     if kind == "predict_log":
-        predict.predict(servable.signatures, record.predict_log.request, run)
+        plan = predict.plan(servable.signatures, record.predict_log.request)
     elif kind == "classify_log":
         request = record.classify_log.request
-        inference.classify(servable.signatures, request.model_spec.signature_name, request.input,
-                           run)
+        plan = inference.classify(servable.signatures, request.model_spec.signature_name,
+                                  request.input)
     elif kind == "regress_log":
         regress = record.regress_log.request
-        inference.regress(servable.signatures, regress.model_spec.signature_name, regress.input,
-                          run)
+        plan = inference.regress(servable.signatures, regress.model_spec.signature_name,
+                                 regress.input)
     elif kind == "multi_inference_log":
-        multi = record.multi_inference_log.request
-        inference.multi_inference(servable.signatures, multi, run)
-    elif kind is not None:
+        plan = inference.multi_inference(servable.signatures,
+                                         record.multi_inference_log.request)
+    else:
         raise NotOffered(f"Unsupported log_type for warmup: {kind}")
+    plan.finish([servable.run(run.signature, run.inputs, outputs=run.outputs, timeout_s=None)
+                 for run in plan.runs])
 
 
 def replay_golden(servable: Servable, version_dir: Path) -> int:

@@ -1,0 +1,182 @@
+"""Schedulers: what stands between a request's runs and the servable that runs them.
+
+A `Job` is one run on its way. A scheduler takes it, never blocks the giver, and ends it exactly
+once: on one of its own threads, or in `give_up`. `DirectScheduler` runs every job by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+from tf_infer.errors import Code, DeadlineExceeded, Overloaded, ServerFailure, ServingError
+from tf_infer.server.contracts import Arrays, Run, Servable
+from tf_infer.server.threads import ElasticExecutor
+
+log = logging.getLogger("tf_infer.server")
+
+TIMED_OUT = "Timed out waiting for notification"
+
+# outputs, or what went wrong instead
+Ended = Callable[["Job", "Arrays | ServingError"], None]
+
+
+class Job:
+    """One run on its way.
+
+    Attributes:
+        model: name of the model, for limits and metrics.
+        servable, run: what runs where.
+        deadline_s: on the clock of `time.monotonic`; None for none (LI05).
+        queued_s, started_s: when it came, and when its run began (0.0: not yet), on that clock.
+        run_s: how long its run took.
+    """
+
+    __slots__ = ("_ended", "deadline_s", "model", "queued_s", "run", "run_s", "servable",
+                 "started_s")
+
+    def __init__(self, model: str, servable: Servable, run: Run, deadline_s: float | None,
+                 ended: Ended) -> None:
+        self.model, self.servable, self.run, self.deadline_s = model, servable, run, deadline_s
+        self.queued_s, self.started_s, self.run_s = time.monotonic(), 0.0, 0.0
+        self._ended = ended
+
+    def end(self, outcome: Arrays | ServingError) -> None:
+        """Tell the outcome; only the scheduler that has the job calls it, once."""
+        if self.started_s:
+            self.run_s = time.monotonic() - self.started_s
+        self._ended(self, outcome)
+
+    def expired(self, now_s: float) -> bool:
+        """Whether its deadline has passed."""
+        return self.deadline_s is not None and now_s >= self.deadline_s
+
+
+class Scheduler(Protocol):
+    """See the module."""
+
+    def submit(self, job: Job) -> None:
+        """Take a job.
+
+        Raises:
+            ServingError: it is refused (the queue is full, it can never be run).
+        """
+
+    def give_up(self, job: Job, error: ServingError) -> bool:
+        """End a job that still waits, and return True; False when it runs or has ended."""
+
+    def close(self) -> None:
+        """End the threads when what they have is done."""
+
+
+def run_alone(job: Job) -> Arrays | ServingError:
+    """Run one job in the time it has left, and return what came of it."""
+    job.started_s = time.monotonic()
+    left = None if job.deadline_s is None else job.deadline_s - job.started_s
+    if left is not None and left <= 0:
+        return DeadlineExceeded(TIMED_OUT)
+    try:
+        return job.servable.run(job.run.signature, job.run.inputs, outputs=job.run.outputs,
+                                timeout_s=left)
+    except Exception as error:
+        return as_serving_error(error, "a run")
+
+
+def as_serving_error(error: BaseException, what: str) -> ServingError:
+    """Return the error that goes back to the caller.
+
+    One that is none of ours is logged by type and place: its text may hold the caller's data.
+    """
+    if isinstance(error, ServingError):
+        return error
+    log.error("%s failed with %s at %s", what, type(error).__name__,
+              " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(
+                  traceback.extract_tb(error.__traceback__)[-3:])))
+    return ServerFailure(f"{type(error).__name__} in the server; see its log.")
+
+
+class Waiting:
+    """Counts the jobs that wait, by model, and refuses more than a model may have.
+
+    Args:
+        most: of one model; 0 for no limit.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self._most = most
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def add(self, model: str) -> None:
+        """Count one more.
+
+        Raises:
+            Overloaded: RESOURCE_EXHAUSTED, the model has as many as it may.
+        """
+        with self._lock:
+            if self._most and self._counts[model] >= self._most:
+                raise Overloaded(f"The queue of model {model} is full: {self._most} requests wait. "
+                                 "Try again later.", code=Code.RESOURCE_EXHAUSTED)
+            self._counts[model] += 1
+
+    def remove(self, model: str) -> None:
+        """Count one less."""
+        with self._lock:
+            self._counts[model] -= 1
+            if not self._counts[model]:
+                del self._counts[model]
+
+    def count(self, model: str) -> int:
+        """Return how many wait for a model."""
+        with self._lock:
+            return self._counts[model]
+
+
+class DirectScheduler:
+    """Every job in a thread of its own turn, in the order they come.
+
+    Args:
+        core, most: threads that stay, and threads at most: see threads.py.
+        waiting: counts those that no thread has yet.
+    """
+
+    def __init__(self, core: int, most: int, waiting: Waiting) -> None:
+        self._pool = ElasticExecutor(core, most, name="tf-infer-run")
+        self._waiting = waiting
+        self._lock = threading.Lock()
+        self._queued: set[Job] = set()
+
+    def submit(self, job: Job) -> None:
+        """See `Scheduler.submit`."""
+        self._waiting.add(job.model)
+        with self._lock:
+            self._queued.add(job)
+        self._pool.submit(self._work, job)
+
+    def _take(self, job: Job) -> bool:
+        with self._lock:
+            if job not in self._queued:
+                return False
+            self._queued.discard(job)
+        self._waiting.remove(job.model)
+        return True
+
+    def _work(self, job: Job) -> None:
+        if self._take(job):
+            job.end(run_alone(job))
+
+    def give_up(self, job: Job, error: ServingError) -> bool:
+        """See `Scheduler.give_up`."""
+        if not self._take(job):
+            return False
+        job.end(error)
+        return True
+
+    def close(self) -> None:
+        """See `Scheduler.close`."""
+        self._pool.shutdown(wait=False)
