@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Union
 
 import grpc
@@ -18,7 +19,8 @@ from tf_infer.errors import Cancelled, Code, InvalidRequest, ServerFailure, Serv
 from tf_infer.server import inference, predict
 from tf_infer.server.config import models_from
 from tf_infer.server.contracts import Plan, Signatures
-from tf_infer.server.pipeline import Answer, Call, Pipeline
+from tf_infer.server.metrics import GRPC
+from tf_infer.server.pipeline import Answer, Call, Pipeline, Progress
 from tf_infer.server.replies import Reply
 from tf_infer.server.scheduler import as_serving_error
 from tf_infer.server.versions import ModelRef
@@ -139,9 +141,9 @@ class Service:
         spec = _spec_of(request)
         if not request.metadata_field:
             raise InvalidRequest("GetModelMetadataRequest must specify at least one metadata_field")
-        for field in request.metadata_field:
-            if field != messages.SIGNATURE_DEF:
-                raise InvalidRequest(f"Metadata field {field} is not supported")
+        for name in request.metadata_field:
+            if name != messages.SIGNATURE_DEF:
+                raise InvalidRequest(f"Metadata field {name} is not supported")
 
         def plan(signatures: Signatures) -> Plan[Signatures]:
             return Plan((), lambda outputs: signatures)
@@ -168,6 +170,8 @@ class Service:
                ) -> serving_pb2.ReloadConfigResponse:
         """Answer HandleReloadConfigRequest: take the list, wait for new models (MS11 to MS18)."""
         models = models_from(request.config)
+        metrics = self._pipeline.metrics
+        before = {name: metrics.counter_value(name) for name in request.metric_names}
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             self._pipeline.versions.configure(models, timeout_s=left)
@@ -175,8 +179,8 @@ class Service:
             raise ServingError(str(error), code=Code.DEADLINE_EXCEEDED) from error
         response = serving_pb2.ReloadConfigResponse()
         response.status.error_code = serving_pb2.OK
-        for name in request.metric_names:
-            response.metric.add(name=name, int64_value_increase=0)
+        for name, value in before.items():
+            response.metric.add(name=name, int64_value_increase=metrics.counter_value(name) - value)
         return response
 
     def health(self, request: serving_pb2.HealthCheckRequest, deadline: Deadline,
@@ -205,21 +209,24 @@ class Service:
         """
 
         def behaviour(data: bytes, context: Any, send: Callable[[bytes | None], None]) -> None:
-            started = time.monotonic()
             reply = Reply(context, send)
+            record = _Record(method.name, time.monotonic())
 
             def fail(error: ServingError) -> None:
-                _finish(method, error.code, started)
+                self._finish(record, error.code)
                 reply.fail(error.code, truncated(error.details))
 
             def succeed(response: Any) -> None:
                 content = response.SerializeToString()
-                _finish(method, Code.OK, started)
+                self._finish(record, Code.OK)
                 reply.send(content)
 
             try:
-                asked = answering(_parse(method, data), _deadline(context, started))
+                request = _parse(method, data)
+                record.api, record.model = method.name, _model_named(request)
+                asked = answering(request, _deadline(context, record.started_s))
                 if isinstance(asked, Asked):
+                    record.progress = asked.call.progress
                     self._ask(asked, reply, succeed, fail)
                 else:
                     succeed(asked)
@@ -243,6 +250,41 @@ class Service:
         ticket = self._pipeline.submit(asked.call, done)
         reply.when_gone(lambda: ticket.give_up(Cancelled("The caller has gone, or its deadline "
                                                          "has passed.")))
+
+    def _finish(self, record: _Record, code: Code) -> None:
+        """Tell metrics and log of a call that is answered."""
+        seconds = time.monotonic() - record.started_s
+        self._pipeline.metrics.request(
+            record.model, record.api, GRPC, code, seconds, version=record.progress.version,
+            signature=record.progress.signature)
+        log.debug("method=%s code=%s ms=%.1f", record.method, code.name, seconds * 1000)
+
+
+@dataclass(slots=True)
+class _Record:
+    """What metrics and log want to know of a call.
+
+    Attributes:
+        method: that was called.
+        started_s: when, on the clock of `time.monotonic`.
+        api: the method once its message is understood: before, TensorFlow Serving counts nothing.
+        model: the name that the request gives.
+        progress: how far the pipeline got.
+    """
+
+    method: str
+    started_s: float
+    api: str = ""
+    model: str = ""
+    progress: Progress = field(default_factory=Progress)
+
+
+def _model_named(request: Any) -> str:
+    """Return the model's name that a request gives, empty where it gives none."""
+    if isinstance(request, serving_pb2.MultiInferenceRequest):
+        return request.tasks[0].model_spec.name if request.tasks else ""
+    spec = getattr(request, "model_spec", None)
+    return "" if spec is None else str(spec.name)
 
 
 def _spec_of(request: Any) -> serving_pb2.ModelSpec:
@@ -274,8 +316,3 @@ def _parse(method: methods.Method, data: bytes) -> Any:
         return methods.parse(method.request, data, where=f"request of {method.name}")
     except InvalidRequest as error:  # gRPC itself answers so when its stubs cannot parse
         raise ServerFailure(error.details) from error
-
-
-def _finish(method: methods.Method, code: Code, started: float) -> None:
-    log.debug("method=%s code=%s ms=%.1f", method.name, code.name,
-              (time.monotonic() - started) * 1000)

@@ -2,17 +2,19 @@
 
 Statements MO05 to MO15, WU15 and MS17 of TensorFlow Serving's observed behaviour. Times come in
 seconds; TensorFlow's names hold whole microseconds, as theirs do. An observation costs about a
-microsecond, and what a caller sends cannot make memory grow: a model that was never loaded gets a
-label of its own only while there are fewer than `MAX_UNKNOWN_MODELS` such names.
+microsecond, and what a caller sends cannot make memory grow: a model that was never configured gets
+a label of its own only while there are fewer than `MAX_UNKNOWN_MODELS` such names.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
 
-from tf_infer.errors import Code
+from tf_infer.errors import Code, ServingError
 from tf_infer.server.registry import (
     OTHER,
     Counter,
@@ -85,10 +87,6 @@ class Metrics:
         self._run_us = self._counter("/tensorflow/core/graph_run_time_usecs")
         self._run_times = self._theirs("/tensorflow/core/graph_run_time_usecs_histogram", (),
                                        exponential(1000, 2, 20))
-        self._input_bytes = self._theirs("/tensorflow/core/graph_run_input_tensor_bytes", (),
-                                         exponential(1, 4, 14))
-        self._output_bytes = self._theirs("/tensorflow/core/graph_run_output_tensor_bytes", (),
-                                          exponential(1, 4, 14))
         session = "/tensorflow/serving/batching_session"
         self._batches = self._counter(f"{session}/wrapped_run_count")
         self._queuing = self._theirs(f"{session}/queuing_latency", ("thread_pool_name",),
@@ -105,7 +103,7 @@ class Metrics:
             "tf_infer_request_seconds", "From a request's arrival to its answer, errors too.",
             (*one, "method", "protocol"), _SECONDS)
         self._stages = self._ours(
-            "tf_infer_stage_seconds", "Time of a request in one stage: queue, tokenize, model.",
+            "tf_infer_stage_seconds", "Time of a request in one stage: queue, run.",
             (*one, "stage"), _SECONDS)
         self._batch_rows = self._ours(
             "tf_infer_batch_rows", "Rows of requests that one run answered, without padding.",
@@ -115,9 +113,18 @@ class Metrics:
             one, _SHARES)
         self._unknown_models = self._counter(
             "tf_infer_unknown_models_total",
-            f'Requests for models never loaded that are counted as "{OTHER}".')
+            f'Requests for models never configured that are counted as "{OTHER}".')
 
     # ------------------------------------------------------------------ which labels there are
+
+    def configured(self, models: Iterable[str]) -> None:
+        """Take these models' names as labels from now on."""
+        with self._lock:
+            self._models.update(models)
+
+    def knows(self, model: str) -> bool:
+        """Whether a name is one of ours, and not one that a caller made up."""
+        return model in self._models
 
     def loaded(self, model: str, version: int, signatures: Collection[str]) -> None:
         """Take these names as labels from now on: a version is available."""
@@ -184,7 +191,14 @@ class Metrics:
         self._runtime.observe((self._model(model), api, RUNTIME), _us(seconds))
 
     def stage(self, model: str, version: int, signature: str, stage: str, seconds: float) -> None:
-        """Record how long a request was in one stage: "queue", "tokenize" or "model"."""
+        """Record how long a request was in one stage.
+
+        Args:
+            model, version, signature: what ran.
+            stage: "queue" or "run", and where a run's inside was measured "tokenize", "model",
+                "decode".
+            seconds: of this request, whoever shared the run.
+        """
         self._stages.observe((*self._labels(model, version, signature), stage), seconds)
 
     def examples(self, model: str, count: int) -> None:
@@ -215,14 +229,12 @@ class Metrics:
         self._batch_padding.observe(labels, (padded_rows - rows) / padded_rows
                                     if padded_rows else 0.0)
 
-    def graph_run(self, seconds: float, input_bytes: int, output_bytes: int) -> None:
-        """Record one run of a session."""
+    def graph_run(self, seconds: float) -> None:
+        """Record one run of a session, whatever came of it."""
         microseconds = _us(seconds)
         self._runs.add()
         self._run_us.add((), microseconds)
         self._run_times.observe((), microseconds)
-        self._input_bytes.observe((), input_bytes)
-        self._output_bytes.observe((), output_bytes)
 
     def load(self, model_path: str, code: Code, seconds: float) -> None:
         """Count one attempt to load a version directory."""
@@ -238,9 +250,10 @@ class Metrics:
     # ------------------------------------------------------------------ reading
 
     def gauge(self, name: str, help: str, labels: Sequence[str],
-              read: Callable[[], Mapping[Labels, Number]]) -> None:
+              read: Callable[[], Mapping[Labels, Number]], *,
+              kind: Literal["counter", "gauge"] = "gauge") -> None:
         """Show what `read` returns, label values -> number, whenever the page is asked for."""
-        self._families[name] = Gauge(name, help, labels, read)
+        self._families[name] = Gauge(name, help, labels, read, kind=kind)
 
     def counter_value(self, name: str) -> int:
         """Return the sum of a counter's values, 0 for a name that is none (MS17).
@@ -273,6 +286,22 @@ class Metrics:
               ) -> Histogram:
         family = self._families[name] = self._histogram(name, help, labels, limits=limits)
         return family
+
+
+@contextmanager
+def counted(tell: Callable[[Code, float], None]) -> Iterator[None]:
+    """Tell with which code, and after how many seconds, the inside of the context ended."""
+    started, code = time.perf_counter(), Code.OK
+    try:
+        yield
+    except ServingError as error:
+        code = error.code
+        raise
+    except Exception:
+        code = Code.UNKNOWN
+        raise
+    finally:
+        tell(code, time.perf_counter() - started)
 
 
 class _Unseen(Histogram):

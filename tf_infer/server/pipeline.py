@@ -2,7 +2,7 @@
 
 A protocol turns its message into a `Call`. `Pipeline.submit` finds the version, lends it, plans the
 runs and hands them to a scheduler; no thread is held while they wait or run. Later parts (who may
-call, metrics) have their places here and nowhere else.
+call) have their places here and nowhere else.
 """
 
 from __future__ import annotations
@@ -11,16 +11,32 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from tf_infer.errors import Cancelled, DeadlineExceeded, ServingError
 from tf_infer.server.contracts import Arrays, Plan, Servable, Signatures
+from tf_infer.server.metrics import Metrics
 from tf_infer.server.scheduler import TIMED_OUT, Job, Scheduler, as_serving_error
 from tf_infer.server.versions import Lease, ModelRef, Versions
 
 log = logging.getLogger("tf_infer.server")
 T = TypeVar("T")
+
+TAKES_EXAMPLES = frozenset({"Classify", "Regress", "MultiInference"})
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a call got, for metrics and logs of calls that fail.
+
+    Attributes:
+        version: that was lent, None before.
+        signature: of its first run, empty before the runs are planned.
+    """
+
+    version: int | None = None
+    signature: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +49,7 @@ class Call(Generic[T]):
         plan: what to run, given the version's signatures, and what to make of it.
         deadline_s: on the clock of `time.monotonic`; None for none (LI05).
         entrypoint: the protocol, "GRPC" or "REST".
+        progress: written by the pipeline.
     """
 
     method: str
@@ -40,6 +57,7 @@ class Call(Generic[T]):
     plan: Callable[[Signatures], Plan[T]]
     deadline_s: float | None = None
     entrypoint: str = "GRPC"
+    progress: Progress = field(default_factory=Progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +83,7 @@ class Ticket:
         self._giving_up = giving_up
 
     def give_up(self, error: ServingError | None = None) -> bool:
-        """Answer the call with `error` now; return False when it has been answered already.
+        """Answer the call with an error now; return False when it has been answered already.
 
         Runs that wait are dropped; one that runs goes on for its neighbours, or until its deadline.
         """
@@ -91,7 +109,10 @@ class _Request(Generic[T]):
         """Find, plan, schedule; what fails answers the call."""
         try:
             self._lease = lease = self._pipeline.versions.borrow(self._call.model)
+            self._call.progress.version = lease.version
             self._plan = plan = self._call.plan(lease.servable.signatures)
+            if plan.runs:
+                self._call.progress.signature = plan.runs[0].signature
             self._scheduler = scheduler = self._pipeline.scheduler_for(lease.servable)
             for run in plan.runs:
                 self._jobs.append(Job(lease.name, lease.servable, run, self._call.deadline_s,
@@ -130,13 +151,24 @@ class _Request(Generic[T]):
             return
         try:
             value = self._plan.finish([self._outcomes[id(job)] for job in self._jobs])
+            answer = Answer(
+                self._lease.name, self._lease.version, value,
+                max((job.started_s - job.queued_s for job in self._jobs), default=0.0),
+                max((job.run_s for job in self._jobs), default=0.0))
+            if self._jobs:
+                self._measure(answer)
         except Exception as error:
             self._answer(as_serving_error(error, self._call.method))
             return
-        self._answer(Answer(
-            self._lease.name, self._lease.version, value,
-            max((job.started_s - job.queued_s for job in self._jobs), default=0.0),
-            max((job.run_s for job in self._jobs), default=0.0)))
+        self._answer(answer)
+
+    def _measure(self, answer: Answer[T]) -> None:
+        metrics, signature = self._pipeline.metrics, self._call.progress.signature
+        metrics.runtime(answer.name, self._call.method, answer.queue_s + answer.run_s)
+        metrics.stage(answer.name, answer.version, signature, "queue", answer.queue_s)
+        metrics.stage(answer.name, answer.version, signature, "run", answer.run_s)
+        if self._call.method in TAKES_EXAMPLES:
+            metrics.examples(answer.name, len(next(iter(self._jobs[0].run.inputs.values()))))
 
     def _answer(self, outcome: Answer[T] | ServingError) -> bool:
         try:
@@ -150,12 +182,13 @@ class _Request(Generic[T]):
         return True
 
     def give_up(self, error: ServingError) -> bool:
-        """See `Ticket.give_up`."""
-        if not self._answer(error):
+        """See `Ticket.give_up`; a scheduler may have its own text for a job that waits (BA17)."""
+        if not self._done:
             return False
         for job in self._jobs:
             if self._scheduler is not None:
                 self._scheduler.give_up(job, error)
+        self._answer(error)
         return True
 
     def _close_one(self) -> None:
@@ -174,11 +207,14 @@ class Pipeline:
     Args:
         versions: where loaded versions are lent from.
         scheduler_for: which scheduler a version's runs go to.
+        metrics: hears of every answer's times; the protocols tell it of the requests.
     """
 
-    def __init__(self, versions: Versions, scheduler_for: Callable[[Servable], Scheduler]) -> None:
+    def __init__(self, versions: Versions, scheduler_for: Callable[[Servable], Scheduler],
+                 metrics: Metrics | None = None) -> None:
         self.versions = versions
         self.scheduler_for = scheduler_for
+        self.metrics = metrics or Metrics(page=False)
         self._inside = 0
         self._left = threading.Condition()
 
@@ -215,6 +251,10 @@ class Pipeline:
         if isinstance(outcomes[0], ServingError):
             raise outcomes[0]
         return outcomes[0]
+
+    def in_flight(self) -> int:
+        """Return how many calls are being answered."""
+        return self._inside
 
     def left(self) -> None:
         """Count a call that has given back all it held."""

@@ -160,14 +160,14 @@ class Gauge(Family):
 
     Args:
         read: label values -> number.
+        kind: "counter" for values that only grow, counted elsewhere.
     """
 
-    kind = "gauge"
-
     def __init__(self, name: str, help: str, labels: Sequence[str],
-                 read: Callable[[], Mapping[Labels, Number]]) -> None:
+                 read: Callable[[], Mapping[Labels, Number]], *,
+                 kind: Literal["counter", "gauge"] = "gauge") -> None:
         super().__init__(name, help, labels)
-        self._read = read
+        self._read, self.kind = read, kind
 
     def _samples(self, name: str) -> Iterator[str]:
         values = self._read()

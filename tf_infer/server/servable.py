@@ -38,6 +38,7 @@ from tf_infer.manifest import (
 )
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import Arrays, LoadTimes
+from tf_infer.server.metrics import Metrics, counted
 from tf_infer.server.scheduler import TIMED_OUT
 from tf_infer.server.warmup import replay_golden, warm_up
 from tf_infer.wire import serving_pb2
@@ -60,6 +61,7 @@ class SavedModelServable:
         tags: of the meta graph.
         inter_op_threads, intra_op_threads: of TensorFlow, for the whole process; 0 is its own
             choice, but at least 8 inter-op threads.
+        metrics: is told of every run.
 
     Raises:
         ModelNotFound: no saved_model.pb, or no meta graph with these tags.
@@ -68,7 +70,8 @@ class SavedModelServable:
     """
 
     def __init__(self, path: Path, *, tags: Sequence[str] = ("serve",), inter_op_threads: int = 0,
-                 intra_op_threads: int = 0) -> None:
+                 intra_op_threads: int = 0, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics(page=False)
         if not any((Path(path) / name).is_file()
                    for name in ("saved_model.pb", "saved_model.pbtxt")):
             raise ModelNotFound(
@@ -129,6 +132,7 @@ class SavedModelServable:
         fetches = [ends.outputs[name] for name in outputs]
         options = None if timeout_s is None else pywrap_tf_session.TF_NewBufferFromString(
             _run_options(max(1, round(timeout_s * 1000))))
+        started = time.perf_counter()
         try:
             values = self._session._call_tf_sessionrun(options, feeds, fetches, [], None)
         except tf.errors.OpError as error:
@@ -136,6 +140,7 @@ class SavedModelServable:
         except UnicodeDecodeError as error:  # an op's text that quotes bytes of the request
             raise InvalidRequest(error.object.decode("utf-8", "replace")) from None
         finally:
+            self._metrics.graph_run(time.perf_counter() - started)
             if options is not None:
                 pywrap_tf_session.TF_DeleteBuffer(options)
         return {name: np.asarray(value, None if not isinstance(value, (bytes, str)) else object)
@@ -192,8 +197,14 @@ def _translated(error: Any) -> ServingError:
     return exception_for(Code(error.error_code), text)
 
 
-def load_version(path: Path, config: ServerConfig) -> tuple[SavedModelServable, LoadTimes]:
+def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = None,
+                 ) -> tuple[SavedModelServable, LoadTimes]:
     """Load a version, check its files, warm it up and replay its golden samples.
+
+    Args:
+        path: the version directory.
+        config: how to load it.
+        metrics: is told of the load, the warm-up and every run.
 
     Raises:
         ServingError, ConfigError, ExportError: any of these fails; the version is closed again.
@@ -203,12 +214,15 @@ def load_version(path: Path, config: ServerConfig) -> tuple[SavedModelServable, 
     if (Path(path) / EXTRA_FOLDER / MANIFEST_FILE).is_file():
         manifest = read_manifest(path)
         check_files(path, manifest)
-    servable = SavedModelServable(path, tags=config.tags, inter_op_threads=config.inter_op_threads,
-                                  intra_op_threads=config.intra_op_threads)
+    metrics = metrics or Metrics(page=False)
+    with counted(lambda code, seconds: metrics.load(str(path), code, seconds)):
+        servable = SavedModelServable(
+            path, tags=config.tags, inter_op_threads=config.inter_op_threads,
+            intra_op_threads=config.intra_op_threads, metrics=metrics)
     servable.manifest = manifest
     try:
         loaded = time.perf_counter()
-        records = warm_up(servable, path, iterations=config.warmup_iterations) \
+        records = warm_up(servable, path, iterations=config.warmup_iterations, metrics=metrics) \
             if config.warmup else 0
         warm = time.perf_counter()
         samples = replay_golden(servable, path) if config.golden_replay else 0

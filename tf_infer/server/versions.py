@@ -27,6 +27,7 @@ from tf_infer.errors import (
 from tf_infer.server.config import ModelConfig, check_models
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import Seen, State, aspired, plan, start_outcome, versions_in
+from tf_infer.server.metrics import Metrics
 
 log = logging.getLogger("tf_infer.server")
 
@@ -81,12 +82,15 @@ class Versions:
         labels_for_unavailable: FL36.
         load_threads: loads at once.
         poll_s: how often the folders are looked at; 0 once per configuration, negative never.
+        metrics: is told which models and versions there are.
     """
 
     def __init__(self, load: LoadFn, *, max_load_retries: int = 5,
                  load_retry_interval_s: float = 60.0, labels_for_unavailable: bool = False,
-                 load_threads: int = 4, poll_s: float = 1.0) -> None:
+                 load_threads: int = 4, poll_s: float = 1.0,
+                 metrics: Metrics | None = None) -> None:
         self._load = load
+        self._metrics = metrics or Metrics(page=False)
         self._retries = max_load_retries
         self._interval_s = load_retry_interval_s
         self._labels_for_unavailable = labels_for_unavailable
@@ -127,6 +131,7 @@ class Versions:
                 self._models = tuple(models)
                 self._labels = {model.name: dict(model.labels) for model in models}
                 self._changed.notify_all()
+            self._metrics.configured(model.name for model in models)
             if self._poll_s >= 0:
                 self.poll()
             self._wait_for([model.name for model in models if model.name not in known], end)
@@ -244,6 +249,8 @@ class Versions:
                 break
             log.warning("model=%s version=%d load attempt=%d code=%s error=%s", entry.name,
                         entry.version, attempt + 1, error.code.name, error.details)
+        if entry.servable is not None:
+            self._metrics.loaded(entry.name, entry.version, entry.servable.signatures)
         with self._changed:
             late = error is None and self._stopping.is_set()
             entry.error, entry.tried = error, error is not None
@@ -277,6 +284,7 @@ class Versions:
             servable, entry.servable = entry.servable, None
         if servable is not None:
             servable.close()
+        self._metrics.unloaded(entry.name, entry.version)
         with self._changed:
             entry.error, entry.tried = None, False
             self._set(entry, State.END)

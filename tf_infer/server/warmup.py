@@ -32,7 +32,8 @@ from tf_infer.manifest import (
     read_samples,
 )
 from tf_infer.server import inference, predict
-from tf_infer.server.contracts import Plan, Servable
+from tf_infer.server.contracts import Plan, Servable, Signatures
+from tf_infer.server.metrics import Metrics, counted
 from tf_infer.wire import methods, serving_pb2
 
 MAX_RECORDS = 1000
@@ -84,8 +85,15 @@ def read_records(path: Path) -> Iterator[bytes]:
             yield data
 
 
-def warm_up(servable: Servable, version_dir: Path, *, iterations: int = 1) -> int:
+def warm_up(servable: Servable, version_dir: Path, *, iterations: int = 1,
+            metrics: Metrics | None = None) -> int:
     """Run the warm-up records of a version; return how many were read, 0 when there is no file.
+
+    Args:
+        servable: the version.
+        version_dir: its directory.
+        iterations: how often each record runs.
+        metrics: is told how it ended (WU15).
 
     Raises:
         ServingError: a record is broken, of an unknown kind, or fails (WU07 to WU12).
@@ -94,41 +102,61 @@ def warm_up(servable: Servable, version_dir: Path, *, iterations: int = 1) -> in
     if not path.is_file():
         return 0
     read = 0
-    for data in read_records(path):
-        read += 1
-        if read > MAX_RECORDS:
-            raise InvalidRequest(f"Number of warmup records exceeds the maximum ({MAX_RECORDS})")
-        try:
-            record = methods.parse(serving_pb2.PredictionLog, data, where=WARMUP_FILE)
-        except InvalidRequest as error:
-            raise InvalidRequest(f"Failed to parse warmup record {read} from {path}") from error
-        for _ in range(max(1, iterations)):
-            _run_record(servable, record)
+
+    def tell(code: Code, seconds: float) -> None:
+        if metrics is not None:
+            metrics.warmup(str(version_dir), code, seconds, read)
+
+    with counted(tell):
+        for record in read_log(path):
+            read += 1
+            for _ in range(max(1, iterations)):
+                _run_record(servable, record)
     return read
 
 
-def _run_record(servable: Servable, record: serving_pb2.PredictionLog) -> None:
+def read_log(path: Path) -> Iterator[serving_pb2.PredictionLog]:
+    """Yield the warm-up records of a file.
+
+    Raises:
+        ServingError: a record is broken, or there are too many (WU08 to WU10).
+    """
+    for number, data in enumerate(read_records(path), start=1):
+        if number > MAX_RECORDS:
+            raise InvalidRequest(f"Number of warmup records exceeds the maximum ({MAX_RECORDS})")
+        try:
+            yield methods.parse(serving_pb2.PredictionLog, data, where=WARMUP_FILE)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"Failed to parse warmup record {number} from {path}") from error
+
+
+def plan_record(signatures: Signatures, record: serving_pb2.PredictionLog) -> Plan[Any] | None:
+    """Return what a record runs; None for one with no request inside (WU11).
+
+    Raises:
+        ServingError: it does not fit the signatures, or is of an unknown kind (WU12).
+    """
     kind = record.WhichOneof("log_type")
-    plan: Plan[Any]
     if kind is None:
-        return
+        return None
     if kind == "predict_log":
-        plan = predict.plan(servable.signatures, record.predict_log.request)
-    elif kind == "classify_log":
+        return predict.plan(signatures, record.predict_log.request)
+    if kind == "classify_log":
         request = record.classify_log.request
-        plan = inference.classify(servable.signatures, request.model_spec.signature_name,
-                                  request.input)
-    elif kind == "regress_log":
+        return inference.classify(signatures, request.model_spec.signature_name, request.input)
+    if kind == "regress_log":
         regress = record.regress_log.request
-        plan = inference.regress(servable.signatures, regress.model_spec.signature_name,
-                                 regress.input)
-    elif kind == "multi_inference_log":
-        plan = inference.multi_inference(servable.signatures,
-                                         record.multi_inference_log.request)
-    else:
-        raise NotOffered(f"Unsupported log_type for warmup: {kind}")
-    plan.finish([servable.run(run.signature, run.inputs, outputs=run.outputs, timeout_s=None)
-                 for run in plan.runs])
+        return inference.regress(signatures, regress.model_spec.signature_name, regress.input)
+    if kind == "multi_inference_log":
+        return inference.multi_inference(signatures, record.multi_inference_log.request)
+    raise NotOffered(f"Unsupported log_type for warmup: {kind}")
+
+
+def _run_record(servable: Servable, record: serving_pb2.PredictionLog) -> None:
+    plan = plan_record(servable.signatures, record)
+    if plan is not None:
+        plan.finish([servable.run(run.signature, run.inputs, outputs=run.outputs, timeout_s=None)
+                     for run in plan.runs])
 
 
 def replay_golden(servable: Servable, version_dir: Path) -> int:
