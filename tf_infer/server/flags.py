@@ -6,13 +6,13 @@ built yet is refused when it is set to anything but its default; it never silent
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union
 
 from tf_infer.errors import InvalidRequest, NotOffered
+from tf_infer.server import cpus
 from tf_infer.server.config import ModelConfig, ServerConfig, models_below, read_config_file
 
 Value = Union[str, int, float, bool]
@@ -35,7 +35,7 @@ class Flag(NamedTuple):
     status: Literal["works", "inert", "later", "ours"] = "works"
 
 
-CPUS = os.cpu_count() or 1
+CPUS = cpus.usable()
 
 FLAGS: tuple[Flag, ...] = (
     Flag("port", 8500, "TCP port of gRPC; 0 only with --grpc_socket_path"),

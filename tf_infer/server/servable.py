@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +35,7 @@ from tf_infer.manifest import (
     check_files,
     read_manifest,
 )
+from tf_infer.server import cpus
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import Arrays, LoadTimes
 from tf_infer.server.metrics import Metrics, counted
@@ -60,7 +60,7 @@ class SavedModelServable:
         path: version directory with saved_model.pb.
         tags: of the meta graph.
         inter_op_threads, intra_op_threads: of TensorFlow, for the whole process; 0 is its own
-            choice, but at least 8 inter-op threads.
+            choice within the container's quota, but at least 8 inter-op threads.
         metrics: is told of every run.
 
     Raises:
@@ -79,8 +79,8 @@ class SavedModelServable:
                 f"{path}. Is the export or the copy still running, or was it interrupted?")
         settings = tf.compat.v1.ConfigProto(
             inter_op_parallelism_threads=inter_op_threads or max(
-                MIN_INTER_OP_THREADS, os.cpu_count() or 1),
-            intra_op_parallelism_threads=intra_op_threads)
+                MIN_INTER_OP_THREADS, cpus.usable()),
+            intra_op_parallelism_threads=intra_op_threads or cpus.limit())
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=settings)
         try:
             meta_graph = self._load(path, tags)

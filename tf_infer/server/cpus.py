@@ -1,0 +1,97 @@
+"""How many CPUs this process may use: its affinity, and the quota of its container.
+
+`os.cpu_count` is the machine's. A container that may use two CPUs of 64 would get 64 threads that
+fight for two, and be stopped by the kernel for most of each period. Linux tells a quota per cgroup:
+version 2 in `cpu.max`, version 1 in `cpu.cfs_quota_us` and `cpu.cfs_period_us`; a process obeys
+that of its own group and of every group above it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+def affinity() -> int:
+    """Return how many CPUs the process may run on, whatever its quota."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def usable(*, root: Path = CGROUPS, own: Path = OWN_GROUPS, cpus: int | None = None) -> int:
+    """Return how many CPUs the process may use, >= 1: a part of one counts as one.
+
+    Args:
+        root: where cgroups are mounted.
+        own: the file that names the process's groups.
+        cpus: those it may run on; None asks.
+    """
+    cpus = affinity() if cpus is None else cpus
+    return min([cpus, *(math.ceil(quota) for quota in quotas(root, own))])
+
+
+def limit(*, root: Path = CGROUPS, own: Path = OWN_GROUPS, cpus: int | None = None) -> int:
+    """Return `usable` where a quota makes it less than the affinity says, else 0.
+
+    Libraries that choose their threads by affinity, as TensorFlow does, need no other number.
+    """
+    cpus = affinity() if cpus is None else cpus
+    found = usable(root=root, own=own, cpus=cpus)
+    return found if found < cpus else 0
+
+
+def quotas(root: Path, own: Path) -> Iterator[float]:
+    """Yield every quota in CPUs that holds for the process."""
+    for folder in _folders(root, _lines(own)):
+        quota = _version_2(folder) or _version_1(folder)
+        if quota:
+            yield quota
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _folders(root: Path, groups: Iterable[str]) -> Iterator[Path]:
+    """Yield the folder of each of the process's groups, and of each group above it.
+
+    A container sees its own group as the root of the mount, whatever path `groups` names; the
+    folders that do not exist are read as having no quota.
+    """
+    for line in groups:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        mounts = [controllers, "cpu"] if "cpu" in controllers.split(",") else (
+            ["", "unified"] if not controllers else [])
+        group = PurePosixPath(path.lstrip("/"))
+        for mount in dict.fromkeys(mounts):
+            for name in (group, *group.parents):
+                yield root / mount / name
+
+
+def _version_2(folder: Path) -> float:
+    words = " ".join(_lines(folder / "cpu.max")).split()
+    return _share(*words) if len(words) == 2 else 0.0
+
+
+def _version_1(folder: Path) -> float:
+    quota, period = (" ".join(_lines(folder / f"cpu.cfs_{name}_us"))
+                     for name in ("quota", "period"))
+    return _share(quota, period)
+
+
+def _share(quota: str, period: str) -> float:
+    """Return quota / period; 0.0 for "max", -1 and what is no number: no limit."""
+    try:
+        return max(0.0, int(quota) / int(period))
+    except (ValueError, ZeroDivisionError):
+        return 0.0
