@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_infer.manifest import SignatureSpec
+from tf_infer.stages import STAGES, stage_of
 from tf_infer.tasks.base import Task
 from tf_infer.tasks.causal_lm import CausalLM
 
@@ -17,6 +18,8 @@ Arrays = Mapping[str, np.ndarray]
 ATOL = 1e-4  # float32 through two layers and up to 8 summed log-probabilities; shapes differ
 HOSTILE = [b"", b"a", b"Where is my parcel?", b"zero\x00byte", b"\x00", b"\xff\xfe\xc3(\x80",
            "naïve 中文 🙂🏽 שלום".encode(), b" \t\n ", b"\xf0\x9f", b"x" * 1_000_000]
+# what gives a decoder's options their defaults, before any stage
+DEFAULTS = ("Const", "Shape", "StridedSlice", "Fill", "Cast", "Pack", "Reshape")
 COMPILED = ("serving_default", "generate", "ids")  # whose core XLA compiles
 
 
@@ -35,6 +38,10 @@ class Paths:
     def _function(self, path: str, signature: str) -> Any:
         if path == "eager":
             return self.task.signatures()[signature].function
+        return self.traced(path, signature)
+
+    def traced(self, path: str, signature: str) -> Any:
+        """Return the concrete function of a signature, traced once."""
         key = (path, signature)
         if key not in self._traced:
             task = self.task if path == "graph" else self.compiled
@@ -145,6 +152,15 @@ def cut_padding(outputs: Arrays, spec: SignatureSpec, wanted: Arrays) -> dict[st
 
 
 # ---------------------------------------------------------------------------- checks
+
+
+def every_operation_has_a_stage(paths: Paths, path: str) -> None:
+    """Traces tell the stages apart; only inputs, captured weights and outputs are of none."""
+    paths.ask(path, "serving_default", inputs_for(paths.task, "serving_default", [b"a text"]))
+    operations = paths.traced(path, "serving_default").graph.get_operations()
+    assert {stage_of(one.name) for one in operations} == {None, *STAGES}
+    outside = {one.type for one in operations if stage_of(one.name) is None}
+    assert outside <= {"Placeholder", "Identity", "NoOp", *DEFAULTS}
 
 
 def outputs_are_what_the_spec_says(paths: Paths) -> None:

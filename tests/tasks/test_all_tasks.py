@@ -34,6 +34,11 @@ def test_no_rows_give_no_rows(paths: Paths) -> None:
     suite.no_rows_give_no_rows(paths)
 
 
+@pytest.mark.parametrize("path", ["graph", "xla"])
+def test_every_operation_stands_below_the_name_of_its_stage(paths: Paths, path: str) -> None:
+    suite.every_operation_has_a_stage(paths, path)
+
+
 def test_saved_is_loaded(paths: Paths, tmp_path: Path) -> None:
     suite.saved_is_loaded(paths, load(save(paths.task, tmp_path / "model")))
 

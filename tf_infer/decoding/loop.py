@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tf_infer.decoding.contracts import Cache, Hypotheses, Limits, Start, StepFn
 from tf_infer.decoding.score import token_log_probs
+from tf_infer.stages import DECODING
 
 # logits [N, V], tokens produced so far [N] int32 -> next tokens [N] int32
 Choose: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -60,7 +61,13 @@ def advance(progress: Progress, logits: tf.Tensor, limits: Limits, choose: Choos
 
     A row stays live until it chooses an end id or holds min(max_new_tokens, capacity) tokens.
     """
-    chosen = choose(logits, progress.lengths)                                # [N]
+    with tf.name_scope(DECODING):
+        return _advanced(progress, logits, limits, choose(logits, progress.lengths))
+
+
+def _advanced(progress: Progress, logits: tf.Tensor, limits: Limits, chosen: tf.Tensor
+              ) -> Progress:
+    """Write down what `chosen` [N] int32 means for every row."""
     tokens = tf.where(progress.live, chosen, limits.pad_id)
     ends = progress.live & _is_end(chosen, limits.end_ids)
     kept = progress.live & ~ends

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, ParamSpec, Self, TypeVar
 
 import keras
 import tensorflow as tf
 
 from tf_infer.config import TaskConfig
 from tf_infer.manifest import SignatureSpec, TensorSpec
+from tf_infer.stages import CORE
 from tf_infer.tasks.grid import in_chunks, in_slices
 from tf_infer.text.contracts import TextCodec
 
 Compiled = Literal["none", "xla"]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Signature(NamedTuple):
@@ -34,11 +38,23 @@ class Signature(NamedTuple):
         return {spec.name: tensor_spec(spec) for spec in self.spec.inputs}
 
 
+def in_stage(scope: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Name what a function adds to a graph after a stage (`stages.SCOPES`), for traces of runs."""
+    def decorated(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def scoped(*arguments: P.args, **keywords: P.kwargs) -> T:
+            with tf.name_scope(scope):
+                return function(*arguments, **keywords)
+        return scoped
+    return decorated
+
+
 class Task:
     """Text in, answer out: `preprocess` (strings allowed), `core` (dense), `postprocess` (strings).
 
     A signature runs the three in a row. Only `core` may be compiled by XLA, because strings cannot
-    be; it then sees nothing but shapes of the grid.
+    be; it then sees nothing but shapes of the grid. The operations of each stand below a name scope
+    of `stages`.
 
     Attributes:
         config: all that is needed to build it again, without its weights.
@@ -80,10 +96,11 @@ class Task:
         Under XLA rows are also padded to a size of the grid, so that every shape is compiled once
         and no shape is met by surprise.
         """
-        if self._compiled_core is None:
-            return in_slices(self.core, dense, self.core_specs(), self.config.grid.rows[-1])
-        ordered = {name: dense[name] for name in self.core_specs()}
-        return in_chunks(self._compiled_core, ordered, self.config.grid)
+        with tf.name_scope(CORE):
+            if self._compiled_core is None:
+                return in_slices(self.core, dense, self.core_specs(), self.config.grid.rows[-1])
+            ordered = {name: dense[name] for name in self.core_specs()}
+            return in_chunks(self._compiled_core, ordered, self.config.grid)
 
     def _compile(self) -> Callable[..., dict[str, tf.Tensor]]:
         # One trace with free rows serves every size; XLA compiles it once for each that it meets.

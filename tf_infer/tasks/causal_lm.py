@@ -13,8 +13,9 @@ from tf_infer.decoding.loop import run
 from tf_infer.decoding.score import sequence_scores
 from tf_infer.manifest import SignatureSpec, TensorSpec
 from tf_infer.networks.contracts import Cache
+from tf_infer.stages import CORE, POSTPROCESS, PREPROCESS
 from tf_infer.tasks import options
-from tf_infer.tasks.base import Signature, Task, by_name, rows, tensor_spec
+from tf_infer.tasks.base import Signature, Task, by_name, in_stage, rows, tensor_spec
 from tf_infer.tasks.grid import in_slices, require, same_rows
 from tf_infer.text.contracts import TokenBatch, Tokens
 from tf_infer.text.packing import pack, pad_id
@@ -54,6 +55,7 @@ class CausalLM(Task):
 
     # ------------------------------------------------------------------ strings -> dense -> strings
 
+    @in_stage(PREPROCESS)
     def preprocess(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         """`prompt` [B] string and every option [B] -> what `core` takes."""
         same_rows(inputs)
@@ -86,6 +88,7 @@ class CausalLM(Task):
         return {"ids": found.ids[:, 0], "length": found.lengths[:, 0],
                 "score": found.scores[:, 0], "finished": found.finished[:, 0]}
 
+    @in_stage(POSTPROCESS)
     def postprocess(self, **dense: tf.Tensor) -> dict[str, tf.Tensor]:
         """What `core` gave, and the prompt's `prompt_ids`, `prompt_lengths` -> the outputs."""
         text = self._continuation(dense["prompt_ids"], dense["prompt_lengths"], dense["ids"],
@@ -185,6 +188,15 @@ class CausalLM(Task):
 
         Rows are read a few at a time, so that their logits are no more than LOGITS numbers.
         """
+        dense, length = self._joined(prompt, continuation)
+        specs = {name: tf.TensorSpec([None, None], tensor.dtype) for name, tensor in dense.items()}
+        scores = in_stage(CORE)(in_slices)(self._scored, dense, specs, self._rows_for(dense["ids"]))
+        return {**scores, "length": length}
+
+    @in_stage(PREPROCESS)
+    def _joined(self, prompt: tf.Tensor, continuation: tf.Tensor
+                ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """Return rows of prompt and continuation, [B, T] each, and how many ids count [B]."""
         same_rows({"prompt": prompt, "continuation": continuation})
         whole = tf.strings.join([prompt, continuation])
         tokens = self.codec.encode(whole, offsets=True)
@@ -197,10 +209,7 @@ class CausalLM(Task):
         require(tf.equal(length, wanted),
                 f"prompt + continuation: expected at most {self.config.grid.tokens[-1] - 1} ids "
                 "that reach into the continuation.", wanted)
-        dense = {"ids": batch.ids, "mask": batch.mask, "counted": counted}
-        specs = {name: tf.TensorSpec([None, None], tensor.dtype) for name, tensor in dense.items()}
-        return {**in_slices(self._scored, dense, specs, self._rows_for(batch.ids)),
-                "length": length}
+        return {"ids": batch.ids, "mask": batch.mask, "counted": counted}, length
 
     def _scored(self, *, ids: tf.Tensor, mask: tf.Tensor, counted: tf.Tensor
                 ) -> dict[str, tf.Tensor]:
@@ -213,12 +222,14 @@ class CausalLM(Task):
         most = tf.maximum(LOGITS // (places * self.network.vocab_size), 1)
         return tf.cast(tf.minimum(most, self.config.grid.rows[-1]), tf.int32)
 
+    @in_stage(PREPROCESS)
     def _encoded(self, *, text: tf.Tensor) -> dict[str, tf.Tensor]:
         tokens = self.codec.encode(text, offsets=True)
         batch = self._pack(tokens, tokens.ids.row_lengths() == 0)
         return {"ids": batch.ids, "mask": tf.cast(batch.mask, tf.int32),
                 "starts": batch.starts, "ends": batch.ends}
 
+    @in_stage(POSTPROCESS)
     def _decoded(self, *, ids: tf.Tensor, length: tf.Tensor) -> dict[str, tf.Tensor]:
         same_rows({"ids": ids, "length": length})
         require((length >= 0) & (length <= tf.shape(ids)[1]),
@@ -248,6 +259,7 @@ class CausalLM(Task):
             rows("score", "float32", note="log-probability of tokens and end id, nats"), *state)
         return inputs, outputs
 
+    @in_stage(CORE)
     def _steps(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         """Read `ids`, then produce `count` tokens in each row; all state goes in and comes out.
 

@@ -9,8 +9,9 @@ import tensorflow as tf
 from tf_infer.config import ClassifierConfig
 from tf_infer.decoding.argmax import above, best
 from tf_infer.manifest import SignatureSpec, TensorSpec
+from tf_infer.stages import POSTPROCESS, PREPROCESS
 from tf_infer.tasks import examples
-from tf_infer.tasks.base import Signature, Task, by_name, rows
+from tf_infer.tasks.base import Signature, Task, by_name, in_stage, rows
 from tf_infer.tasks.grid import pad_tokens, require, same_rows
 from tf_infer.text.contracts import TokenBatch
 from tf_infer.text.packing import pack, pad_id
@@ -56,6 +57,7 @@ class Classifier(Task):
                   else tf.nn.softmax(calibrated, axis=-1))
         return {"logits": logits, "scores": scores}
 
+    @in_stage(POSTPROCESS)
     def postprocess(self, **dense: tf.Tensor) -> dict[str, tf.Tensor]:
         """`logits`, `scores` [B, C] -> the outputs of `serving_default`."""
         scores, names = dense["scores"], tf.constant(self.config.classes)
@@ -103,6 +105,7 @@ class Classifier(Task):
             specs.append(rows("segments", "int32", None, note="1 on the second text of a pair"))
         return tuple(specs)
 
+    @in_stage(PREPROCESS)
     def _encode(self, inputs: Mapping[str, tf.Tensor], *, offsets: bool) -> TokenBatch:
         same_rows(inputs)
         first, *second = (self.codec.encode(inputs[name], offsets=offsets)
@@ -114,6 +117,10 @@ class Classifier(Task):
         return self.postprocess(**self.run_core(**self.preprocess(**inputs)))
 
     def _from_ids(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"logits": self.run_core(**self._checked(**inputs))["logits"]}
+
+    @in_stage(PREPROCESS)
+    def _checked(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         same_rows(inputs)
         ids, mask = inputs["ids"], inputs["mask"]
         require(tf.equal(tf.shape(mask)[1], tf.shape(ids)[1]),
@@ -126,12 +133,12 @@ class Classifier(Task):
         require(tf.reduce_all((segments == 0) | (segments == 1), axis=-1),
                 "segments: expected 0 or 1.")
         grid = self.config.grid
-        dense = {"ids": pad_tokens(ids, grid, pad_id(self.codec)),
-                 "mask": pad_tokens(mask, grid) != 0, "segments": pad_tokens(segments, grid)}
-        return {"logits": self.run_core(**dense)["logits"]}
+        return {"ids": pad_tokens(ids, grid, pad_id(self.codec)),
+                "mask": pad_tokens(mask, grid) != 0, "segments": pad_tokens(segments, grid)}
 
     def _classify(self, *, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        scores = self._answer(**examples.parse(inputs, self._text_names()))["scores"]
+        texts = in_stage(PREPROCESS)(examples.parse)(inputs, self._text_names())
+        scores = self._answer(**texts)["scores"]
         names = tf.constant(self.config.classes)
         return {"classes": tf.broadcast_to(names, tf.shape(scores)), "scores": scores}
 
