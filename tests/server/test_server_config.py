@@ -136,7 +136,8 @@ def test_FL20_a_relative_base_path_is_refused() -> None:
     (["--tensorflow_session_parallelism=1", "--tensorflow_intra_op_parallelism=1",
       "--tensorflow_inter_op_parallelism=1"], InvalidRequest, "parallelism"),         # FL24
     (["--ssl_config_file=/s"], NotOffered, "--ssl_config_file"),
-    (["--rest_api_port=1", "--enable_batching"], NotOffered, "--rest_api_port, --enable_batching"),
+    (["--ssl_config_file=1", "--prefer_tflite_model"], NotOffered,
+     "--ssl_config_file, --prefer_tflite_model"),
 ])
 def test_flags_that_cannot_be_obeyed_are_refused(
         arguments: list[str], error: type[TfInferError], words: str) -> None:

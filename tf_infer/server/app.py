@@ -28,10 +28,12 @@ from tf_infer.errors import (
     ServingError,
     TfInferError,
 )
+from tf_infer.server import gauges
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import State
 from tf_infer.server.grpc_service import Service
+from tf_infer.server.metrics import Metrics
 from tf_infer.server.pipeline import Pipeline
 from tf_infer.server.schedulers import Schedulers
 from tf_infer.server.threads import ElasticExecutor
@@ -57,13 +59,17 @@ class Server:
 
     def __init__(self, config: ServerConfig, *, load: LoadFn | None = None) -> None:
         self.config = config
+        self.metrics = Metrics(page=config.monitoring.enabled)
+        self.schedulers = Schedulers(config, gauges.batches(self.metrics))
         self.versions = Versions(
-            load or _saved_model_loader(config), max_load_retries=config.max_load_retries,
+            self.schedulers.reading(load or _saved_model_loader(config, self.metrics)),
+            max_load_retries=config.max_load_retries,
             load_retry_interval_s=config.load_retry_interval_s,
             labels_for_unavailable=config.labels_for_unavailable,
-            load_threads=config.load_threads, poll_s=config.poll_s)
-        self.schedulers = Schedulers(config)
-        self.pipeline = Pipeline(self.versions, self.schedulers.of)
+            load_threads=config.load_threads, poll_s=config.poll_s, metrics=self.metrics)
+        self.pipeline = Pipeline(self.versions, self.schedulers.of, self.metrics)
+        gauges.register(self.metrics, self.versions, in_flight=self.pipeline.in_flight,
+                        waiting=self.schedulers.waiting.count)
         self._service = Service(self.pipeline, tensor_content=config.tensor_content,
                                 check_method_names=config.check_method_names, health=config.health)
         self._readers = ElasticExecutor(1, MAX_READERS, name="tf-infer-grpc")
@@ -159,7 +165,7 @@ def _bind(server: grpc.Server, address: str) -> None:
                                 "not allowed. Choose another --port.")
 
 
-def _saved_model_loader(config: ServerConfig) -> LoadFn:
+def _saved_model_loader(config: ServerConfig, metrics: Metrics) -> LoadFn:
     """Return a LoadFn for SavedModels; TensorFlow is imported here, once and not per version."""
     try:
         from tf_infer.server.servable import load_version
@@ -168,7 +174,7 @@ def _saved_model_loader(config: ServerConfig) -> LoadFn:
                              "pip install 'tf_infer[server]'") from error
 
     def load(path: Path) -> tuple[Servable, LoadTimes]:
-        return load_version(path, config)
+        return load_version(path, config, metrics)
 
     return load
 

@@ -26,7 +26,7 @@ import bisect
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from tf_infer.config import ShapeGrid, check
+from tf_infer.config import BytesConfig, CodecConfig, ShapeGrid, check
 from tf_infer.errors import Code
 
 # Failures that say nothing about a row: running the same rows again, fewer at once, cannot help.
@@ -97,6 +97,11 @@ def limits_for(grid: ShapeGrid, *, compiled: bool, max_tokens: int = 1024) -> Te
     """
     return TextLimits(max_rows=grid.rows[-1], max_tokens=max_tokens, widths=grid.tokens,
                       row_sizes=grid.rows if compiled else ())
+
+
+def bytes_per_token(codec: CodecConfig) -> float:
+    """Return what `rows.longest_row` should assume of a model's tokenizer."""
+    return 1.0 if isinstance(codec, BytesConfig) else 4.0
 
 
 @dataclass(frozen=True, slots=True)

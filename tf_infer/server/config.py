@@ -9,12 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from google.protobuf import text_format
+from typing import Literal
 
 from tf_infer.config import check
 from tf_infer.errors import ConfigError, InvalidRequest
+from tf_infer.server.protos import read_text_proto
+from tf_infer.server.serving_batching import BatchingParameters
 from tf_infer.wire import serving_pb2
 
 PLATFORM = "tensorflow"
@@ -45,6 +45,14 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Monitoring:
+    """Whether there is a page of metrics on the HTTP port, and where (MO01 to MO03)."""
+
+    enabled: bool = False
+    path: str = "/monitoring/prometheus/metrics"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
     """All settings of one server. Defaults are TensorFlow Serving's where it has the setting.
 
@@ -66,9 +74,16 @@ class ServerConfig:
         threads: runs of models at once, at most; see threads.py.
         max_queued: requests of one model that may wait for a run; more are refused with
             RESOURCE_EXHAUSTED. 0 for no limit.
+        batching: TensorFlow Serving's batching, None for none (BA01).
+        per_model_batching: only for versions with a file of their own; of `batching` only the
+            threads count (BA20).
+        scheduler: what models with our manifest get without `batching`: "text", our own batching,
+            or "none".
+        batch_workers: batches of our own that run at once.
         drain_s: how long running requests are waited for at the end.
         channel_arguments: of gRPC, as TensorFlow Serving's `--grpc_channel_arguments`.
         inter_op_threads, intra_op_threads: of TensorFlow, 0 for its own choice.
+        monitoring: the page of metrics.
     """
 
     models: tuple[ModelConfig, ...]
@@ -89,17 +104,25 @@ class ServerConfig:
     tags: tuple[str, ...] = ("serve",)
     threads: int = 64
     max_queued: int = 0
+    batching: BatchingParameters | None = None
+    per_model_batching: bool = False
+    scheduler: Literal["text", "none"] = "text"
+    batch_workers: int = 1
     drain_s: float = 10.0
     channel_arguments: tuple[tuple[str, str | int], ...] = ()
     inter_op_threads: int = 0
     intra_op_threads: int = 0
+    monitoring: Monitoring = field(default_factory=Monitoring)
 
     def __post_init__(self) -> None:
         where = "ServerConfig"
         check(0 <= self.port <= 65535, f"{where}.port", "0 to 65535", self.port)
         check(self.port > 0 or self.socket_path != "", f"{where}.port",
               "a port, or a --grpc_socket_path", self.port)
-        check(self.threads >= 1, f"{where}.threads", ">= 1", self.threads)
+        for name in ("threads", "batch_workers"):
+            check(getattr(self, name) >= 1, f"{where}.{name}", ">= 1", getattr(self, name))
+        check(self.scheduler in ("text", "none"), f"{where}.scheduler", '"text" or "none"',
+              self.scheduler)
         for name in ("max_load_retries", "max_queued", "drain_s"):
             check(getattr(self, name) >= 0, f"{where}.{name}", ">= 0", getattr(self, name))
         check_models(self.models)
@@ -127,20 +150,14 @@ def read_config_file(path: str | Path) -> tuple[ModelConfig, ...]:
     return models_from(read_text_proto(path, serving_pb2.ModelServerConfig()))
 
 
-def read_text_proto(path: str | Path, message: Any) -> Any:
-    """Fill `message` from a text file.
+def read_monitoring_file(path: str | Path) -> Monitoring:
+    """Read a text file of TensorFlow Serving's MonitoringConfig.
 
     Raises:
-        InvalidRequest: the file is missing or does not parse.
+        InvalidRequest: the file is missing or does not parse (FL25).
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        text_format.Parse(text, message)
-    except OSError as error:
-        raise InvalidRequest(f"{path}: cannot be read: {error.strerror}.") from error
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"Invalid protobuf file: '{path}'. {error}") from error
-    return message
+    prometheus = read_text_proto(path, serving_pb2.MonitoringConfig()).prometheus_config
+    return Monitoring(enabled=prometheus.enable, path=prometheus.path or Monitoring().path)
 
 
 def models_from(message: serving_pb2.ModelServerConfig) -> tuple[ModelConfig, ...]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Union
 from tf_infer.errors import InvalidRequest, NotOffered
 from tf_infer.server import cpus
 from tf_infer.server.config import ModelConfig, ServerConfig, models_below, read_config_file
+from tf_infer.server.serving_batching import BatchingParameters, read_parameters
 
 Value = Union[str, int, float, bool]
 
@@ -36,6 +37,7 @@ class Flag(NamedTuple):
 
 
 CPUS = cpus.usable()
+BATCH_WORKERS = 1
 
 FLAGS: tuple[Flag, ...] = (
     Flag("port", 8500, "TCP port of gRPC; 0 only with --grpc_socket_path"),
@@ -64,9 +66,10 @@ FLAGS: tuple[Flag, ...] = (
     Flag("rest_api_num_threads", 4 * CPUS, "threads of HTTP", "inert"),
     Flag("rest_api_timeout_in_ms", 30_000, "limit of a REST request", "inert"),
     Flag("rest_api_enable_cors_support", False, "CORS headers", "inert"),
-    Flag("enable_batching", False, "join concurrent requests", "later"),
-    Flag("enable_per_model_batching_parameters", False, "batching_params.pbtxt per model", "later"),
-    Flag("batching_parameters_file", "", "text BatchingParameters", "later"),
+    Flag("enable_batching", False, "join concurrent requests as TensorFlow Serving does"),
+    Flag("enable_per_model_batching_parameters", False,
+         "... only those of versions with a batching_params.pbtxt, by its parameters"),
+    Flag("batching_parameters_file", "", "text BatchingParameters"),
     Flag("model_config_file_poll_wait_seconds", 0, "read the file anew so often", "later"),
     Flag("monitoring_config_file", "", "text MonitoringConfig", "later"),
     Flag("ssl_config_file", "", "text SSLConfig", "later"),
@@ -93,6 +96,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag("enable_golden_replay", True, "replay assets.extra/golden.jsonl at load", "ours"),
     Flag("max_queued_requests", 0,
          "requests of one model that may wait; more get RESOURCE_EXHAUSTED; 0: no limit", "ours"),
+    Flag("scheduler", "text", "how requests to models with a manifest are joined: text (by length) "
+         "or none; --enable_batching goes before it", "ours"),
+    Flag("batch_workers", 0, "batches of that scheduler that run at once; 0: chosen", "ours"),
     Flag("drain_seconds", 10.0, "how long running requests are waited for at the end", "ours"),
     Flag("verbose", False, "log every call (never its data)", "ours"),
     Flag("write_tf_serving_config", "",
@@ -229,15 +235,31 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
         health=values["enable_grpc_healthcheck_service"],
         tags=tuple(tag.strip() for tag in values["saved_model_tags"].split(",") if tag.strip()),
         threads=values["grpc_max_threads"] if values["grpc_max_threads"] > 0 else 64,
-        max_queued=values["max_queued_requests"], drain_s=values["drain_seconds"],
+        max_queued=values["max_queued_requests"], batching=batching_parameters(values),
+        per_model_batching=values["enable_per_model_batching_parameters"],
+        scheduler=values["scheduler"], batch_workers=values["batch_workers"] or BATCH_WORKERS,
+        drain_s=values["drain_seconds"],
         channel_arguments=channel_arguments(values["grpc_channel_arguments"]),
         inter_op_threads=inter or parallelism, intra_op_threads=intra or parallelism)
 
 
-def _refuse_what_is_missing(values: Mapping[str, Any]) -> None:
+def batching_parameters(values: Mapping[str, Any]) -> BatchingParameters | None:
+    """Return TensorFlow Serving's batching as the flags ask for it, None for none.
+
+    Raises:
+        InvalidRequest: a file without --enable_batching (FL22), or one that breaks a rule.
+    """
     if values["batching_parameters_file"] and not values["enable_batching"]:
         raise InvalidRequest("server_options.batching_parameters_file is set without setting "
                              "server_options.enable_batching to true.")
+    if not values["enable_batching"]:
+        return None
+    if not values["batching_parameters_file"]:
+        return BatchingParameters()
+    return read_parameters(values["batching_parameters_file"])
+
+
+def _refuse_what_is_missing(values: Mapping[str, Any]) -> None:
     asked = [f"--{flag.name}" for flag in FLAGS
              if flag.status == "later" and values[flag.name] != flag.default]
     if asked:

@@ -5,6 +5,7 @@ The texts and codes are those of TensorFlow Serving's batching: statements BA07 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -36,8 +37,18 @@ def count_rows(inputs: Inputs) -> int:
 
 
 def form_of(inputs: Inputs) -> Hashable:
-    """Return what two requests must have in common to be joined without padding."""
-    return tuple((name, array.dtype, array.shape[1:]) for name, array in sorted(inputs.items()))
+    """Return what requests have in common that can be joined without padding."""
+    return tuple((name, inputs[name].dtype, inputs[name].shape[1:]) for name in sorted(inputs))
+
+
+def dtypes_of(inputs: Inputs) -> Hashable:
+    """Return what requests have in common that can be joined, perhaps with padding."""
+    return tuple((name, inputs[name].dtype) for name in sorted(inputs))
+
+
+def cut(inputs: Inputs, start: int, rows: int) -> Arrays:
+    """Return some rows of a request, views of them (BA21)."""
+    return {name: array[start:start + rows] for name, array in inputs.items()}
 
 
 def longest_row(inputs: Inputs, *, bytes_per_token: float = 4.0, added_tokens: int = 2) -> int:
@@ -70,49 +81,56 @@ def join(requests: Sequence[Inputs], *, size: int | None = None,
     """Join the inputs of requests along dimension 0, in their order.
 
     Args:
-        requests: one or more, each with the same names; every array with its rows first.
-        size: rows to fill the batch up to (BA07); None for no more than there are.
-        pad_variable_length: widen later dimensions (BA11) instead of refusing (BA10).
+        requests: one or more with the same names, checked by `count_rows`.
+        size: rows to fill the batch up to, with copies of the first row of the last request that
+            has one (BA07); None for no more than there are.
+        pad_variable_length: make later dimensions equal (BA11) instead of refusing (BA10).
 
     Returns:
         New arrays; those of a single request that needs no padding as they are.
 
     Raises:
-        InvalidRequest: BA10, or dtypes, names or ranks that differ; it concerns all of `requests`.
+        InvalidRequest: BA10, or dtypes or ranks differ; it concerns all of `requests` (BA16).
     """
-    if len(requests) == 1 and size is None:
-        return dict(requests[0])
     return {name: _joined(name, [request[name] for request in requests], size, pad_variable_length)
             for name in requests[0]}
 
 
 def _joined(name: str, arrays: list[np.ndarray], size: int | None, pad: bool) -> np.ndarray:
     first = arrays[0]
+    if any(array.dtype != first.dtype for array in arrays):
+        raise InvalidRequest(f"Tensors with name '{name}' from different tasks have different "
+                             "dtypes. Send the dtype of the signature.")
     if any(array.shape[1:] != first.shape[1:] for array in arrays):
-        if not pad:
-            raise InvalidRequest(
-                f"Tensors with name '{name}' from different tasks have different shapes and "
-                "padding is turned off. Set pad_variable_length_inputs to true, or ensure that all "
-                "tensors with the same name have equal dimensions starting with the first dim.",
-                code=Code.FAILED_PRECONDITION)
-        arrays = _widened(arrays)
-    missing = 0 if size is None else size - sum(len(array) for array in arrays)
-    if missing > 0:
-        last = next((array for array in reversed(arrays) if len(array)), None)
-        if last is not None:
-            arrays = [*arrays, np.repeat(last[:1], missing, axis=0)]
-    return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+        arrays = _widened(name, arrays, pad)
+    missing = 0 if size is None else size - sum(map(len, arrays))
+    last = next((array for array in reversed(arrays) if len(array)), None)
+    if missing > 0 and last is not None:
+        arrays = [*arrays, np.repeat(last[:1], missing, axis=0)]
+    return np.concatenate(arrays) if len(arrays) > 1 else first
 
 
-def _widened(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    shape = tuple(max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays)))
-    wide = []
-    for array in arrays:
-        if array.shape[1:] != shape:
-            full = np.full((len(array), *shape), array.flat[0], dtype=array.dtype)
-            full[tuple(slice(0, n) for n in array.shape)] = array
-            array = full
-        wide.append(array)
+def _widened(name: str, arrays: list[np.ndarray], pad: bool) -> list[np.ndarray]:
+    """Pad every array at the end of each later dimension with its own first value."""
+    if not pad or len({array.ndim for array in arrays}) > 1:
+        advice = "have different ranks, which padding cannot make equal." if pad else (
+            "have different shapes and padding is turned off. Set pad_variable_length_inputs to "
+            "true, or ensure that all tensors with the same name have equal dimensions starting "
+            "with the first dim.")
+        raise InvalidRequest(f"Tensors with name '{name}' from different tasks {advice}",
+                             code=Code.FAILED_PRECONDITION)
+    shape = tuple(map(max, zip(*(array.shape[1:] for array in arrays))))
+    return [array if array.shape[1:] == shape else _padded(array, shape) for array in arrays]
+
+
+def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    wide = np.empty((len(array), *shape), dtype=array.dtype)
+    if not wide.size:
+        return wide
+    if not array.size:
+        raise InvalidRequest("Got empty tensor in batch of non-empty tensors.")
+    wide[...] = array.flat[0]  # not np.full: it drops zero bytes at the end of a string
+    wide[tuple(map(slice, array.shape))] = array
     return wide
 
 
@@ -137,9 +155,5 @@ def split(outputs: Mapping[str, np.ndarray], counts: Sequence[int], *, size: int
             raise InvalidRequest(
                 "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
                 "sizes of the input tensors", code=Code.FAILED_PRECONDITION)
-    parts: list[Arrays] = []
-    start = 0
-    for count in counts:
-        parts.append({name: array[start:start + count] for name, array in outputs.items()})
-        start += count
-    return parts
+    starts = itertools.accumulate(counts, initial=0)
+    return [cut(outputs, start, count) for start, count in zip(starts, counts)]

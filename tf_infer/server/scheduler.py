@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tf_infer.errors import Code, DeadlineExceeded, Overloaded, ServerFailure, ServingError
@@ -21,6 +21,14 @@ from tf_infer.server.threads import ElasticExecutor
 log = logging.getLogger("tf_infer.server")
 
 TIMED_OUT = "Timed out waiting for notification"
+
+# jobs that ran as one, the rows of each, and the rows that were run
+Observe = Callable[["Sequence[Job]", "Sequence[int]", int], None]
+
+
+def unobserved(jobs: Sequence[Job], counts: Sequence[int], padded_rows: int) -> None:
+    """Tell nobody of a batch."""
+
 
 # outputs, or what went wrong instead
 Ended = Callable[["Job", "Arrays | ServingError"], None]
@@ -100,7 +108,7 @@ def as_serving_error(error: BaseException, what: str) -> ServingError:
     return ServerFailure(f"{type(error).__name__} in the server; see its log.")
 
 
-class Waiting:
+class WaitingCounts:
     """Counts the jobs that wait, by model, and refuses more than a model may have.
 
     Args:
@@ -145,7 +153,7 @@ class DirectScheduler:
         waiting: counts those that no thread has yet.
     """
 
-    def __init__(self, core: int, most: int, waiting: Waiting) -> None:
+    def __init__(self, core: int, most: int, waiting: WaitingCounts) -> None:
         self._pool = ElasticExecutor(core, most, name="tf-infer-run")
         self._waiting = waiting
         self._lock = threading.Lock()

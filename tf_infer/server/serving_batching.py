@@ -6,12 +6,13 @@ has one `Queue` (BA09, BA24); the loop of `scheduler.py` owns the threads and th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tf_infer.errors import InvalidRequest, Overloaded, ServerUnavailable
-from tf_infer.server.config import read_text_proto
+from tf_infer.server.protos import read_text_proto
 from tf_infer.wire import serving_pb2
 
 PER_MODEL_FILE = "batching_params.pbtxt"
@@ -93,9 +94,9 @@ def parameters_from(message: serving_pb2.BatchingParameters) -> BatchingParamete
         "max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads",
         "thread_pool_name", "enable_large_batch_splitting", "max_execution_batch_size")
         if message.HasField(name)}
-    if given.get("num_batch_threads", 1) < 1:
-        raise InvalidRequest(
-            f"num_batch_threads must be positive; was {given['num_batch_threads']}")
+    for name in ("num_batch_threads", "max_execution_batch_size"):
+        if given.get(name, 1) < 1:
+            raise InvalidRequest(f"{name} must be positive; was {given[name]}")
     parameters = BatchingParameters(
         **given, allowed_batch_sizes=tuple(message.allowed_batch_sizes),
         pad_variable_length_inputs=message.pad_variable_length_inputs)
@@ -276,9 +277,12 @@ def next_queue(queues: Sequence[Queue], start: int, *, now_s: float) -> int | No
 def drop_expired(batch: QueuedBatch, *, now_s: float,
                  ) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     """Return (pieces to run, pieces whose time ran out while they waited) (BA17)."""
-    late = tuple(piece for piece in batch.pieces
-                 if piece.deadline_s is not None and piece.deadline_s <= now_s)
-    return tuple(piece for piece in batch.pieces if piece not in late), late
+    live: list[Piece] = []
+    late: list[Piece] = []
+    for piece in batch.pieces:
+        in_time = piece.deadline_s is None or piece.deadline_s > now_s
+        (live if in_time else late).append(piece)
+    return tuple(live), tuple(late)
 
 
 def timed_out() -> Overloaded:
@@ -287,9 +291,13 @@ def timed_out() -> Overloaded:
 
 
 def timeout_s(deadlines: Iterable[float | None], *, now_s: float) -> float | None:
-    """Return how long a batch may run: the largest time left (BA18); None for no limit."""
-    left = [None if deadline is None else deadline - now_s for deadline in deadlines]
-    return None if None in left or not left else max(x for x in left if x is not None)
+    """Return how long a batch may run: the largest time left of one or more (BA18); None: no limit.
+
+    Args:
+        deadlines: of its requests, on the clock of `now_s`; None for none.
+    """
+    latest = max(math.inf if deadline is None else deadline for deadline in deadlines)
+    return None if latest == math.inf else latest - now_s
 
 
 def padded_rows(rows: int, allowed: Sequence[int]) -> int:
