@@ -207,7 +207,7 @@ def test_mo13_metrics_without_labels_start_at_zero() -> None:
 
 def test_mo14_batches_are_counted_with_the_time_their_requests_waited() -> None:
     metrics = serving()
-    metrics.batch("m", 1, "serving_default", [Task(2, 0.001), Task(3, 0.004)], 8)
+    metrics.batch("m", "serving_default", [Task(2, 0.001), Task(3, 0.004)], 8)
     found = samples(metrics)
     session = ":tensorflow:serving:batching_session:"
     assert found[f"{session}wrapped_run_count{{}}"] == 1
@@ -216,7 +216,7 @@ def test_mo14_batches_are_counted_with_the_time_their_requests_waited() -> None:
     assert found[f"{session}input_batch_size_sum{{}}"] == 5
     assert found[f"{session}processed_batch_size_sum{{}}"] == 8
     assert found[f'{session}padding_size_sum{{execution_batch_size="8"}}'] == 3
-    ours = 'model="m",version="1",signature="serving_default"'
+    ours = 'model="m",signature="serving_default"'
     assert found[f"tf_infer_batch_rows_sum{{{ours}}}"] == 5
     assert found[f"tf_infer_batch_padding_ratio_sum{{{ours}}}"] == 3 / 8
 
@@ -263,9 +263,8 @@ def test_our_requests_are_counted_by_version_signature_method_protocol_and_code(
 
 def test_our_histograms_take_a_value_at_the_limit_below_it_as_prometheus_says() -> None:
     metrics = serving()
-    metrics.batch("m", 1, "serving_default", [Task(8, 0.0)], 8)
-    found = buckets(metrics, "tf_infer_batch_rows",
-                    'model="m",version="1",signature="serving_default"')
+    metrics.batch("m", "serving_default", [Task(8, 0.0)], 8)
+    found = buckets(metrics, "tf_infer_batch_rows", 'model="m",signature="serving_default"')
     assert dict(found)["8"] == 1
     assert dict(found)["4"] == 0
 
@@ -286,7 +285,6 @@ def test_a_version_that_is_gone_leaves_no_metrics_of_ours_behind() -> None:
     for version in (1, 2):
         metrics.request("m", "Predict", "GRPC", Code.OK, 0.02, version=version,
                         signature="serving_default")
-        metrics.batch("m", version, "serving_default", [Task(1, 0.0)], 1)
         metrics.stage("m", version, "serving_default", "queue", 0.1)
     metrics.unloaded("m", 1)
     page = metrics.page().decode()
@@ -435,7 +433,7 @@ def busy() -> Metrics:
     metrics.request('odd "name"\n\\', "predict", "REST", Code.NOT_FOUND, 0.02)
     metrics.runtime("m", "Predict", 0.01)
     metrics.stage("m", 1, "serving_default", "queue", 0.1)
-    metrics.batch("m", 1, "serving_default", [Task(1, 0.0)], 4)
+    metrics.batch("m", "serving_default", [Task(1, 0.0)], 4)
     metrics.examples("m", 2)
     metrics.load("/models/m/1", Code.OK, 1.0)
     metrics.warmup("/models/m/1", Code.OK, 1.0, 3)

@@ -1,18 +1,20 @@
 """Gauges of a server: what is in flight, what waits, which versions there are, what it holds.
 
-They are read when the page is, and cost nothing in between.
+They are read when the page is, and cost nothing in between. What a scheduler tells of its batches
+comes through here, too.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tf_infer.errors import ModelNotFound
-from tf_infer.server.metrics import Metrics
+from tf_infer.server.metrics import Metrics, Task
 from tf_infer.server.registry import Labels, Number
+from tf_infer.server.scheduler import Job, Observe
 from tf_infer.server.versions import Versions
 from tf_infer.version import __version__
 
@@ -46,6 +48,16 @@ def register(metrics: Metrics, versions: Versions, *, in_flight: Callable[[], in
     metrics.gauge("process_open_fds", "Open file descriptors.", (), open_files)
     metrics.gauge("process_cpu_seconds_total", "Processor time, user and system.", (),
                   lambda: {(): round(time.process_time(), 3)}, kind="counter")
+
+
+def batches(metrics: Metrics) -> Observe:
+    """Return what a scheduler tells of its batches, for `metrics` to hear."""
+
+    def observe(jobs: Sequence[Job], counts: Sequence[int], padded_rows: int) -> None:
+        tasks = [Task(rows, job.started_s - job.queued_s) for job, rows in zip(jobs, counts)]
+        metrics.batch(jobs[0].model, jobs[0].run.signature, tasks, padded_rows)
+
+    return observe
 
 
 def states(versions: Versions) -> dict[Labels, Number]:

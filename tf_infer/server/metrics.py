@@ -107,10 +107,10 @@ class Metrics:
             (*one, "stage"), _SECONDS)
         self._batch_rows = self._ours(
             "tf_infer_batch_rows", "Rows of requests that one run answered, without padding.",
-            one, _ROWS)
+            ("model", "signature"), _ROWS)
         self._batch_padding = self._ours(
             "tf_infer_batch_padding_ratio", "Share of a run's rows that is padding, 0 to 1.",
-            one, _SHARES)
+            ("model", "signature"), _SHARES)
         self._unknown_models = self._counter(
             "tf_infer_unknown_models_total",
             f'Requests for models never configured that are counted as "{OTHER}".')
@@ -136,8 +136,7 @@ class Metrics:
         """Drop what our own metrics hold of a version that is gone."""
         with self._lock:
             self._signatures.pop((model, str(version)), None)
-        for family in (self._our_requests, self._our_seconds, self._stages, self._batch_rows,
-                       self._batch_padding):
+        for family in (self._our_requests, self._our_seconds, self._stages):
             family.forget(model=model, version=str(version))
 
     def _model(self, name: str) -> str:
@@ -207,12 +206,11 @@ class Metrics:
         self._example_counts.observe((name,), count)
         self._example_total.add((name,), count)
 
-    def batch(self, model: str, version: int, signature: str, tasks: Sequence[Task],
-              padded_rows: int) -> None:
+    def batch(self, model: str, signature: str, tasks: Sequence[Task], padded_rows: int) -> None:
         """Record one run that answered one request or several (MO14).
 
         Args:
-            model, version, signature: what ran.
+            model, signature: what ran; names of ours, not of callers.
             tasks: the requests in it.
             padded_rows: rows that were run, those of `tasks` and the padding.
         """
@@ -224,7 +222,7 @@ class Metrics:
         self._batches.add()
         self._run_rows.observe((), padded_rows)
         self._padding.observe((str(padded_rows),), padded_rows - rows)
-        labels = self._labels(model, version, signature)
+        labels = (model, signature)
         self._batch_rows.observe(labels, rows)
         self._batch_padding.observe(labels, (padded_rows - rows) / padded_rows
                                     if padded_rows else 0.0)
