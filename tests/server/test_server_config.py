@@ -135,9 +135,9 @@ def test_FL20_a_relative_base_path_is_refused() -> None:
     (["--batching_parameters_file=/b"], InvalidRequest, "enable_batching"),           # FL22
     (["--tensorflow_session_parallelism=1", "--tensorflow_intra_op_parallelism=1",
       "--tensorflow_inter_op_parallelism=1"], InvalidRequest, "parallelism"),         # FL24
-    (["--ssl_config_file=/s"], NotOffered, "--ssl_config_file"),
-    (["--ssl_config_file=1", "--prefer_tflite_model"], NotOffered,
-     "--ssl_config_file, --prefer_tflite_model"),
+    (["--platform_config_file=/s"], NotOffered, "--platform_config_file"),
+    (["--mixed_precision=1", "--prefer_tflite_model"], NotOffered,
+     "--prefer_tflite_model, --mixed_precision"),
 ])
 def test_flags_that_cannot_be_obeyed_are_refused(
         arguments: list[str], error: type[TfInferError], words: str) -> None:

@@ -28,7 +28,7 @@ from tf_infer.errors import (
     ServingError,
     TfInferError,
 )
-from tf_infer.server import gauges
+from tf_infer.server import gauges, tls
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import State
@@ -86,8 +86,10 @@ class Server:
         """Load all models, then open the port.
 
         Raises:
-            ServingError: a model failed for good (FL30), or the port is taken (FL13).
+            ServingError: a model failed for good (FL30), the port is taken (FL13), or there are no
+                credentials as configured.
         """
+        credentials = tls.credentials_for(self.config)
         self.versions.configure(self.config.models)
         server = grpc.server(self._readers, options=(  # type: ignore[arg-type]
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -95,9 +97,9 @@ class Server:
             ("grpc.so_reuseport", 0), *self.config.channel_arguments))
         server.add_generic_rpc_handlers(tuple(self._service.handlers()))
         if self.config.port:
-            _bind(server, f"{self.config.host}:{self.config.port}")
+            _bind(server, f"{self.config.host}:{self.config.port}", credentials)
         if self.config.socket_path:
-            _bind(server, f"unix:{self.config.socket_path}")
+            _bind(server, f"unix:{self.config.socket_path}", credentials)
         server.start()
         self._grpc = server
         log.info("serving addresses=%s", ",".join(self.addresses))
@@ -155,9 +157,10 @@ def _times(times: LoadTimes) -> str:
     return ", ".join(parts)
 
 
-def _bind(server: grpc.Server, address: str) -> None:
+def _bind(server: grpc.Server, address: str, credentials: tls.MakeCredentials | None) -> None:
     try:
-        bound = server.add_insecure_port(address)
+        bound = (server.add_secure_port(address, credentials()) if credentials
+                 else server.add_insecure_port(address))
     except RuntimeError:
         bound = 0
     if not bound:

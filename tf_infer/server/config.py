@@ -60,6 +60,8 @@ class ServerConfig:
         models: what is served.
         port: TCP port of gRPC on `host`; 0 for none, which needs a `socket_path`.
         socket_path: UNIX socket of gRPC, empty for none.
+        ssl_config_file: text SSLConfig for both, empty for plain text; see tls.py.
+        alts: Google's ALTS instead.
         poll_s: how often the folders are looked at; 0 once, negative never.
         max_load_retries: further attempts after a failed load, `load_retry_interval_s` apart.
         load_threads: versions loaded at once.
@@ -90,6 +92,8 @@ class ServerConfig:
     host: str = "0.0.0.0"
     port: int = 8500
     socket_path: str = ""
+    ssl_config_file: str = ""
+    alts: bool = False
     poll_s: float = 1.0
     max_load_retries: int = 5
     load_retry_interval_s: float = 60.0
@@ -119,6 +123,8 @@ class ServerConfig:
         check(0 <= self.port <= 65535, f"{where}.port", "0 to 65535", self.port)
         check(self.port > 0 or self.socket_path != "", f"{where}.port",
               "a port, or a --grpc_socket_path", self.port)
+        check(not (self.alts and self.ssl_config_file), f"{where}.alts",
+              "ALTS or an SSL config file, not both", self.alts)
         for name in ("threads", "batch_workers"):
             check(getattr(self, name) >= 1, f"{where}.{name}", ">= 1", getattr(self, name))
         check(self.scheduler in ("text", "none"), f"{where}.scheduler", '"text" or "none"',
@@ -158,6 +164,23 @@ def read_monitoring_file(path: str | Path) -> Monitoring:
     """
     prometheus = read_text_proto(path, serving_pb2.MonitoringConfig()).prometheus_config
     return Monitoring(enabled=prometheus.enable, path=prometheus.path or Monitoring().path)
+
+
+def read_ssl_config(path: str | Path) -> serving_pb2.SSLConfig:
+    """Read a text file of SSLConfig: PEM texts, not paths (TL01).
+
+    Raises:
+        InvalidRequest: the file is missing, does not parse (TL08), or leaves out what TLS needs.
+    """
+    message: serving_pb2.SSLConfig = read_text_proto(
+        path, serving_pb2.SSLConfig(), secret=True)
+    missing = [name for name in ("server_key", "server_cert") if not getattr(message, name)]
+    if message.client_verify and not message.custom_ca:
+        missing.append("custom_ca, whom client_verify asks")
+    if missing:
+        raise InvalidRequest(f"{path}: expected the PEM texts server_key and server_cert, and "
+                             f"custom_ca with client_verify; missing: {', '.join(missing)}.")
+    return message
 
 
 def models_from(message: serving_pb2.ModelServerConfig) -> tuple[ModelConfig, ...]:

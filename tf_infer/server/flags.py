@@ -13,7 +13,13 @@ from typing import Any, Literal, NamedTuple, Union
 
 from tf_infer.errors import InvalidRequest, NotOffered
 from tf_infer.server import cpus
-from tf_infer.server.config import ModelConfig, ServerConfig, models_below, read_config_file
+from tf_infer.server.config import (
+    ModelConfig,
+    ServerConfig,
+    models_below,
+    read_config_file,
+    read_ssl_config,
+)
 from tf_infer.server.serving_batching import BatchingParameters, read_parameters
 
 Value = Union[str, int, float, bool]
@@ -72,8 +78,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("batching_parameters_file", "", "text BatchingParameters"),
     Flag("model_config_file_poll_wait_seconds", 0, "read the file anew so often", "later"),
     Flag("monitoring_config_file", "", "text MonitoringConfig", "later"),
-    Flag("ssl_config_file", "", "text SSLConfig", "later"),
-    Flag("use_alts_credentials", False, "ALTS", "later"),
+    Flag("ssl_config_file", "", "text SSLConfig: gRPC speaks TLS only; read anew when it changes"),
+    Flag("use_alts_credentials", False, "Google's ALTS for gRPC; on Google Cloud only"),
     Flag("platform_config_file", "", "text PlatformConfigMap", "later"),
     Flag("tensorflow_session_config_file", "", "text ConfigProto", "later"),
     Flag("thread_pool_factory_config_file", "", "text ThreadPoolConfig", "later"),
@@ -215,6 +221,11 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
         NotOffered: a flag whose meaning is not built yet.
     """
     _refuse_what_is_missing(values)
+    if values["use_alts_credentials"] and values["ssl_config_file"]:
+        raise InvalidRequest("Either use_alts_credentials must be false OR ssl_config_file must be "
+                             "empty.")
+    if values["ssl_config_file"]:
+        read_ssl_config(values["ssl_config_file"])  # what is wrong with it is said at once
     parallelism = values["tensorflow_session_parallelism"]
     intra, inter = (values[f"tensorflow_{kind}_op_parallelism"] for kind in ("intra", "inter"))
     if parallelism > 0 and intra > 0 and inter > 0:
@@ -222,7 +233,9 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
                              "(intra_op and inter_op), not both.")
     return ServerConfig(
         models=models_of(values), host=values["host"], port=values["port"],
-        socket_path=values["grpc_socket_path"], poll_s=values["file_system_poll_wait_seconds"],
+        socket_path=values["grpc_socket_path"],
+        ssl_config_file=values["ssl_config_file"], alts=values["use_alts_credentials"],
+        poll_s=values["file_system_poll_wait_seconds"],
         max_load_retries=values["max_num_load_retries"],
         load_retry_interval_s=values["load_retry_interval_micros"] / 1e6,
         load_threads=values["num_load_threads"] or CPUS,
