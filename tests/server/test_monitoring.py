@@ -9,12 +9,14 @@ import threading
 import time
 import tracemalloc
 from bisect import bisect_left
+from pathlib import Path
 
 import pytest
 
-from tf_infer.errors import Code
-from tf_infer.server import registry
-from tf_infer.server.metrics import MAX_UNKNOWN_MODELS, Metrics, Task
+from tf_infer.errors import Code, InvalidRequest, Overloaded, ServerFailure, ServingError
+from tf_infer.server import flags, registry
+from tf_infer.server.config import Monitoring, read_monitoring_file
+from tf_infer.server.metrics import MAX_UNKNOWN_MODELS, Metrics, Task, counted, respond
 from tf_infer.server.registry import MAX_LABEL_SETS, OTHER, Counter, Gauge, Histogram
 
 MICROSECONDS_PER_OBSERVATION = 2.0
@@ -99,6 +101,54 @@ def test_mo10_reading_the_page_changes_nothing() -> None:
     metrics = serving()
     metrics.request("m", "Predict", "GRPC", Code.OK, 0.01, version=1)
     assert metrics.page() == metrics.page()
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("prometheus_config { enable: true }", Monitoring(enabled=True)),
+    ('prometheus_config { enable: true path: "/x" }', Monitoring(enabled=True, path="/x")),
+    ("prometheus_config { enable: false }", Monitoring()),
+    ("", Monitoring()),
+], ids=["mo01", "mo02", "mo03-false", "mo03-empty"])
+def test_mo01_mo02_mo03_the_monitoring_file_says_whether_and_where(
+        text: str, expected: Monitoring, tmp_path: Path) -> None:
+    path = tmp_path / "monitoring.config"
+    path.write_text(text)
+    assert flags.monitoring(flags.parse([
+        "--rest_api_port=8501", f"--monitoring_config_file={path}"]).values) == expected
+    assert Monitoring().path == "/monitoring/prometheus/metrics"
+
+
+def test_fl25_a_monitoring_file_that_is_missing_or_no_text_proto_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "monitoring.config"
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        read_monitoring_file(path)
+    path.write_text("prometheus_config { enable: maybe }")
+    with pytest.raises(InvalidRequest, match="Invalid protobuf file: '"):
+        read_monitoring_file(path)
+
+
+def test_fl26_the_monitoring_file_is_not_read_without_rest() -> None:
+    values = flags.parse(["--monitoring_config_file=/no/such/file"]).values
+    assert flags.monitoring(values) == Monitoring()
+
+
+@pytest.mark.parametrize(("path", "target", "status"), [
+    ("/monitoring/prometheus/metrics", "/monitoring/prometheus/metrics", 200),
+    ("/x", "/x", 200),
+    ("/x", "/monitoring/prometheus/metrics", None),
+    ("/x", "/x/", None),
+    ("/x", "/x?a=1", 400),
+    ("/x", "/x?", 400),
+], ids=["mo01", "mo02", "mo02-default-is-gone", "mo02-slash", "mo11", "mo11-empty"])
+def test_mo01_mo02_mo11_the_page_is_at_its_path_and_nowhere_else(
+        path: str, target: str, status: int | None) -> None:
+    metrics = serving()
+    answer = respond(metrics, path, target)
+    assert (answer and answer[0]) == status
+    if answer and status == 200:
+        assert answer[1] == metrics.page()
+    if answer and status == 400:
+        assert answer[1] == f"Unexpected path: {target}. Should be {path}".encode()
 
 
 # ---------------------------------------------------------------------- requests
@@ -231,6 +281,24 @@ def test_wu15_the_warm_up_has_latency_and_records_by_path_and_status() -> None:
     assert found[f'{latency}{{model_path="/models/m/1",status="OK"}}'] == 300_000
     assert found[f'{records}{{model_path="/models/m/1",status="OK"}}'] == 12
     assert found[f'{records}{{model_path="/models/m/2",status="DATA_LOSS"}}'] == 4
+
+
+@pytest.mark.parametrize(("error", "code"), [
+    (None, Code.OK), (Overloaded("full"), Code.RESOURCE_EXHAUSTED),
+    (ServerFailure("damaged", code=Code.DATA_LOSS), Code.DATA_LOSS),
+    (KeyError("x"), Code.UNKNOWN)], ids=["ok", "overloaded", "damaged", "bug"])
+def test_what_ends_in_an_error_is_told_with_its_code(error: Exception | None, code: Code) -> None:
+    told: list[tuple[Code, float]] = []
+    try:
+        with counted(lambda code, seconds: told.append((code, seconds))):
+            time.sleep(0.01)
+            if error is not None:
+                raise error
+    except (KeyError, ServingError) as raised:
+        assert raised is error
+    ((told_code, seconds),) = told
+    assert told_code is code
+    assert 0.01 <= seconds < 5
 
 
 @pytest.mark.parametrize("page", [True, False], ids=["monitored", "not-monitored"])

@@ -18,7 +18,9 @@ from tf_infer.server.app import Server
 from tf_infer.server.config import ModelConfig, Monitoring
 from tf_infer.server.contracts import LoadTimes, Servable
 from tf_infer.server.fakes import EchoServable, signature
+from tf_infer.server.metrics import Metrics
 from tf_infer.server.serving_batching import BatchingParameters
+from tf_infer.server.versions import Versions
 from tf_infer.wire import methods, serving_pb2
 
 FLOAT, TEXT = serving_pb2.DT_FLOAT, serving_pb2.DT_STRING
@@ -237,6 +239,23 @@ def test_ms17_a_reload_tells_how_much_counters_grew_meanwhile(tmp_path: Path) ->
         response = call(channel, methods.RELOAD_CONFIG, request)
     assert {metric.name: metric.int64_value_increase for metric in response.metric} == {
         "/tensorflow/serving/request_count": 2, "/no/such/metric": 0}
+
+
+def test_a_model_has_its_name_from_the_moment_it_is_configured(tmp_path: Path) -> None:
+    metrics, known = Metrics(), []
+
+    def observed(path: Path) -> tuple[Servable, LoadTimes]:
+        known.append(metrics.knows("m"))
+        return Model(), LoadTimes()
+
+    versions = Versions(observed, poll_s=0, metrics=metrics)
+    try:
+        assert not metrics.knows("m")
+        base = make_versions(tmp_path / "m", "1")
+        versions.configure((ModelConfig(name="m", base_path=str(base)),))
+        assert known == [True]
+    finally:
+        versions.stop()
 
 
 def test_gauges_show_what_is_in_flight_and_which_versions_there_are(served: Running) -> None:

@@ -17,6 +17,7 @@ from tf_infer.manifest import EXTRA_FOLDER, Sample, write_samples
 from tf_infer.server import tf_serving
 from tf_infer.server.config import ModelConfig, VersionPolicy, read_config_file
 from tf_infer.server.fakes import EchoServable, ScriptedServable, signature
+from tf_infer.server.metrics import Metrics
 from tf_infer.server.warmup import (
     masked_crc32c,
     read_records,
@@ -65,6 +66,30 @@ def test_warm_up_runs_each_record_as_often_as_asked(tmp_path: Path) -> None:
     servable = ScriptedServable([{"text": TEXTS}])
     assert warm_up(servable, tmp_path, iterations=3) == 2
     assert len(servable.calls) == 6
+
+
+def test_wu14_wu15_the_warm_up_is_measured_and_its_requests_are_not_counted(
+        tmp_path: Path) -> None:
+    log = serving_pb2.PredictionLog()
+    log.predict_log.request.inputs["text"].CopyFrom(tensors.to_proto(TEXTS))
+    metrics = Metrics()
+    assert warm_up(EchoServable(), tmp_path, metrics=metrics) == 0
+    assert "model_path" not in metrics.page().decode()  # no file: nothing to measure
+    (tmp_path / EXTRA_FOLDER).mkdir()
+    path = tmp_path / EXTRA_FOLDER / "tf_serving_warmup_requests"
+    path.write_bytes(record(log.SerializeToString()) * 2)
+    warm_up(EchoServable(), tmp_path, iterations=3, metrics=metrics)
+    path.write_bytes(record(log.SerializeToString())[:-1])
+    with pytest.raises(ServerFailure):
+        warm_up(EchoServable(), tmp_path, metrics=metrics)
+    lines = metrics.page().decode().splitlines()
+    for name, status, value in (("model_warmup_records_read", "OK", 2),
+                                ("model_warmup_latency_count", "OK", 1),
+                                ("model_warmup_records_read", "DATA_LOSS", 0),
+                                ("model_warmup_latency_count", "DATA_LOSS", 1)):
+        assert (f':tensorflow:serving:{name}{{model_path="{tmp_path}",status="{status}"}} {value}'
+                in lines)
+    assert metrics.counter_value("/tensorflow/serving/request_count") == 0
 
 
 def replay(tmp_path: Path, answer: np.ndarray, *samples: Sample) -> int:

@@ -32,6 +32,7 @@ from tests.server.serverkit import lent, running, wait_until  # noqa: E402
 from tf_infer.errors import ServingError  # noqa: E402
 from tf_infer.manifest import EXTRA_FOLDER, Sample, write_samples  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
+from tf_infer.server.metrics import Metrics  # noqa: E402
 from tf_infer.server.servable import SavedModelServable, load_version  # noqa: E402
 from tf_infer.server.versions import ModelRef  # noqa: E402
 
@@ -515,6 +516,25 @@ def test_WU09_WU10_WU13_other_files(version: Path) -> None:
         with pytest.raises(ServingError, match="verify your warmup data is in TFRecord") as caught:
             load_version(version, config())
         assert caught.value.code.name == "DATA_LOSS"
+
+
+def test_MO13_WU15_loads_warm_ups_and_runs_are_counted(version: Path) -> None:
+    metrics = Metrics()
+    load_version(warm(version, count_log(), count_log()), config(), metrics)[0].close()
+    (version / "saved_model.pb").rename(version / "elsewhere.pb")
+    with pytest.raises(ServingError):
+        load_version(version, config(), metrics)
+    values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+              for line in metrics.page().decode().splitlines() if not line.startswith("#")}
+    attempts = ":tensorflow:cc:saved_model:load_attempt_count"
+    assert values[f'{attempts}{{model_path="{version}",status="success"}}'] == 1
+    assert values[f'{attempts}{{model_path="{version}",status="fail"}}'] == 1
+    latency = values[f':tensorflow:cc:saved_model:load_latency{{model_path="{version}"}}']
+    assert 1000 < latency < 600e6
+    records = ":tensorflow:serving:model_warmup_records_read"
+    assert values[f'{records}{{model_path="{version}",status="OK"}}'] == 2
+    assert values[":tensorflow:core:graph_runs{}"] == 2
+    assert 0 < values[":tensorflow:core:graph_run_time_usecs{}"] < 60e6
 
 
 def golden(version: Path, value: float, signature: str = "serving_default") -> Path:

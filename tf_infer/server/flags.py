@@ -15,9 +15,11 @@ from tf_infer.errors import InvalidRequest, NotOffered
 from tf_infer.server import cpus
 from tf_infer.server.config import (
     ModelConfig,
+    Monitoring,
     ServerConfig,
     models_below,
     read_config_file,
+    read_monitoring_file,
     read_ssl_config,
 )
 from tf_infer.server.serving_batching import BatchingParameters, read_parameters
@@ -77,7 +79,7 @@ FLAGS: tuple[Flag, ...] = (
          "... only those of versions with a batching_params.pbtxt, by its parameters"),
     Flag("batching_parameters_file", "", "text BatchingParameters"),
     Flag("model_config_file_poll_wait_seconds", 0, "read the file anew so often", "later"),
-    Flag("monitoring_config_file", "", "text MonitoringConfig", "later"),
+    Flag("monitoring_config_file", "", "text MonitoringConfig; read only with --rest_api_port"),
     Flag("ssl_config_file", "", "text SSLConfig: gRPC speaks TLS only; read anew when it changes"),
     Flag("use_alts_credentials", False, "Google's ALTS for gRPC; on Google Cloud only"),
     Flag("platform_config_file", "", "text PlatformConfigMap", "later"),
@@ -251,9 +253,20 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
         max_queued=values["max_queued_requests"], batching=batching_parameters(values),
         per_model_batching=values["enable_per_model_batching_parameters"],
         scheduler=values["scheduler"], batch_workers=values["batch_workers"] or BATCH_WORKERS,
-        drain_s=values["drain_seconds"],
+        drain_s=values["drain_seconds"], monitoring=monitoring(values),
         channel_arguments=channel_arguments(values["grpc_channel_arguments"]),
         inter_op_threads=inter or parallelism, intra_op_threads=intra or parallelism)
+
+
+def monitoring(values: Mapping[str, Any]) -> Monitoring:
+    """Return where the page of metrics is; the file counts only when there is HTTP (FL26).
+
+    Raises:
+        InvalidRequest: the file is missing or does not parse (FL25).
+    """
+    if values["rest_api_port"] <= 0 or not values["monitoring_config_file"]:
+        return Monitoring()
+    return read_monitoring_file(values["monitoring_config_file"])
 
 
 def batching_parameters(values: Mapping[str, Any]) -> BatchingParameters | None:

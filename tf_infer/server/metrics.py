@@ -286,6 +286,24 @@ class Metrics:
         return family
 
 
+def respond(metrics: Metrics, path: str, target: str) -> tuple[int, bytes] | None:
+    """Answer a GET of the HTTP port, if it is the page's (MO01, MO02, MO11).
+
+    Args:
+        metrics: to show.
+        path: where the page is.
+        target: of the request, with its query.
+
+    Returns:
+        HTTP status and body, their type being `registry.CONTENT_TYPE`; None for another's target.
+    """
+    if target == path:
+        return 200, metrics.page()
+    if target.partition("?")[0] == path:
+        return 400, f"Unexpected path: {target}. Should be {path}".encode("utf-8", "replace")
+    return None
+
+
 @contextmanager
 def counted(tell: Callable[[Code, float], None]) -> Iterator[None]:
     """Tell with which code, and after how many seconds, the inside of the context ended."""
