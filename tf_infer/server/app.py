@@ -35,6 +35,7 @@ from tf_infer.server.decide import State
 from tf_infer.server.grpc_service import Service
 from tf_infer.server.metrics import Metrics
 from tf_infer.server.pipeline import Pipeline
+from tf_infer.server.profiler import Profiler
 from tf_infer.server.schedulers import Schedulers
 from tf_infer.server.threads import ElasticExecutor
 from tf_infer.server.versions import Versions
@@ -73,6 +74,7 @@ class Server:
         self._service = Service(self.pipeline, tensor_content=config.tensor_content,
                                 check_method_names=config.check_method_names, health=config.health)
         self._readers = ElasticExecutor(1, MAX_READERS, name="tf-infer-grpc")
+        self._profiler = Profiler() if config.profiler else None
         self._grpc: grpc.Server | None = None
 
     @property
@@ -96,6 +98,8 @@ class Server:
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0), *self.config.channel_arguments))
         server.add_generic_rpc_handlers(tuple(self._service.handlers()))
+        if self._profiler is not None:
+            server.add_generic_rpc_handlers(tuple(self._profiler.handlers()))
         if self.config.port:
             _bind(server, f"{self.config.host}:{self.config.port}", credentials)
         if self.config.socket_path:
@@ -115,6 +119,8 @@ class Server:
         drain_s = self.config.drain_s if drain_s is None else drain_s
         ended = True
         self.versions.cancel()  # a reload that waits would keep its thread
+        if self._profiler is not None:
+            self._profiler.close()
         if self._grpc is not None:
             end = time.monotonic() + drain_s
             self._grpc.stop(drain_s).wait(drain_s + 5.0)

@@ -72,6 +72,7 @@ class ServerConfig:
         check_method_names: FL38.
         labels_for_unavailable: FL36.
         health: offer grpc.health.v1.
+        profiler: offer TensorFlow's profiler service (FL40).
         tags: the meta graph to load.
         threads: runs of models at once, at most; see threads.py.
         max_queued: requests of one model that may wait for a run; more are refused with
@@ -105,6 +106,7 @@ class ServerConfig:
     check_method_names: bool = False
     labels_for_unavailable: bool = False
     health: bool = False
+    profiler: bool = True
     tags: tuple[str, ...] = ("serve",)
     threads: int = 64
     max_queued: int = 0

@@ -90,7 +90,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("xla_cpu_compilation_enabled", False, "compiled graphs run here anyway", "inert"),
     Flag("xla_gpu_compilation_enabled", False, "compiled graphs run here anyway", "inert"),
     Flag("per_process_gpu_memory_fraction", 0.0, "share of the GPU's memory", "later"),
-    Flag("enable_profiler", True, "profiler service", "inert"),
+    Flag("enable_profiler", True, "offer tensorflow.ProfilerService, for TensorBoard and "
+         "`tf-infer profile`"),
     Flag("num_unload_threads", 0, "unloads have a thread each", "inert"),
     Flag("flush_filesystem_caches", True, "after loading", "inert"),
     Flag("remove_unused_fields_from_bundle_metagraph", True, "save memory", "inert"),
@@ -247,7 +248,7 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
         tensor_content=values["enable_serialization_as_tensor_content"],
         check_method_names=values["enable_signature_method_name_check"],
         labels_for_unavailable=values["allow_version_labels_for_unavailable_models"],
-        health=values["enable_grpc_healthcheck_service"],
+        health=values["enable_grpc_healthcheck_service"], profiler=values["enable_profiler"],
         tags=tuple(tag.strip() for tag in values["saved_model_tags"].split(",") if tag.strip()),
         threads=values["grpc_max_threads"] if values["grpc_max_threads"] > 0 else 64,
         max_queued=values["max_queued_requests"], batching=batching_parameters(values),

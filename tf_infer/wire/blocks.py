@@ -42,7 +42,9 @@ class Block(NamedTuple):
     content: memoryview
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
+    """A field of a serialized message: its number, wire type, all its bytes, those of its value."""
+
     number: int
     kind: int
     whole: memoryview
@@ -61,7 +63,7 @@ def cut(response: bytes) -> tuple[bytes, dict[str, Block]]:
     blocks: dict[str, Block] = {}
     names = set()
     try:
-        for one in _fields(memoryview(response)):
+        for one in fields(memoryview(response)):
             if one.number != _OUTPUTS:
                 kept.append(one.whole)
                 continue
@@ -79,15 +81,15 @@ def cut(response: bytes) -> tuple[bytes, dict[str, Block]]:
     return (b"".join(kept) if blocks else response), blocks
 
 
-def _cut_output(output: _Field) -> tuple[str, bytes | memoryview, Block | None]:
+def _cut_output(output: Field) -> tuple[str, bytes | memoryview, Block | None]:
     """Return name, what is left of the entry, and the tensor's block when it is large."""
-    key, value = _fields(output.content)
+    key, value = fields(output.content)
     if (key[:2], value[:2]) != ((_KEY, _LENGTH), (_VALUE, _LENGTH)):
         raise ValueError("an entry is a key and a value")
     name = str(key.content, "utf-8")
     kept: list[bytes | memoryview] = []
     block, seen = None, set()
-    for one in _fields(value.content):
+    for one in fields(value.content):
         if one.number in seen:  # protobuf joins them, or takes the last one
             return name, output.whole, None
         seen.add(one.number)
@@ -106,8 +108,12 @@ def _cut_output(output: _Field) -> tuple[str, bytes | memoryview, Block | None]:
     return name, varint.field(_OUTPUTS, bytes(key.whole) + tensor), block
 
 
-def _fields(message: memoryview) -> Iterator[_Field]:
-    """Yield the fields of a message; raises ValueError or IndexError where it is none."""
+def fields(message: memoryview) -> Iterator[Field]:
+    """Yield the fields of a message where they lie.
+
+    Raises:
+        ValueError, IndexError: it is no message.
+    """
     start = 0
     while start < len(message):
         tag, place = varint.read_one(message, start)
@@ -127,5 +133,5 @@ def _fields(message: memoryview) -> Iterator[_Field]:
             raise ValueError("groups are not in use")
         if end > len(message):
             raise ValueError("a field ends behind its message")
-        yield _Field(tag >> 3, kind, message[start:end], message[place:end])
+        yield Field(tag >> 3, kind, message[start:end], message[place:end])
         start = end

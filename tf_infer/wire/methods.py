@@ -1,7 +1,8 @@
 """Every gRPC method of the API: its full path and its request and response types.
 
 The client calls by these paths, the server registers its generic handlers by them. Sources:
-tensorflow_serving/apis/{prediction_service,model_service}.proto, grpc/health/v1/health.proto.
+tensorflow_serving/apis/{prediction_service,model_service}.proto, grpc/health/v1/health.proto,
+tsl/profiler/protobuf/profiler_service.proto.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 
 from tf_infer.errors import InvalidRequest
-from tf_infer.wire import serving_pb2
+from tf_infer.wire import profiler_pb2, serving_pb2
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
+PROFILER_SERVICE = "tensorflow.ProfilerService"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Method:
     Attributes:
         service: full service name.
         name: method name.
-        request, response: message classes of `serving_pb2`.
+        request, response: message classes of `serving_pb2` or `profiler_pb2`.
     """
 
     service: str
@@ -58,6 +60,10 @@ RELOAD_CONFIG = Method(MODEL_SERVICE, "HandleReloadConfigRequest",
                        serving_pb2.ReloadConfigRequest, serving_pb2.ReloadConfigResponse)
 HEALTH_CHECK = Method(HEALTH_SERVICE, "Check",
                       serving_pb2.HealthCheckRequest, serving_pb2.HealthCheckResponse)
+PROFILE = Method(PROFILER_SERVICE, "Profile",
+                 profiler_pb2.ProfileRequest, profiler_pb2.ProfileResponse)
+TERMINATE = Method(PROFILER_SERVICE, "Terminate",
+                   profiler_pb2.TerminateRequest, profiler_pb2.TerminateResponse)
 
 
 def parse(message_type: Callable[..., Any], data: bytes, *, where: str) -> Any:
