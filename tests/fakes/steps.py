@@ -11,8 +11,8 @@ from tf_infer.decoding.contracts import Start
 class TreeModel:
     """The logits after each history are a row of a table; each batch row may have its own table.
 
-    The cache is the node [N] int32 that a row stands at, and its number of reads. Rows that are
-    not live get NaN logits, which nobody may look at.
+    The cache is the node [N] int32 that a row stands at, its number of reads, and its table. Rows
+    that are not live get NaN logits, which nobody may look at.
 
     Attributes:
         trees: [B, nodes, V] float32.
@@ -25,16 +25,17 @@ class TreeModel:
         """Return what prefill gives: every row at its root."""
         rows = tf.shape(self.trees)[0]
         node = tf.zeros([rows], tf.int32)
-        return Start(self.trees[:, 0], {"node": node, "reads": node})
+        return Start(self.trees[:, 0], {"node": node, "reads": node, "row": tf.range(rows)})
 
     def step(self, tokens: tf.Tensor, live: tf.Tensor, cache: dict[str, tf.Tensor]
              ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Go down one edge of the tree in every live row."""
         vocab = tf.shape(self.trees)[2]
         node = tf.where(live, cache["node"] * vocab + tokens + 1, cache["node"])
-        logits = tf.gather(self.trees, node, batch_dims=1)
+        logits = tf.gather_nd(self.trees, tf.stack([cache["row"], node], axis=1))
         return (tf.where(live[:, None], logits, float("nan")),
-                {"node": node, "reads": cache["reads"] + tf.cast(live, tf.int32)})
+                {"node": node, "reads": cache["reads"] + tf.cast(live, tf.int32),
+                 "row": cache["row"]})
 
 
 def random_trees(rows: int, vocab: int, depth: int, seed: int) -> np.ndarray:

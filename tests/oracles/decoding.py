@@ -65,3 +65,46 @@ def greedy(tree: np.ndarray, *, limit: int, end_ids: tuple[int, ...]) -> Path:
         raise AssertionError(f"expected one greedy path, got {found}")
     best_end = {path.score: path for path in found}
     return best_end[max(best_end)]
+
+
+def ranked(path: Path, length_penalty: float) -> float:
+    """Return what a path ranks by: its score over a power of its length, the end token counted."""
+    return path.score / max(1, len(path.ids) + path.finished) ** length_penalty
+
+
+def best_paths(tree: np.ndarray, *, limit: int, end_ids: tuple[int, ...], count: int,
+               length_penalty: float) -> list[Path]:
+    """Return the `count` best of all sequences."""
+    paths = all_paths(tree, limit=limit, end_ids=end_ids)
+    return sorted(paths, key=lambda path: -ranked(path, length_penalty))[:count]
+
+
+def beam(tree: np.ndarray, *, limit: int, end_ids: tuple[int, ...], beams: int, groups: int = 1,
+         length_penalty: float = 0.0, diversity: float = 0.0) -> list[Path]:
+    """Beam search level by level, without stopping early, every hypothesis in a list.
+
+    Ended hypotheses are set aside; of the others the best of each group go on.
+    """
+    vocab, log_probs, width = tree.shape[1], log_softmax(tree), beams // groups
+    if limit == 0:
+        return [Path((), 0.0, False)]
+    live: list[list[Path]] = [[Path((), 0.0, False)] for _ in range(groups)]
+    done: list[list[Path]] = [[] for _ in range(groups)]
+    for level in range(limit):
+        taken = np.zeros(vocab)
+        for group in range(groups):
+            grown = []
+            for path in live[group]:
+                last = log_probs[node(path.ids, vocab)]
+                done[group] += [Path(path.ids, path.score + last[end], True) for end in end_ids]
+                grown += [Path((*path.ids, token), path.score + last[token], False)
+                          for token in range(vocab) if token not in end_ids]
+            live[group] = sorted(
+                grown, key=lambda p: -(p.score - diversity * taken[p.ids[-1]]))[:width]
+            for path in live[group]:
+                taken[path.ids[-1]] += 1
+            if level == limit - 1:
+                done[group] += live[group]
+    kept = [path for paths in done
+            for path in sorted(paths, key=lambda p: -ranked(p, length_penalty))[:width]]
+    return sorted(kept, key=lambda p: -ranked(p, length_penalty))
