@@ -220,8 +220,8 @@ def _can_improve(sums: tf.Tensor, done: _Table, count: tf.Tensor, allowed: tf.Te
                  options: BeamOptions) -> tf.Tensor:
     """[B] bool: some continuation of a live hypothesis may yet rank before the last of `done`.
 
-    A sum only falls, and it is never above 0, so sum / n ** p of any continuation is at most the
-    present sum over n ** p for the n that makes it largest: the limit for p > 0, the next for p < 0.
+    A sum only falls and is never above 0, so sum / n ** p of any continuation is at most the
+    present sum over n ** p for the n that makes it largest: the limit for p > 0, else the next.
     """
     longest = tf.pow(tf.cast(allowed, tf.float32), options.length_penalty)   # [B]
     shortest = tf.pow(tf.cast(count + 1, tf.float32), options.length_penalty)
