@@ -28,7 +28,13 @@ from tf_infer.client.results import (
     Prediction,
 )
 from tf_infer.client.retry import RetryPolicy, plan_retry
-from tf_infer.client.transport import AioTransport, AsyncTransport, ChannelOptions
+from tf_infer.client.transport import (
+    AioTransport,
+    AsyncTransport,
+    ChannelOptions,
+    Hear,
+    Metadata,
+)
 from tf_infer.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -37,6 +43,7 @@ from tf_infer.errors import (
     ServingError,
 )
 from tf_infer.wire.messages import SERVING_DEFAULT, ModelRef
+from tf_infer.wire.timings import Detail
 
 T = TypeVar("T")
 
@@ -62,12 +69,17 @@ class AsyncClient:
 
     async def predict(self, model: str | ModelRef, inputs: Mapping[str, Any], *,
                       signature: str = SERVING_DEFAULT, outputs: Sequence[str] = (),
-                      dtypes: Mapping[str, str] | None = None, timeout_s: Timeout = UNSET
-                      ) -> Prediction:
+                      dtypes: Mapping[str, str] | None = None, timeout_s: Timeout = UNSET,
+                      timings: bool | Detail = False) -> Prediction:
         """Ask any signature; see `Client.predict`."""
         call = calls.predict(calls.reference(model), inputs, signature=signature, outputs=outputs,
                              dtypes=dtypes)
-        return await self._run(call, timeout_s)
+        if timings is False:
+            return await self._run(call, timeout_s)
+        heard: list[Sequence[tuple[str, Any]]] = []
+        prediction = await self._run(call, timeout_s, metadata=calls.asking_for(timings),
+                                     hear=heard.append)
+        return calls.timed(prediction, heard)
 
     async def classify(self, model: str | ModelRef, texts: Sequence[Text], *,
                        text_pairs: Sequence[Text] | None = None, signature: str = SERVING_DEFAULT,
@@ -167,15 +179,16 @@ class AsyncClient:
         return call.answer(await self._transport.unary(
             call.method.path, call.request, timeout_s=timeout_s))
 
-    async def _run(self, call: Call[T], timeout_s: Timeout) -> T:
+    async def _run(self, call: Call[T], timeout_s: Timeout, *,
+                   metadata: Metadata = (), hear: Hear | None = None) -> T:
         limit_s = calls.seconds(timeout_s, self._timeout_s)
         request, path = call.request, call.method.path
-        metadata = (("x-request-id", uuid.uuid4().hex),)
+        metadata = (("x-request-id", uuid.uuid4().hex), *metadata)
         started_s, attempt, left_s = time.monotonic(), 1, limit_s
         while True:
             try:
                 return call.answer(await self._transport.unary(path, request, timeout_s=left_s,
-                                                         metadata=metadata))
+                                                         metadata=metadata, hear=hear))
             except ServingError as error:
                 wait_s = plan_retry(
                     self._retry, attempt=attempt, code=error.code,

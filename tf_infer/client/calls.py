@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -30,7 +30,7 @@ from tf_infer.errors import (
     ServingError,
     ShapeError,
 )
-from tf_infer.wire import examples, messages, methods, tensors
+from tf_infer.wire import examples, messages, methods, tensors, timings
 from tf_infer.wire import serving_pb2 as pb
 from tf_infer.wire.messages import ModelRef, PredictAnswer, SignatureInfo
 from tf_infer.wire.methods import Method
@@ -136,6 +136,24 @@ def _prediction(ref: ModelRef, signature: str, answer: PredictAnswer) -> Predict
     ran = ModelRef(spec.name or ref.name,
                    version=spec.version.value if spec.HasField("version") else None)
     return Prediction(ran, spec.signature_name or signature, answer.outputs)
+
+
+def asking_for(wanted: bool | timings.Detail) -> tuple[tuple[str, str], ...]:
+    """Return the metadata that asks for timings.
+
+    Raises:
+        ConfigError: neither True, False, "queue" nor "stages".
+    """
+    detail = "stages" if wanted is True else wanted
+    if detail not in (False, "queue", "stages"):
+        raise ConfigError('timings: expected True, False, "queue" or "stages", '
+                          f"got {type(wanted).__name__}.")
+    return ((timings.REQUEST_KEY, detail),) if detail else ()
+
+
+def timed(prediction: Prediction, heard: Sequence[timings.Metadata]) -> Prediction:
+    """Return a prediction with the timings that came behind the last answer."""
+    return replace(prediction, timings=timings.from_metadata(heard[-1]) if heard else None)
 
 
 def _texts(texts: Sequence[Text], name: str) -> np.ndarray:

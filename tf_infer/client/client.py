@@ -28,7 +28,7 @@ from tf_infer.client.results import (
     Prediction,
 )
 from tf_infer.client.retry import RetryPolicy, plan_retry
-from tf_infer.client.transport import ChannelOptions, GrpcTransport, Transport
+from tf_infer.client.transport import ChannelOptions, GrpcTransport, Hear, Metadata, Transport
 from tf_infer.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -37,6 +37,7 @@ from tf_infer.errors import (
     ServingError,
 )
 from tf_infer.wire.messages import SERVING_DEFAULT, ModelRef
+from tf_infer.wire.timings import Detail
 
 T = TypeVar("T")
 
@@ -73,7 +74,8 @@ class Client:
 
     def predict(self, model: str | ModelRef, inputs: Mapping[str, Any], *,
                 signature: str = SERVING_DEFAULT, outputs: Sequence[str] = (),
-                dtypes: Mapping[str, str] | None = None, timeout_s: Timeout = UNSET) -> Prediction:
+                dtypes: Mapping[str, str] | None = None, timeout_s: Timeout = UNSET,
+                timings: bool | Detail = False) -> Prediction:
         """Ask any signature, by TensorFlow Serving's Predict.
 
         Args:
@@ -84,10 +86,17 @@ class Client:
             outputs: names of the wanted outputs; empty for all.
             dtypes: name -> dtype to send an input as ("bfloat16", "float16", "int64", ...).
             timeout_s: for this call; None for no limit.
+            timings: ask a server of ours where the time went, for `Prediction.timings`. True splits
+                the run into its stages, which slows it down (docs/runtime.md); "queue" does not.
         """
         call = calls.predict(calls.reference(model), inputs, signature=signature, outputs=outputs,
                              dtypes=dtypes)
-        return self._run(call, timeout_s)
+        if timings is False:
+            return self._run(call, timeout_s)
+        heard: list[Sequence[tuple[str, Any]]] = []
+        prediction = self._run(call, timeout_s, metadata=calls.asking_for(timings),
+                               hear=heard.append)
+        return calls.timed(prediction, heard)
 
     def classify(self, model: str | ModelRef, texts: Sequence[Text], *,
                  text_pairs: Sequence[Text] | None = None, signature: str = SERVING_DEFAULT,
@@ -215,15 +224,16 @@ class Client:
         return call.answer(self._transport.unary(
             call.method.path, call.request, timeout_s=timeout_s))
 
-    def _run(self, call: Call[T], timeout_s: Timeout) -> T:
+    def _run(self, call: Call[T], timeout_s: Timeout, *,
+             metadata: Metadata = (), hear: Hear | None = None) -> T:
         limit_s = calls.seconds(timeout_s, self._timeout_s)
         request, path = call.request, call.method.path
-        metadata = (("x-request-id", uuid.uuid4().hex),)
+        metadata = (("x-request-id", uuid.uuid4().hex), *metadata)
         started_s, attempt, left_s = time.monotonic(), 1, limit_s
         while True:
             try:
                 return call.answer(self._transport.unary(path, request, timeout_s=left_s,
-                                                         metadata=metadata))
+                                                         metadata=metadata, hear=hear))
             except ServingError as error:
                 wait_s = plan_retry(
                     self._retry, attempt=attempt, code=error.code,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tf_infer.wire.messages import ModelRef, SignatureInfo, VersionState
+from tf_infer.wire.timings import Timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +77,13 @@ class Prediction(Mapping[str, np.ndarray]):
         model: name and the version that ran.
         signature: that ran.
         outputs: name -> array.
+        timings: where the server spent the time; None unless asked for, and of other servers.
     """
 
     model: ModelRef
     signature: str
     outputs: Mapping[str, np.ndarray]
+    timings: Timings | None = None
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.outputs[name]

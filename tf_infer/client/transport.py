@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -22,6 +22,7 @@ from tf_infer.client.credentials import INSECURE, Credentials
 from tf_infer.errors import Code, ConfigError, ServingError, exception_for
 
 Metadata = Sequence[tuple[str, str]]
+Hear = Callable[[Sequence[tuple[str, Any]]], object]  # is told an answer's trailing metadata
 
 DOWN_S = 1.0
 
@@ -39,8 +40,8 @@ class Transport(Protocol):
     """Carries one call and its answer."""
 
     def unary(self, method: str, request: bytes, *, timeout_s: float | None,
-              metadata: Metadata = ()) -> bytes:
-        """Send a request and return the answer.
+              metadata: Metadata = (), hear: Hear | None = None) -> bytes:
+        """Send a request and return the answer; `hear` gets the metadata that came behind it.
 
         Raises:
             ServingError: the exception of the status code.
@@ -57,7 +58,7 @@ class AsyncTransport(Protocol):
     """Carries one call and its answer, awaited."""
 
     async def unary(self, method: str, request: bytes, *, timeout_s: float | None,
-                    metadata: Metadata = ()) -> bytes:
+                    metadata: Metadata = (), hear: Hear | None = None) -> bytes:
         """Send a request and return the answer; raises ServingError."""
 
     def addresses_up(self) -> int:
@@ -224,7 +225,7 @@ class GrpcTransport:
         self._calls: dict[tuple[int, str], Any] = {}
 
     def unary(self, method: str, request: bytes, *, timeout_s: float | None,
-              metadata: Metadata = ()) -> bytes:
+              metadata: Metadata = (), hear: Hear | None = None) -> bytes:
         """Send a request to the next address and return the answer; raises ServingError."""
         shared = self._shared
         index = shared.addresses.pick(time.monotonic())
@@ -233,7 +234,12 @@ class GrpcTransport:
             if call is None:
                 call = self._channels[index].unary_unary(method)
                 self._calls[index, method] = call
-            answer: bytes = call(request, timeout=timeout_s, metadata=(*shared.metadata, *metadata))
+            metadata = (*shared.metadata, *metadata)
+            if hear is None:
+                answer: bytes = call(request, timeout=timeout_s, metadata=metadata)
+            else:
+                answer, ended = call.with_call(request, timeout=timeout_s, metadata=metadata)
+                hear(ended.trailing_metadata() or ())
         except grpc.RpcError as error:
             raise shared.failure(index, error) from error
         except ValueError as error:
@@ -261,7 +267,7 @@ class AioTransport:
         self._calls: dict[tuple[int, str], Any] = {}
 
     async def unary(self, method: str, request: bytes, *, timeout_s: float | None,
-                    metadata: Metadata = ()) -> bytes:
+                    metadata: Metadata = (), hear: Hear | None = None) -> bytes:
         """Send a request to the next address and return the answer; raises ServingError."""
         shared = self._shared
         if self._channels is None:
@@ -272,8 +278,10 @@ class AioTransport:
             if call is None:
                 call = self._channels[index].unary_unary(method)
                 self._calls[index, method] = call
-            answer: bytes = await call(request, timeout=timeout_s,
-                                       metadata=(*shared.metadata, *metadata))
+            going = call(request, timeout=timeout_s, metadata=(*shared.metadata, *metadata))
+            answer: bytes = await going
+            if hear is not None:
+                hear(tuple(await going.trailing_metadata() or ()))
         except grpc.RpcError as error:
             raise shared.failure(index, error) from error
         except grpc.aio.UsageError as error:
