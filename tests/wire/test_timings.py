@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tf_infer.wire.timings import ANSWER_KEY, REQUEST_KEY, Timings, asked_for, from_metadata, to_text
+from tf_infer.wire.timings import (
+    ANSWER_KEY,
+    REQUEST_KEY,
+    Timings,
+    asked_for,
+    from_metadata,
+    to_text,
+)
 
-SPLIT = Timings(queue_s=0.00012, tokenize_s=0.00031, model_s=0.00214, decode_s=0.0, total_s=0.003)
+SPLIT = Timings(queue_s=0.00012, tokenize_s=0.00031, model_s=0.00214, decode_s=0.0,
+                total_s=0.003)
 
 
 def test_the_text_is_named_microseconds() -> None:
