@@ -30,6 +30,7 @@ from tf_infer.errors import (
 )
 from tf_infer.server import gauges, tls
 from tf_infer.server.config import ServerConfig
+from tf_infer.server.config_file import ConfigFileWatch
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import State
 from tf_infer.server.grpc_service import Service
@@ -75,6 +76,8 @@ class Server:
                                 check_method_names=config.check_method_names, health=config.health)
         self._readers = ElasticExecutor(1, MAX_READERS, name="tf-infer-grpc")
         self._profiler = Profiler() if config.profiler else None
+        self._config_file = ConfigFileWatch(config.config_file, config.config_file_poll_s,
+                                            self.versions)
         self._grpc: grpc.Server | None = None
 
     @property
@@ -93,6 +96,8 @@ class Server:
         """
         credentials = tls.credentials_for(self.config)
         self.versions.configure(self.config.models)
+        if self.config.config_file and self.config.config_file_poll_s > 0:
+            self._config_file.start()
         server = grpc.server(self._readers, options=(  # type: ignore[arg-type]
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -121,6 +126,7 @@ class Server:
         self.versions.cancel()  # a reload that waits would keep its thread
         if self._profiler is not None:
             self._profiler.close()
+        self._config_file.stop()
         if self._grpc is not None:
             end = time.monotonic() + drain_s
             self._grpc.stop(drain_s).wait(drain_s + 5.0)

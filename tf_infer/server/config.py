@@ -6,13 +6,13 @@ Statements CF01 to CF29 and FL17 to FL20 of TensorFlow Serving's observed behavi
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from tf_infer.config import check
-from tf_infer.errors import ConfigError, InvalidRequest
+from tf_infer.errors import Code, ConfigError, InvalidRequest
 from tf_infer.server.protos import read_text_proto
 from tf_infer.server.serving_batching import BatchingParameters
 from tf_infer.wire import serving_pb2
@@ -58,6 +58,8 @@ class ServerConfig:
 
     Attributes:
         models: what is served.
+        config_file: where they come from, empty for nowhere; read anew every `config_file_poll_s`
+            seconds if that is > 0 (CF23).
         port: TCP port of gRPC on `host`; 0 for none, which needs a `socket_path`.
         socket_path: UNIX socket of gRPC, empty for none.
         ssl_config_file: text SSLConfig for both, empty for plain text; see tls.py.
@@ -90,6 +92,8 @@ class ServerConfig:
     """
 
     models: tuple[ModelConfig, ...]
+    config_file: str = ""
+    config_file_poll_s: float = 0.0
     host: str = "0.0.0.0"
     port: int = 8500
     socket_path: str = ""
@@ -149,13 +153,24 @@ def check_models(models: Sequence[ModelConfig]) -> None:
                 f"{model.base_path}")
 
 
-def read_config_file(path: str | Path) -> tuple[ModelConfig, ...]:
-    """Read a text file of TensorFlow Serving's ModelServerConfig.
+def read_config_file(path: str | Path, served: Collection[str] = ()) -> tuple[ModelConfig, ...]:
+    """Read a text file of TensorFlow Serving's ModelServerConfig; an empty one lists no models.
+
+    Args:
+        path: of the file.
+        served: names of the models that are configured now.
 
     Raises:
         InvalidRequest: the file is missing, does not parse (FL25), or lists what is not allowed.
     """
-    return models_from(read_text_proto(path, serving_pb2.ModelServerConfig()))
+    message = read_text_proto(path, serving_pb2.ModelServerConfig())
+    if message.WhichOneof("config") is None:
+        if served:  # perhaps only half written
+            raise InvalidRequest(
+                "Cannot transition to requested config. It is only legal to transition from one "
+                "ModelConfigList to another.", code=Code.FAILED_PRECONDITION)
+        return ()
+    return models_from(message, served)
 
 
 def read_monitoring_file(path: str | Path) -> Monitoring:
@@ -185,20 +200,26 @@ def read_ssl_config(path: str | Path) -> serving_pb2.SSLConfig:
     return message
 
 
-def models_from(message: serving_pb2.ModelServerConfig) -> tuple[ModelConfig, ...]:
+def models_from(message: serving_pb2.ModelServerConfig, served: Collection[str] = (),
+                ) -> tuple[ModelConfig, ...]:
     """Return the models of a ModelServerConfig message.
 
+    Args:
+        message: the whole truth from now on (CF21).
+        served: names of the models that are configured now, all of them TensorFlow's.
+
     Raises:
-        InvalidRequest: anything else than a good model_config_list (CF02 to CF05, CF27, CF29).
+        InvalidRequest: anything else than a good model_config_list (CF02 to CF05, CF26, CF27,
+            CF29).
     """
     if message.WhichOneof("config") != "model_config_list":
         raise InvalidRequest("Only ModelConfigList is currently supported")
-    models = tuple(_model_from(entry) for entry in message.model_config_list.config)
+    models = tuple(_model_from(entry, served) for entry in message.model_config_list.config)
     check_models(models)
     return models
 
 
-def _model_from(entry: serving_pb2.ModelConfig) -> ModelConfig:
+def _model_from(entry: serving_pb2.ModelConfig, served: Collection[str]) -> ModelConfig:
     if entry.model_type and entry.model_platform:
         raise InvalidRequest("Illegal setting both ModelServerConfig::model_type(deprecated) and "
                              f"model_platform: model {entry.name}")
@@ -206,8 +227,13 @@ def _model_from(entry: serving_pb2.ModelConfig) -> ModelConfig:
         raise InvalidRequest("Illegal setting neither ModelServerConfig::model_type(deprecated) "
                              f"nor model_platform: model {entry.name}")
     if entry.model_platform not in ("", PLATFORM) or entry.model_type == serving_pb2.OTHER:
-        raise InvalidRequest(f"Model {entry.name} has unsupported platform "
-                             f"'{entry.model_platform or 'OTHER'}', expected '{PLATFORM}'")
+        platform = entry.model_platform or "OTHER"
+        if entry.name in served:
+            raise InvalidRequest(f"Illegal to change a model's platform. For model {entry.name} "
+                                 f"the platform was {PLATFORM} and new platform requested is "
+                                 f"{platform}")
+        raise InvalidRequest(f"Model {entry.name} has unsupported platform '{platform}', expected "
+                             f"'{PLATFORM}'")
     if entry.HasField("logging_config"):
         raise InvalidRequest("No request-logger-creator provided: remove logging_config of model "
                              f"{entry.name}")

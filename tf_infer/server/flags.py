@@ -78,8 +78,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("enable_per_model_batching_parameters", False,
          "... only those of versions with a batching_params.pbtxt, by its parameters"),
     Flag("batching_parameters_file", "", "text BatchingParameters"),
-    Flag("model_config_file_poll_wait_seconds", 0, "read the file anew so often", "later"),
     Flag("monitoring_config_file", "", "text MonitoringConfig; read only with --rest_api_port"),
+    Flag("model_config_file_poll_wait_seconds", 0, "how often that file is read anew; 0 never"),
     Flag("ssl_config_file", "", "text SSLConfig: gRPC speaks TLS only; read anew when it changes"),
     Flag("use_alts_credentials", False, "Google's ALTS for gRPC; on Google Cloud only"),
     Flag("platform_config_file", "", "text PlatformConfigMap", "later"),
@@ -235,8 +235,9 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
         raise InvalidRequest("Either configure server_options.tensorflow_session_parallelism or "
                              "(intra_op and inter_op), not both.")
     return ServerConfig(
-        models=models_of(values), host=values["host"], port=values["port"],
-        socket_path=values["grpc_socket_path"],
+        models=models_of(values), config_file=values["model_config_file"],
+        config_file_poll_s=values["model_config_file_poll_wait_seconds"],
+        host=values["host"], port=values["port"], socket_path=values["grpc_socket_path"],
         ssl_config_file=values["ssl_config_file"], alts=values["use_alts_credentials"],
         poll_s=values["file_system_poll_wait_seconds"],
         max_load_retries=values["max_num_load_retries"],

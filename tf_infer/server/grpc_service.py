@@ -169,7 +169,7 @@ class Service:
     def reload(self, request: serving_pb2.ReloadConfigRequest, deadline: Deadline,
                ) -> serving_pb2.ReloadConfigResponse:
         """Answer HandleReloadConfigRequest: take the list, wait for new models (MS11 to MS18)."""
-        models = models_from(request.config)
+        models = models_from(request.config, self._pipeline.versions.names())
         metrics = self._pipeline.metrics
         before = {name: metrics.counter_value(name) for name in request.metric_names}
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
