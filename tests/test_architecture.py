@@ -31,7 +31,7 @@ INSIDE: dict[str, set[str]] = {
     "train": {"tasks", "config", "errors"},
     "verify": {"client", "equality", "manifest", "config", "errors"},
     "export": {"tasks", "wire", "manifest", "config", "errors", "version"},
-    "server": {"wire", "equality", "manifest", "config", "errors", "version"},
+    "server": {"wire", "equality", "manifest", "config", "errors", "version", "stages"},
     "cli": EVERYTHING,
 }
 

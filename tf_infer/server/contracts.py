@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -66,6 +66,25 @@ class Servable(Protocol):
 
     def close(self) -> None:
         """Free what the version holds; no run follows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageTimes:
+    """For how long operations of each stage were running in one run, in seconds."""
+
+    tokenize_s: float
+    model_s: float
+    decode_s: float
+
+
+@runtime_checkable
+class Traceable(Protocol):
+    """A servable that can tell the stages of a run apart."""
+
+    def run_traced(self, signature: str, inputs: Mapping[str, np.ndarray], *,
+                   outputs: Sequence[str], timeout_s: float | None,
+                   ) -> tuple[Arrays, StageTimes]:
+        """Do what `Servable.run` does, slower, and return how long its stages took as well."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,45 @@
+"""One traced run -> how long its stages took. Needs no TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tf_infer.server.contracts import StageTimes
+from tf_infer.stages import STAGES, stage_of
+
+
+class Step(NamedTuple):
+    """One operation that ran: its full name in the graph, and when, on any clock of nanoseconds."""
+
+    operation: str
+    start_ns: int
+    end_ns: int
+
+
+def stage_times(steps: Iterable[Step]) -> StageTimes:
+    """Return for how long an operation of each stage was running.
+
+    Operations of one stage that run side by side count once. A graph whose names tell no stage
+    (somebody else's model) is all model, from its first operation to its last.
+
+    Cost: O(n log n) for n steps.
+    """
+    by_stage: dict[str | None, list[tuple[int, int]]] = {}
+    for step in steps:
+        by_stage.setdefault(stage_of(step.operation), []).append((step.start_ns, step.end_ns))
+    if by_stage.keys() == {None}:
+        spans = by_stage[None]
+        whole = (min(start for start, _ in spans), max(end for _, end in spans))
+        by_stage = {"model": [whole]}
+    tokenize, model, decode = (covered_ns(by_stage.get(stage, ())) / 1e9 for stage in STAGES)
+    return StageTimes(tokenize_s=tokenize, model_s=model, decode_s=decode)
+
+
+def covered_ns(spans: Iterable[tuple[int, int]]) -> int:
+    """Return the length of the union of (start, end) spans."""
+    total = reached = 0
+    for start, end in sorted(spans):
+        total += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
