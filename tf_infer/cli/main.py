@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "train": "fit a model to a file of examples",
     "verify": "prove that every path of a model gives the same answers",
     "export": "write a version directory that a server can load",
+    "preflight": "say whether a real tensorflow_model_server would run a SavedModel",
     "serve": "answer over TensorFlow Serving's API",
     "predict": "ask a server",
     "status": "ask a server what it serves, and wait for it",
