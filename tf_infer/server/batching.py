@@ -136,11 +136,12 @@ def next_batch(waiting: Iterable[Waiting], limits: TextLimits) -> Batch | None:
     capacity = limits.capacity(width)
     if not 0 < seed.rows < capacity:
         return Batch((seed.ticket,), seed.rows, width)
-    chosen = _first_fit(seed, others, capacity, *_costs_of(width, limits.widths))
+    costs = _costs_of(width, limits.widths)
+    chosen = _first_fit(seed, others, capacity, *costs)
     rows = sum(item.rows for item in chosen)
     smaller = _size_below(rows, limits.row_sizes)
     if smaller is not None and seed.rows <= smaller:
-        chosen = _first_fit(seed, iter(chosen[1:]), smaller, 0, limits.widths[-1])
+        chosen = _first_fit(seed, chosen[1:], smaller, *costs)
         rows = sum(item.rows for item in chosen)
     return Batch(tuple(item.ticket for item in chosen), rows, width)
 

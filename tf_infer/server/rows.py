@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
@@ -62,17 +63,23 @@ def longest_row(inputs: Inputs, *, bytes_per_token: float = 4.0, added_tokens: i
             than estimated widens its whole batch.
         added_tokens: special tokens of a row of text.
     """
-    ids = max((array.shape[1] for array in inputs.values()
-               if array.ndim == 2 and array.dtype.kind in "iu"), default=0)
-    texts = [_bytes_of(array) for array in inputs.values() if array.dtype.kind == "O"]
-    longest = max(map(sum, zip(*texts)), default=0)
-    return max(ids, math.ceil(longest / bytes_per_token) + added_tokens) if texts else ids
+    ids, texts = 0, None
+    for array in inputs.values():
+        kind = array.dtype.kind
+        if kind == "O":
+            lengths = _bytes_of(array)
+            texts = lengths if texts is None else list(map(operator.add, texts, lengths))
+        elif array.ndim == 2 and kind in "iu":
+            ids = max(ids, array.shape[1])
+    if texts is None:
+        return ids
+    return max(ids, math.ceil(max(texts, default=0) / bytes_per_token) + added_tokens)
 
 
 def _bytes_of(array: np.ndarray) -> list[int]:
     """[B, ...] strings -> the bytes of each row."""
     if array.ndim == 1:
-        return list(map(len, array))
+        return list(map(len, array.tolist()))
     return [sum(map(len, row.flat)) for row in array]
 
 
