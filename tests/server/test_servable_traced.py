@@ -23,7 +23,7 @@ class Staged(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([3], tf.int64, name="times")])
     def staged(self, times: Any) -> dict[str, Any]:
-        value = tf.eye(64)
+        value = tf.eye(256)
         for index, scope in enumerate((PREPROCESS, CORE, POSTPROCESS)):
             with tf.name_scope(scope):
                 value = multiplied(value, times[index])
@@ -31,7 +31,7 @@ class Staged(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([1], tf.int64, name="times")])
     def plain(self, times: Any) -> dict[str, Any]:
-        return {"sum": tf.reduce_sum(multiplied(tf.eye(64), times[0]))[None]}
+        return {"sum": tf.reduce_sum(multiplied(tf.eye(256), times[0]))[None]}
 
 
 def multiplied(matrix: Any, times: Any) -> Any:
@@ -60,10 +60,10 @@ def traced(servable: SavedModelServable, *times: int, signature: str = "serving_
 
 @pytest.mark.parametrize("busy", range(3), ids=STAGES)
 def test_the_stage_that_works_takes_the_time(servable: SavedModelServable, busy: int) -> None:
-    stages = traced(servable, *(400 if index == busy else 1 for index in range(3)), timeout_s=60.0)
+    stages = traced(servable, *(200 if index == busy else 1 for index in range(3)), timeout_s=60.0)
     times = [stages.tokenize_s, stages.model_s, stages.decode_s]
     assert all(time > 0 for time in times)
-    assert times[busy] > 0.8 * sum(times)
+    assert times[busy] > 0.7 * sum(times)
 
 
 def test_a_graph_without_stages_is_all_model(servable: SavedModelServable) -> None:
