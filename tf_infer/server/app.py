@@ -14,8 +14,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import grpc
 
@@ -41,6 +43,7 @@ from tf_infer.server.schedulers import Schedulers
 from tf_infer.server.threads import ElasticExecutor
 from tf_infer.server.versions import Versions
 from tf_infer.version import __version__
+from tf_infer.wire import methods
 
 log = logging.getLogger("tf_infer.server")
 
@@ -78,7 +81,12 @@ class Server:
         self._profiler = Profiler() if config.profiler else None
         self._config_file = ConfigFileWatch(config.config_file, config.config_file_poll_s,
                                             self.versions)
-        self._grpc: grpc.Server | None = None
+        self._grpc: list[grpc.Server] = []
+
+    @property
+    def admin_address(self) -> str:
+        """Where the reload of the configuration and the profiler answer, if not at `addresses`."""
+        return f"localhost:{self.config.admin_port}" if self.config.admin_port else ""
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -98,20 +106,38 @@ class Server:
         self.versions.configure(self.config.models)
         if self.config.config_file and self.config.config_file_poll_s > 0:
             self._config_file.start()
+        admin, public = self._handlers()
+        if self.config.admin_port:
+            self._open(admin, ((self.admin_address, None),))
+        self._open(public, tuple(
+            (address, credentials) for address, wanted in (
+                (f"{self.config.host}:{self.config.port}", self.config.port),
+                (f"unix:{self.config.socket_path}", self.config.socket_path)) if wanted))
+        log.info("serving addresses=%s", ",".join(self.addresses))
+
+    def _handlers(self) -> tuple[list[Any], list[Any]]:
+        """Return what answers on the admin port, and what on all others.
+
+        Without an admin port the others have everything, as TensorFlow Serving's have.
+        """
+        moved = (methods.RELOAD_CONFIG,) if self.config.admin_port else ()
+        public = self._service.handlers(lambda method: method not in moved)
+        admin = self._service.handlers(lambda method: method.service == methods.MODEL_SERVICE)
+        if self._profiler is not None:
+            (admin if self.config.admin_port else public).extend(self._profiler.handlers())
+        return admin, public
+
+    def _open(self, handlers: Sequence[Any],
+              addresses: Sequence[tuple[str, tls.MakeCredentials | None]]) -> None:
         server = grpc.server(self._readers, options=(  # type: ignore[arg-type]
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0), *self.config.channel_arguments))
-        server.add_generic_rpc_handlers(tuple(self._service.handlers()))
-        if self._profiler is not None:
-            server.add_generic_rpc_handlers(tuple(self._profiler.handlers()))
-        if self.config.port:
-            _bind(server, f"{self.config.host}:{self.config.port}", credentials)
-        if self.config.socket_path:
-            _bind(server, f"unix:{self.config.socket_path}", credentials)
+        server.add_generic_rpc_handlers(tuple(handlers))
+        for address, credentials in addresses:
+            _bind(server, address, credentials)
         server.start()
-        self._grpc = server
-        log.info("serving addresses=%s", ",".join(self.addresses))
+        self._grpc.append(server)
 
     def stop(self, drain_s: float | None = None) -> bool:
         """Refuse new requests, wait for those that run, free all; return whether all had ended.
@@ -127,12 +153,13 @@ class Server:
         if self._profiler is not None:
             self._profiler.close()
         self._config_file.stop()
-        if self._grpc is not None:
+        if self._grpc:
             end = time.monotonic() + drain_s
-            self._grpc.stop(drain_s).wait(drain_s + 5.0)
+            for stopped in [server.stop(drain_s) for server in self._grpc]:
+                stopped.wait(max(0.0, end - time.monotonic()) + 5.0)
             # gRPC gives cancelled calls up at once; their runs may go on.
             ended = self.pipeline.wait_idle(max(0.0, end - time.monotonic()))
-            self._grpc = None
+            self._grpc.clear()
         self._readers.shutdown(wait=ended)
         self.schedulers.close()
         self.versions.stop()
@@ -142,6 +169,8 @@ class Server:
     def summary(self) -> str:
         """Return what is served where, and what it cost, for the start-up message."""
         lines = [f"tf-infer {__version__} answers gRPC at {', '.join(self.addresses)}"]
+        if self.admin_address:
+            lines.append(f"  reload and profiler at {self.admin_address}")
         for name in self.versions.names():
             rows = [row for row in self.versions.status(name) if row.state is State.AVAILABLE]
             lines += [f"  {name} version {row.version}: {_times(row.times)}" for row in rows]
@@ -151,7 +180,7 @@ class Server:
         try:
             self.start()
         except BaseException:
-            self.versions.stop()
+            self.stop(0.0)
             raise
         return self
 

@@ -62,6 +62,8 @@ class ServerConfig:
             seconds if that is > 0 (CF23).
         port: TCP port of gRPC on `host`; 0 for none, which needs a `socket_path`.
         socket_path: UNIX socket of gRPC, empty for none.
+        admin_port: where, on this machine only and in plain text, the reload of the configuration
+            and the profiler answer instead of on the ports above; 0 leaves them there.
         ssl_config_file: text SSLConfig for both, empty for plain text; see tls.py.
         alts: Google's ALTS instead.
         poll_s: how often the folders are looked at; 0 once, negative never.
@@ -97,6 +99,7 @@ class ServerConfig:
     host: str = "0.0.0.0"
     port: int = 8500
     socket_path: str = ""
+    admin_port: int = 0
     ssl_config_file: str = ""
     alts: bool = False
     poll_s: float = 1.0
@@ -126,7 +129,11 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         where = "ServerConfig"
-        check(0 <= self.port <= 65535, f"{where}.port", "0 to 65535", self.port)
+        for name in ("port", "admin_port"):
+            check(0 <= getattr(self, name) <= 65535, f"{where}.{name}", "0 to 65535",
+                  getattr(self, name))
+        check(not self.admin_port or self.admin_port != self.port, f"{where}.admin_port",
+              "another port than that of gRPC", self.admin_port)
         check(self.port > 0 or self.socket_path != "", f"{where}.port",
               "a port, or a --grpc_socket_path", self.port)
         check(not (self.alts and self.ssl_config_file), f"{where}.alts",

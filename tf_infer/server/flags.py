@@ -102,6 +102,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("help", False, "print this and end"),
     Flag("saved_models", "", "serve every model below this folder", "ours"),
     Flag("host", "0.0.0.0", "address that gRPC listens on", "ours"),
+    Flag("admin_port", 0, "port on localhost that the reload of the configuration and the profiler "
+         "move to; 0: they answer at --port", "ours"),
     Flag("enable_golden_replay", True, "replay assets.extra/golden.jsonl at load", "ours"),
     Flag("max_queued_requests", 0,
          "requests of one model that may wait; more get RESOURCE_EXHAUSTED; 0: no limit", "ours"),
@@ -238,6 +240,7 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
         models=models_of(values), config_file=values["model_config_file"],
         config_file_poll_s=values["model_config_file_poll_wait_seconds"],
         host=values["host"], port=values["port"], socket_path=values["grpc_socket_path"],
+        admin_port=values["admin_port"],
         ssl_config_file=values["ssl_config_file"], alts=values["use_alts_credentials"],
         poll_s=values["file_system_poll_wait_seconds"],
         max_load_retries=values["max_num_load_retries"],

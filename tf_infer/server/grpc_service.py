@@ -192,12 +192,18 @@ class Service:
 
     # ------------------------------------------------------------------ gRPC
 
-    def handlers(self) -> list[Any]:
-        """Return one generic handler per service, for `grpc.Server.add_generic_rpc_handlers`."""
+    def handlers(self, wanted: Callable[[methods.Method], bool] = lambda method: True,
+                 ) -> list[Any]:
+        """Return one generic handler per service, for `grpc.Server.add_generic_rpc_handlers`.
+
+        Args:
+            wanted: whether a method is offered; others are UNIMPLEMENTED.
+        """
         services: dict[str, dict[str, Any]] = {}
         for method, answering in self._answers.values():
-            services.setdefault(method.service, {})[method.name] = (
-                grpc.unary_stream_rpc_method_handler(self._behaviour(method, answering)))
+            if wanted(method):
+                services.setdefault(method.service, {})[method.name] = (
+                    grpc.unary_stream_rpc_method_handler(self._behaviour(method, answering)))
         return [grpc.method_handlers_generic_handler(service, table)
                 for service, table in services.items()]
 
