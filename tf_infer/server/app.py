@@ -76,7 +76,8 @@ class Server:
         gauges.register(self.metrics, self.versions, in_flight=self.pipeline.in_flight,
                         waiting=self.schedulers.waiting.count)
         self._service = Service(self.pipeline, tensor_content=config.tensor_content,
-                                check_method_names=config.check_method_names, health=config.health)
+                                check_method_names=config.check_method_names, health=config.health,
+                                stages=config.profiler)
         self._readers = ElasticExecutor(1, MAX_READERS, name="tf-infer-grpc")
         self._profiler = Profiler() if config.profiler else None
         self._config_file = ConfigFileWatch(config.config_file, config.config_file_poll_s,

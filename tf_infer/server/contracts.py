@@ -76,6 +76,11 @@ class StageTimes:
     model_s: float
     decode_s: float
 
+    def __add__(self, other: StageTimes) -> StageTimes:
+        return StageTimes(tokenize_s=self.tokenize_s + other.tokenize_s,
+                          model_s=self.model_s + other.model_s,
+                          decode_s=self.decode_s + other.decode_s)
+
 
 @runtime_checkable
 class Traceable(Protocol):

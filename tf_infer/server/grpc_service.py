@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Union
 
 import grpc
@@ -24,7 +24,7 @@ from tf_infer.server.pipeline import Answer, Call, Pipeline, Progress
 from tf_infer.server.replies import Reply
 from tf_infer.server.scheduler import as_serving_error
 from tf_infer.server.versions import ModelRef
-from tf_infer.wire import messages, methods, serving_pb2
+from tf_infer.wire import messages, methods, serving_pb2, timings
 
 log = logging.getLogger("tf_infer.server")
 
@@ -70,13 +70,16 @@ class Service:
         tensor_content: PR14.
         check_method_names: FL38.
         health: offer grpc.health.v1 (LI10).
+        stages: split runs into their stages for callers that ask for it (wire/timings.py).
     """
 
     def __init__(self, pipeline: Pipeline, *, tensor_content: bool = False,
-                 check_method_names: bool = False, health: bool = False) -> None:
+                 check_method_names: bool = False, health: bool = False,
+                 stages: bool = True) -> None:
         self._pipeline = pipeline
         self._tensor_content = tensor_content
         self._check = check_method_names
+        self._stages = stages
         self._answers: dict[str, tuple[methods.Method, Answering]] = {
             method.path: (method, answer) for method, answer in (
                 (methods.PREDICT, self.predict), (methods.CLASSIFY, self.classify),
@@ -233,6 +236,7 @@ class Service:
                 asked = answering(request, _deadline(context, record.started_s))
                 if isinstance(asked, Asked):
                     record.progress = asked.call.progress
+                    asked = self._with_timings(asked, context, reply, record.started_s)
                     self._ask(asked, reply, succeed, fail)
                 else:
                     succeed(asked)
@@ -241,6 +245,21 @@ class Service:
 
         behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
         return behaviour
+
+    def _with_timings(self, asked: Asked, context: Any, reply: Reply, started_s: float) -> Asked:
+        """Return `asked`, whose answer also tells where the time went if the caller asks for it."""
+        detail = timings.asked_for(context.invocation_metadata() or ())
+        if detail is None:
+            return asked
+
+        def response(answer: Answer[Any]) -> Any:
+            made = asked.response(answer)
+            reply.trailing(timings.ANSWER_KEY, timings.to_text(
+                _timings(answer, time.monotonic() - started_s)))
+            return made
+
+        traced = self._stages and detail == "stages"
+        return Asked(replace(asked.call, traced=traced), response)
 
     def _ask(self, asked: Asked, reply: Reply, succeed: Callable[[Any], None],
              fail: Callable[[ServingError], None]) -> None:
@@ -283,6 +302,14 @@ class _Record:
     api: str = ""
     model: str = ""
     progress: Progress = field(default_factory=Progress)
+
+
+def _timings(answer: Answer[Any], total_s: float) -> timings.Timings:
+    stages = answer.stages
+    if stages is None:
+        return timings.Timings(queue_s=answer.queue_s, model_s=answer.run_s, total_s=total_s)
+    return timings.Timings(queue_s=answer.queue_s, tokenize_s=stages.tokenize_s,
+                           model_s=stages.model_s, decode_s=stages.decode_s, total_s=total_s)
 
 
 def _model_named(request: Any) -> str:

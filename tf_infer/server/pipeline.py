@@ -7,15 +7,17 @@ call) have their places here and nowhere else.
 
 from __future__ import annotations
 
+import functools
 import logging
+import operator
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from tf_infer.errors import Cancelled, DeadlineExceeded, ServingError
-from tf_infer.server.contracts import Arrays, Plan, Servable, Signatures
+from tf_infer.server.contracts import Arrays, Plan, Servable, Signatures, StageTimes
 from tf_infer.server.metrics import Metrics
 from tf_infer.server.scheduler import TIMED_OUT, Job, Scheduler, as_serving_error
 from tf_infer.server.versions import Lease, ModelRef, Versions
@@ -49,6 +51,7 @@ class Call(Generic[T]):
         plan: what to run, given the version's signatures, and what to make of it.
         deadline_s: on the clock of `time.monotonic`; None for none (LI05).
         entrypoint: the protocol, "GRPC" or "REST".
+        traced: whether the answer shall tell the stages of its runs.
         progress: written by the pipeline.
     """
 
@@ -57,6 +60,7 @@ class Call(Generic[T]):
     plan: Callable[[Signatures], Plan[T]]
     deadline_s: float | None = None
     entrypoint: str = "GRPC"
+    traced: bool = False
     progress: Progress = field(default_factory=Progress)
 
 
@@ -67,6 +71,7 @@ class Answer(Generic[T]):
     Attributes:
         queue_s: how long its runs waited, the longest of them.
         run_s: how long they ran, the longest of them.
+        stages: what they spent in each stage, all of them; None unless asked for, or not known.
     """
 
     name: str
@@ -74,6 +79,7 @@ class Answer(Generic[T]):
     value: T
     queue_s: float = 0.0
     run_s: float = 0.0
+    stages: StageTimes | None = None
 
 
 class Ticket:
@@ -116,7 +122,7 @@ class _Request(Generic[T]):
             self._scheduler = scheduler = self._pipeline.scheduler_for(lease.servable)
             for run in plan.runs:
                 self._jobs.append(Job(lease.name, lease.servable, run, self._call.deadline_s,
-                                      self._job_ended))
+                                      self._job_ended, traced=self._call.traced))
             for job in self._jobs:
                 with self._lock:
                     self._open += 1
@@ -154,7 +160,8 @@ class _Request(Generic[T]):
             answer = Answer(
                 self._lease.name, self._lease.version, value,
                 max((job.started_s - job.queued_s for job in self._jobs), default=0.0),
-                max((job.run_s for job in self._jobs), default=0.0))
+                max((job.run_s for job in self._jobs), default=0.0),
+                _all_stages(self._jobs))
             if self._jobs:
                 self._measure(answer)
         except Exception as error:
@@ -199,6 +206,11 @@ class _Request(Generic[T]):
             if self._lease is not None:
                 self._pipeline.versions.give_back(self._lease)
             self._pipeline.left()
+
+
+def _all_stages(jobs: Sequence[Job]) -> StageTimes | None:
+    known = [job.stages for job in jobs if job.stages is not None]
+    return functools.reduce(operator.add, known) if known else None
 
 
 class Pipeline:

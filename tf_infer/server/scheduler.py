@@ -11,11 +11,13 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from tf_infer.errors import Code, DeadlineExceeded, Overloaded, ServerFailure, ServingError
-from tf_infer.server.contracts import Arrays, Run, Servable
+from tf_infer.server.contracts import Arrays, Run, Servable, StageTimes, Traceable
 from tf_infer.server.threads import ElasticExecutor
 
 log = logging.getLogger("tf_infer.server")
@@ -43,15 +45,19 @@ class Job:
         deadline_s: on the clock of `time.monotonic`; None for none (LI05).
         queued_s, started_s: when it came, and when its run began (0.0: not yet), on that clock.
         run_s: how long its run took.
+        traced: whether its caller wants to know the stages of the run.
+        stages: how long they took; None where nobody asked, or the servable cannot tell.
     """
 
     __slots__ = ("_ended", "deadline_s", "model", "queued_s", "run", "run_s", "servable",
-                 "started_s")
+                 "stages", "started_s", "traced")
 
     def __init__(self, model: str, servable: Servable, run: Run, deadline_s: float | None,
-                 ended: Ended) -> None:
+                 ended: Ended, *, traced: bool = False) -> None:
         self.model, self.servable, self.run, self.deadline_s = model, servable, run, deadline_s
         self.queued_s, self.started_s, self.run_s = time.monotonic(), 0.0, 0.0
+        self.traced = traced
+        self.stages: StageTimes | None = None
         self._ended = ended
 
     def end(self, outcome: Arrays | ServingError) -> None:
@@ -89,10 +95,29 @@ def run_alone(job: Job) -> Arrays | ServingError:
     if left is not None and left <= 0:
         return DeadlineExceeded(TIMED_OUT)
     try:
-        return job.servable.run(job.run.signature, job.run.inputs, outputs=job.run.outputs,
-                                timeout_s=left)
+        return run_for([job], job.run.inputs, left)
     except Exception as error:
         return as_serving_error(error, "a run")
+
+
+def run_for(jobs: Sequence[Job], inputs: Mapping[str, np.ndarray], timeout_s: float | None,
+            ) -> Arrays:
+    """Run what `jobs` have in common once, for all of them; traced when one of them asks for it.
+
+    Args:
+        jobs: of the same signature and outputs.
+        inputs: of them all.
+        timeout_s: see `Servable.run`.
+    """
+    servable, run = jobs[0].servable, jobs[0].run
+    asking = [job for job in jobs if job.traced]
+    if not asking or not isinstance(servable, Traceable):
+        return servable.run(run.signature, inputs, outputs=run.outputs, timeout_s=timeout_s)
+    outputs, stages = servable.run_traced(run.signature, inputs, outputs=run.outputs,
+                                          timeout_s=timeout_s)
+    for job in asking:  # a job may run in several pieces
+        job.stages = stages if job.stages is None else job.stages + stages
+    return outputs
 
 
 def as_serving_error(error: BaseException, what: str) -> ServingError:

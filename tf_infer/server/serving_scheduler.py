@@ -14,7 +14,14 @@ from collections.abc import Hashable, Sequence
 from tf_infer.errors import DeadlineExceeded, ServingError
 from tf_infer.server import rows
 from tf_infer.server.contracts import Arrays
-from tf_infer.server.scheduler import Job, Observe, WaitingCounts, as_serving_error, unobserved
+from tf_infer.server.scheduler import (
+    Job,
+    Observe,
+    WaitingCounts,
+    as_serving_error,
+    run_for,
+    unobserved,
+)
 from tf_infer.server.serving_batching import (
     BatchingParameters,
     Piece,
@@ -203,15 +210,15 @@ def _outputs(pieces: Sequence[Piece], entries: Sequence[_Entry]) -> tuple[list[A
     Raises:
         Exception: whatever went wrong; it goes to every request of the batch.
     """
-    parameters, job = entries[0].parameters, entries[0].job
+    parameters = entries[0].parameters
     total = sum(piece.rows for piece in pieces)
     size = padded_rows(total, parameters.allowed_batch_sizes)
     filled = size if size > total else None
     inputs = rows.join([_cut(entry.job.run.inputs, piece) for entry, piece in zip(entries, pieces)],
                        size=filled, pad_variable_length=parameters.pad_variable_length_inputs)
     left = timeout_s([piece.deadline_s for piece in pieces], now_s=time.monotonic())
-    outputs = job.servable.run(job.run.signature, inputs, outputs=job.run.outputs,
-                               timeout_s=None if left is None else max(0.001, left))
+    outputs = run_for([entry.job for entry in entries], inputs,
+                      None if left is None else max(0.001, left))
     return rows.split(outputs, [piece.rows for piece in pieces], size=filled), size
 
 

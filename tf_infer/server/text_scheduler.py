@@ -36,6 +36,7 @@ from tf_infer.server.scheduler import (
     WaitingCounts,
     as_serving_error,
     run_alone,
+    run_for,
     unobserved,
 )
 
@@ -146,11 +147,9 @@ class TextScheduler:
         if len(jobs) == 1:
             jobs[0].end(run_alone(jobs[0]))
             return
-        run = jobs[0].run
         try:
-            outputs = jobs[0].servable.run(
-                run.signature, rows.join([job.run.inputs for job in jobs]), outputs=run.outputs,
-                timeout_s=most_time([job.deadline_s for job in jobs]))
+            outputs = run_for(jobs, rows.join([job.run.inputs for job in jobs]),
+                              most_time([job.deadline_s for job in jobs]))
             parts = rows.split(outputs, counts)
         except Exception as error:
             failure = as_serving_error(error, "a batch")
