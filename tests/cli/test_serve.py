@@ -19,7 +19,8 @@ from tf_infer.cli import main as cli
 from tf_infer.cli import quickstart
 from tf_infer.config import ShapeGrid
 from tf_infer.server import tf_serving
-from tf_infer.server.config import ModelConfig
+from tf_infer.server.config import ModelConfig, read_config_file, read_monitoring_file
+from tf_infer.server.serving_batching import read_parameters
 from tf_infer.wire import methods, serving_pb2, tensors
 
 # The command with a server that echoes, so that no TensorFlow is needed.
@@ -78,7 +79,8 @@ def test_the_settings_of_the_real_server_are_written(
     (tmp_path / "saved" / "m" / "1").mkdir(parents=True)
     code, text = serve(capsys, f"--saved_models={tmp_path}/saved", "--model-root=/models",
                        f"--write_tf_serving_config={tmp_path}/out")
-    assert (code, text) == (0, f"wrote {tmp_path}/out/models.config\n")
+    assert (code, text) == (0, f"wrote {tmp_path}/out/models.config\n"
+                               f"wrote {tmp_path}/out/monitoring.config\n")
     assert "/models/m" in (tmp_path / "out" / "models.config").read_text(encoding="utf-8")
 
 
@@ -91,6 +93,19 @@ def test_the_settings_in_serving_are_those_of_the_quickstarts_models() -> None:
     grid = ShapeGrid(rows=quickstart.ROWS, tokens=quickstart.TOKENS)
     assert (root / tf_serving.BATCHING_FILE).read_text(encoding="utf-8") == (
         tf_serving.batching_text([grid, grid]))
+    assert (root / tf_serving.MONITORING_FILE).read_text(encoding="utf-8") == (
+        tf_serving.monitoring_text())
+    assert sorted(path.name for path in root.iterdir()) == [
+        tf_serving.BATCHING_FILE, tf_serving.MODELS_FILE, tf_serving.MONITORING_FILE]
+
+
+def test_the_settings_in_serving_are_valid() -> None:
+    root = Path(__file__).resolve().parent.parent.parent / "serving" / "tf_serving"
+    assert [model.base_path for model in read_config_file(root / tf_serving.MODELS_FILE)] == [
+        "/models/support_intents", "/models/support_replies"]
+    batching = read_parameters(root / tf_serving.BATCHING_FILE)
+    assert (batching.max_batch_size, batching.allowed_batch_sizes) == (32, (1, 8, 32))
+    assert read_monitoring_file(root / tf_serving.MONITORING_FILE).enabled
 
 
 @contextmanager

@@ -120,3 +120,14 @@ def test_a_version_of_ours_that_lost_a_file_does_not(ours: Path, tmp_path: Path)
     shutil.copytree(ours, tmp_path / "1")
     (tmp_path / "1" / "assets" / "words.txt").unlink()
     assert [one.what for one in examine(tmp_path / "1").stops] == ["assets/words.txt is missing"]
+
+
+def test_models_config_is_a_message_of_tensorflow_serving() -> None:
+    from google.protobuf import text_format
+    from tensorflow_serving.config import model_server_config_pb2
+
+    folder = Path(__file__).resolve().parents[2] / "serving" / "tf_serving"
+    message = text_format.Parse((folder / "models.config").read_text(),
+                                model_server_config_pb2.ModelServerConfig())
+    assert [(one.name, one.model_platform) for one in message.model_config_list.config] == [
+        ("support_intents", "tensorflow"), ("support_replies", "tensorflow")]

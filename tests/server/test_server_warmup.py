@@ -15,7 +15,13 @@ from tf_infer.config import ShapeGrid
 from tf_infer.errors import Code, ConfigError, InvalidRequest, ServerFailure
 from tf_infer.manifest import EXTRA_FOLDER, Sample, write_samples
 from tf_infer.server import tf_serving
-from tf_infer.server.config import ModelConfig, VersionPolicy, read_config_file
+from tf_infer.server.config import (
+    ModelConfig,
+    Monitoring,
+    VersionPolicy,
+    read_config_file,
+    read_monitoring_file,
+)
 from tf_infer.server.fakes import EchoServable, ScriptedServable, signature
 from tf_infer.server.metrics import Metrics
 from tf_infer.server.warmup import (
@@ -150,12 +156,24 @@ def models(tmp_path: Path) -> tuple[ModelConfig, ...]:
 
 
 def test_models_config_names_every_model_below_the_root(tmp_path: Path) -> None:
-    (path,) = tf_serving.write(models(tmp_path), tmp_path / "out", model_root="/models/")
+    path, _ = tf_serving.write(models(tmp_path), tmp_path / "out", model_root="/models/")
     read = serving_pb2.ModelServerConfig()
     text_format.Parse(path.read_text(encoding="utf-8"), read)
     assert [(item.name, item.base_path, item.model_platform)
             for item in read.model_config_list.config] == [
         ("a", "/models/a", "tensorflow"), ("b", "/models/b", "tensorflow")]
+
+
+def test_models_config_of_this_machine_keeps_every_path(tmp_path: Path) -> None:
+    given = [ModelConfig(name=name, base_path=f"/{name}/intents") for name in ("a", "b")]
+    (tmp_path / "models.config").write_text(tf_serving.models_text(given, model_root=None))
+    assert list(read_config_file(tmp_path / "models.config")) == given
+
+
+def test_monitoring_config_turns_the_page_on(tmp_path: Path) -> None:
+    _, path = tf_serving.write(models(tmp_path), tmp_path / "out", model_root="/models")
+    assert read_monitoring_file(path) == Monitoring(
+        enabled=True, path="/monitoring/prometheus/metrics")
 
 
 def test_models_config_keeps_folders_policies_and_labels(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Settings for the real tensorflow_model_server, made from the manifests of exported versions.
 
 `models.config` names every model below a root as the server will see it (it refuses relative
-paths); `batching.config` allows exactly the batch sizes that warm-up has visited.
+paths); `batching.config` allows exactly the batch sizes that warm-up has visited;
+`monitoring.config` puts the page for Prometheus on the REST port.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tf_infer.wire import serving_pb2
 
 MODELS_FILE = "models.config"
 BATCHING_FILE = "batching.config"
+MONITORING_FILE = "monitoring.config"
 BATCH_TIMEOUT_MICROS = 2000
 MAX_ENQUEUED_BATCHES = 100
 
@@ -29,31 +31,40 @@ _HEAD = """# Written by this command from the manifests of the models; change th
 """
 
 
-def models_text(models: Sequence[ModelConfig], *, model_root: str) -> str:
+def models_text(models: Sequence[ModelConfig], *, model_root: str | None) -> str:
     """Return the text of models.config, models sorted by name, their folders as they are called.
 
     Args:
         models: what is served here.
-        model_root: absolute folder of the models on the machine of the real server.
+        model_root: absolute folder of the models on the machine of the real server; None when
+            that is this machine, where they stay where they are.
 
     Raises:
         ConfigError: `model_root` is relative, or two folders are called the same.
     """
-    check(model_root.startswith("/") or "://" in model_root, "model_root",
-          "an absolute path or URI", model_root, "TensorFlow Serving refuses relative paths.")
     message = serving_pb2.ModelServerConfig()
     message.model_config_list.SetInParent()
-    paths: dict[str, str] = {}
+    paths = ({model.base_path: model.base_path for model in models} if model_root is None
+             else _below(model_root, models))
     for model in sorted(models, key=lambda item: item.name):
-        folder = os.path.basename(model.base_path.rstrip("/"))
-        if paths.setdefault(folder, model.base_path) != model.base_path:
-            raise ConfigError(f"base_path: expected folders of different names, got {folder!r} "
-                              f"twice: {paths[folder]!r} and {model.base_path!r}. Rename one.")
         message.model_config_list.config.add(
-            name=model.name, base_path=f"{model_root.rstrip('/')}/{folder}",
+            name=model.name, base_path=paths[model.base_path],
             model_platform=PLATFORM, version_labels=model.labels,
             model_version_policy=_policy_message(model.policy))
     return _HEAD + text_format.MessageToString(message)
+
+
+def _below(root: str, models: Sequence[ModelConfig]) -> dict[str, str]:
+    """Return base path here -> base path below `root`."""
+    check(root.startswith("/") or "://" in root, "model_root",
+          "an absolute path or URI", root, "TensorFlow Serving refuses relative paths.")
+    folders: dict[str, str] = {}
+    for model in sorted(models, key=lambda item: item.name):
+        folder = os.path.basename(model.base_path.rstrip("/"))
+        if folders.setdefault(folder, model.base_path) != model.base_path:
+            raise ConfigError(f"base_path: expected folders of different names, got {folder!r} "
+                              f"twice: {folders[folder]!r} and {model.base_path!r}. Rename one.")
+    return {path: f"{root.rstrip('/')}/{folder}" for folder, path in folders.items()}
 
 
 def _policy_message(
@@ -84,6 +95,13 @@ def batching_text(grids: Sequence[ShapeGrid]) -> str:
     return _HEAD + text_format.MessageToString(message)
 
 
+def monitoring_text() -> str:
+    """Return the text of monitoring.config: a page for Prometheus, at TensorFlow Serving's path."""
+    message = serving_pb2.MonitoringConfig()
+    message.prometheus_config.enable = True
+    return _HEAD + text_format.MessageToString(message)
+
+
 def newest_grid(model: ModelConfig) -> ShapeGrid | None:
     """Return the grid of a model's highest version; None when it has no manifest.
 
@@ -103,12 +121,13 @@ def newest_grid(model: ModelConfig) -> ShapeGrid | None:
 
 
 def write(models: Sequence[ModelConfig], folder: Path, *, model_root: str) -> tuple[Path, ...]:
-    """Write both files into `folder`; return their paths.
+    """Write the files into `folder`; return their paths.
 
     batching.config is left out when no model has a manifest.
     """
     grids = [grid for model in models if (grid := newest_grid(model)) is not None]
-    texts = {MODELS_FILE: models_text(models, model_root=model_root)}
+    texts = {MODELS_FILE: models_text(models, model_root=model_root),
+             MONITORING_FILE: monitoring_text()}
     if grids:
         texts[BATCHING_FILE] = batching_text(grids)
     Path(folder).mkdir(parents=True, exist_ok=True)
