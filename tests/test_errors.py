@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import grpc
 import pytest
 
@@ -28,6 +30,16 @@ def test_an_exception_stands_for_a_code_of_its_own(row: errors.Row) -> None:
     assert row.exception is not None
     code = errors.default_code(row.exception)
     assert type(errors.exception_for(code, "")) is row.exception
+
+
+@pytest.mark.parametrize("error", [
+    *(errors.exception_for(row.code, "why") for row in errors.TABLE[1:]),
+    errors.VerificationError("two paths differ", report={"passed": False})],
+    ids=lambda error: f"{type(error).__name__} {getattr(error, 'code', '')}")
+def test_an_exception_comes_back_from_another_process_as_it_was(error: Exception) -> None:
+    error.__notes__ = ["while exporting"]  # what add_note does from Python 3.11 on
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
 def test_only_overload_and_absence_are_retried() -> None:

@@ -27,6 +27,7 @@ Standard library only. Source of the HTTP column: TensorFlow Serving's REST stat
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import partial
 from typing import Any, NamedTuple
 
 
@@ -68,6 +69,9 @@ class ServingError(TfInferError):
         self.code = code if code is not None else default_code(type(self))
         self.details = details
         super().__init__(f"{self.code.name}: {details}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), code=self.code), (self.details,), self.__dict__
 
 
 class InvalidRequest(ServingError, ValueError):
@@ -136,6 +140,9 @@ class VerificationError(TfInferError):
     def __init__(self, message: str, *, report: Any) -> None:
         self.report = report
         super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), report=self.report), self.args, self.__dict__
 
 
 class ExportError(TfInferError):
