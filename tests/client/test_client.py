@@ -500,6 +500,10 @@ def test_a_closed_client_says_so(make: Any, server: FakeServer) -> None:
         client.close()
         with pytest.raises(ConfigError, match="an open one, got a closed one"):
             client.status("m")
+    with make(server.address) as unused:
+        unused.close()
+        with pytest.raises(ConfigError, match="an open one, got a closed one"):
+            unused.status("m")
 
 
 def test_an_answer_that_is_no_message_is_a_server_failure(make: Any) -> None:

@@ -30,6 +30,8 @@ DOWN_S = 1.0
 # has a text of its own.
 _HUNG_UP = "CANCELLED"
 
+_CLOSED = "client: expected an open one, got a closed one. Make a new Client."
+
 _LONGEST_OPTION_S = 1e6  # gRPC takes milliseconds as int32
 _SERVICE_CONFIG = '{"loadBalancingConfig": [{"round_robin": {}}]}'
 _HOST_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\],@]+):(\d{1,5})")
@@ -270,6 +272,8 @@ class AioTransport:
                     metadata: Metadata = (), hear: Hear | None = None) -> bytes:
         """Send a request to the next address and return the answer; raises ServingError."""
         shared = self._shared
+        if self._closing:
+            raise ConfigError(_CLOSED)
         if self._channels is None:
             self._channels = shared.open(grpc.aio)
         index = shared.addresses.pick(time.monotonic())
@@ -311,4 +315,4 @@ def _is_cancelled(task: asyncio.Task[Any] | None) -> bool:
 def _closed(error: Exception) -> ConfigError:
     if "closed" not in str(error).lower():
         raise error
-    return ConfigError("client: expected an open one, got a closed one. Make a new Client.")
+    return ConfigError(_CLOSED)
