@@ -131,7 +131,11 @@ def _head(family: Family, data: Mapping[str, Any], path: Path, tensors: Tensors,
           names: Mapping[str, str]) -> Head | None:
     """Return the head of a ...ForSequenceClassification with at least two classes."""
     architectures = data.get("architectures") or [""]
-    if family.head is None or not str(architectures[0]).endswith("ForSequenceClassification"):
+    if not isinstance(architectures, list) or not all(
+            isinstance(name, str) for name in architectures):
+        raise CheckpointError(f"{path}: expected architectures to be a list of names, got "
+                              f"{architectures!r}.")
+    if family.head is None or not architectures[0].endswith("ForSequenceClassification"):
         return None
     pooling, activation, inner, last = family.head
     if f"{last}.weight" not in names:
