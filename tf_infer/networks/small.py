@@ -143,7 +143,6 @@ class SmallTransformer(SmallEncoder):
     def __init__(self, config: SmallTransformerConfig, *, vocab_size: int, name: str = "encoder"
                  ) -> None:
         super().__init__(name=name)
-        check_heads(config)
         self.config = config
         self.width = config.width
         self.words = _embedding(vocab_size, config.width, "words")
@@ -180,7 +179,6 @@ class SmallDecoder(CachedDecoder):
     def __init__(self, config: SmallTransformerConfig, *, vocab_size: int, name: str = "decoder"
                  ) -> None:
         super().__init__(name=name)
-        check_heads(config)
         self.config = config
         self.vocab_size = vocab_size
         self.max_positions = config.max_positions
@@ -217,13 +215,6 @@ class SmallDecoder(CachedDecoder):
         """[..., width] -> [..., V]."""
         table = tf.convert_to_tensor(self.words.embeddings)
         return tf.matmul(self.norm(hidden), table, transpose_b=True)
-
-
-def check_heads(config: SmallTransformerConfig) -> None:
-    """Raise ConfigError unless the width divides into heads."""
-    if config.width % config.heads:
-        raise ConfigError(f"SmallTransformerConfig.heads: expected a divisor of width = "
-                          f"{config.width}, got {config.heads!r}.")
 
 
 def _causal_and_real(mask: tf.Tensor) -> tf.Tensor:
