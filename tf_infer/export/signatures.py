@@ -12,10 +12,10 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tf_infer.errors import ExportError
 from tf_infer.manifest import SignatureSpec, TensorSpec
 from tf_infer.tasks.base import tensor_spec
+from tf_infer.wire.messages import SERVING_DEFAULT
 
 GRAPH_FILE = "saved_model.pb"
 FINGERPRINT_FILE = "fingerprint.pb"
-DEFAULT_SIGNATURE = "serving_default"
 
 
 def check_specs(specs: Iterable[SignatureSpec]) -> None:
@@ -23,8 +23,8 @@ def check_specs(specs: Iterable[SignatureSpec]) -> None:
     specs = list(specs)
     names = [spec.name for spec in specs]
     faults = []
-    if DEFAULT_SIGNATURE not in names:
-        faults.append(f"signatures: expected {DEFAULT_SIGNATURE!r} among them, got {names}")
+    if SERVING_DEFAULT not in names:
+        faults.append(f"signatures: expected {SERVING_DEFAULT!r} among them, got {names}")
     for spec in specs:
         for one in (*spec.inputs, *spec.outputs):
             if not one.shape or one.shape[0] is not None:
