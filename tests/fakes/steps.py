@@ -42,3 +42,23 @@ def random_trees(rows: int, vocab: int, depth: int, seed: int) -> np.ndarray:
     """[rows, nodes, vocab] normal logits for all histories of up to `depth` tokens."""
     nodes = sum(vocab**level for level in range(depth + 1))
     return np.random.default_rng(seed).normal(size=(rows, nodes, vocab)).astype(np.float32) * 2
+
+
+class WideTreeModel(TreeModel):
+    """A TreeModel that reads several tokens at once and can forget the last ones."""
+
+    def extend(self, ids: tf.Tensor, counts: tf.Tensor, cache: dict[str, tf.Tensor]
+               ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Go down `counts` edges; logits behind them are NaN."""
+        found = []
+        for place in range(ids.shape[1]):
+            logits, cache = self.step(ids[:, place], place < counts, cache)
+            found.append(logits)
+        return tf.stack(found, axis=1), cache
+
+    def drop(self, cache: dict[str, tf.Tensor], positions: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Go up as many edges."""
+        vocab, node = tf.shape(self.trees)[2], cache["node"]
+        for place in range(8):
+            node = tf.where(place < positions, (node - 1) // vocab, node)
+        return {**cache, "node": node, "reads": cache["reads"] - positions}
