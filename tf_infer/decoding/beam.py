@@ -199,7 +199,7 @@ def _chosen(state: _State, sums: tf.Tensor, limits: Limits, options: BeamOptions
         if group + 1 < groups:
             counted = tf.cast(plain > VOID / 2, tf.float32)[..., None]
             taken += tf.reduce_sum(tf.one_hot(tokens, size) * counted, axis=1)
-    return tuple(tf.stack(part, axis=1) for part in zip(*found))  # type: ignore[return-value]
+    return tuple(tf.stack(part, axis=1) for part in zip(*found))
 
 
 def _repeated(places: tf.Tensor) -> tf.Tensor:
