@@ -135,9 +135,7 @@ def test_FL20_a_relative_base_path_is_refused() -> None:
     (["--batching_parameters_file=/b"], InvalidRequest, "enable_batching"),           # FL22
     (["--tensorflow_session_parallelism=1", "--tensorflow_intra_op_parallelism=1",
       "--tensorflow_inter_op_parallelism=1"], InvalidRequest, "parallelism"),         # FL24
-    (["--platform_config_file=/s"], NotOffered, "--platform_config_file"),
-    (["--mixed_precision=1", "--prefer_tflite_model"], NotOffered,
-     "--prefer_tflite_model, --mixed_precision"),
+    (["--rest_api_port=1"], NotOffered, "--rest_api_port"),
 ])
 def test_flags_that_cannot_be_obeyed_are_refused(
         arguments: list[str], error: type[TfInferError], words: str) -> None:

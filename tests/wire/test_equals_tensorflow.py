@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Ours that have no counterpart with generated Python code in tensorflow-serving-api: read from text
 # files only, or gRPC's own.
 WITHOUT_COUNTERPART = {"BatchingParameters", "PrometheusConfig", "MonitoringConfig", "SSLConfig",
+                       "ModelWarmupOptions", "SessionBundleConfig",
+                       "SavedModelBundleSourceAdapterConfig",
                        "HealthCheckRequest", "HealthCheckResponse"}
 
 
@@ -64,6 +66,8 @@ def compare_fields(ours: Any, counted: dict[str, Any]) -> None:
         predict_pb2,
         regression_pb2,
     )
+    from tensorflow_serving.config import platform_config_pb2  # noqa: F401
+
     pool = descriptor_pool.Default()
 
     def theirs(name: str) -> Any:

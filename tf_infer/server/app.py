@@ -214,12 +214,14 @@ def _saved_model_loader(config: ServerConfig, metrics: Metrics) -> LoadFn:
     """Return a LoadFn for SavedModels; TensorFlow is imported here, once and not per version."""
     try:
         from tf_infer.server.servable import load_version
+        from tf_infer.server.session_config import session_config
     except ImportError as error:
         raise BackendMissing("serving SavedModels needs TensorFlow: "
                              "pip install 'tf_infer[server]'") from error
+    settings = session_config(config)
 
     def load(path: Path) -> tuple[Servable, LoadTimes]:
-        return load_version(path, config, metrics)
+        return load_version(path, config, metrics, settings)
 
     return load
 

@@ -89,7 +89,15 @@ class ServerConfig:
         batch_workers: batches of our own that run at once.
         drain_s: how long running requests are waited for at the end.
         channel_arguments: of gRPC, as TensorFlow Serving's `--grpc_channel_arguments`.
-        inter_op_threads, intra_op_threads: of TensorFlow, 0 for its own choice.
+        inter_op_threads, intra_op_threads: of TensorFlow, for the whole process; 0 for its own
+            choice.
+        session_config_file: text ConfigProto of TensorFlow's sessions; the settings above and below
+            go before it.
+        gpu_memory_fraction: share of a GPU's memory, 0 for TensorFlow's own choice.
+        mixed_precision: "bfloat16" lets TensorFlow calculate with it where it thinks fit.
+        platform_config_file: text PlatformConfigMap; of it, the settings of sessions are taken
+            instead of those above.
+        prefer_tflite: FL44; see servable.py.
         monitoring: the page of metrics.
     """
 
@@ -125,6 +133,11 @@ class ServerConfig:
     channel_arguments: tuple[tuple[str, str | int], ...] = ()
     inter_op_threads: int = 0
     intra_op_threads: int = 0
+    session_config_file: str = ""
+    gpu_memory_fraction: float = 0.0
+    mixed_precision: Literal["", "bfloat16"] = ""
+    platform_config_file: str = ""
+    prefer_tflite: bool = False
     monitoring: Monitoring = field(default_factory=Monitoring)
 
     def __post_init__(self) -> None:
@@ -142,6 +155,10 @@ class ServerConfig:
             check(getattr(self, name) >= 1, f"{where}.{name}", ">= 1", getattr(self, name))
         check(self.scheduler in ("text", "none"), f"{where}.scheduler", '"text" or "none"',
               self.scheduler)
+        check(0 <= self.gpu_memory_fraction <= 1, f"{where}.gpu_memory_fraction", "0 to 1",
+              self.gpu_memory_fraction)
+        check(self.mixed_precision in ("", "bfloat16"), f"{where}.mixed_precision",
+              '"" or "bfloat16"', self.mixed_precision)
         for name in ("max_load_retries", "max_queued", "drain_s"):
             check(getattr(self, name) >= 0, f"{where}.{name}", ">= 0", getattr(self, name))
         check_models(self.models)

@@ -7,7 +7,7 @@ built yet is refused when it is set to anything but its default; it never silent
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union
 
@@ -22,6 +22,8 @@ from tf_infer.server.config import (
     read_monitoring_file,
     read_ssl_config,
 )
+from tf_infer.server.platform_config import read_platform_settings
+from tf_infer.server.protos import read_text
 from tf_infer.server.serving_batching import BatchingParameters, read_parameters
 
 Value = Union[str, int, float, bool]
@@ -66,7 +68,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("enable_serialization_as_tensor_content", False, "numeric outputs as tensor_content"),
     Flag("enable_grpc_healthcheck_service", False, "offer grpc.health.v1.Health"),
     Flag("grpc_channel_arguments", "", "k=v,k=v for the gRPC server"),
-    Flag("grpc_max_threads", 0, "requests worked on at once; 0: 64"),
+    Flag("grpc_max_threads", 0, "runs of models at once, at most; 0: 4 x CPUs, at least 64"),
     Flag("tensorflow_session_parallelism", 0, "inter-op and intra-op threads; 0: TensorFlow's"),
     Flag("tensorflow_intra_op_parallelism", 0, "threads inside one operation"),
     Flag("tensorflow_inter_op_parallelism", 0, "operations at once"),
@@ -82,14 +84,19 @@ FLAGS: tuple[Flag, ...] = (
     Flag("model_config_file_poll_wait_seconds", 0, "how often that file is read anew; 0 never"),
     Flag("ssl_config_file", "", "text SSLConfig: gRPC speaks TLS only; read anew when it changes"),
     Flag("use_alts_credentials", False, "Google's ALTS for gRPC; on Google Cloud only"),
-    Flag("platform_config_file", "", "text PlatformConfigMap", "later"),
-    Flag("tensorflow_session_config_file", "", "text ConfigProto", "later"),
-    Flag("thread_pool_factory_config_file", "", "text ThreadPoolConfig", "later"),
-    Flag("prefer_tflite_model", False, "run model.tflite", "later"),
-    Flag("mixed_precision", "", "bfloat16", "later"),
+    Flag("platform_config_file", "", "text PlatformConfigMap; the flags of batching, sessions, "
+         "tags and warm-up then have no effect"),
+    Flag("tensorflow_session_config_file", "", "text ConfigProto of TensorFlow's sessions; flags "
+         "go before it"),
+    Flag("thread_pool_factory_config_file", "", "refused: no such factory is linked in, nor into "
+         "the released tensorflow_model_server"),
+    Flag("prefer_tflite_model", False, "accepted, and the SavedModel is served; a version of "
+         "model.tflite alone is refused"),
+    Flag("mixed_precision", "", "bfloat16: where TensorFlow thinks fit"),
     Flag("xla_cpu_compilation_enabled", False, "compiled graphs run here anyway", "inert"),
     Flag("xla_gpu_compilation_enabled", False, "compiled graphs run here anyway", "inert"),
-    Flag("per_process_gpu_memory_fraction", 0.0, "share of the GPU's memory", "later"),
+    Flag("per_process_gpu_memory_fraction", 0.0, "share of a GPU's memory, 0 to 1; 0: "
+         "TensorFlow's own choice"),
     Flag("enable_profiler", True, "offer tensorflow.ProfilerService, for TensorBoard and "
          "`tf-infer profile`"),
     Flag("num_unload_threads", 0, "unloads have a thread each", "inert"),
@@ -231,12 +238,17 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
                              "empty.")
     if values["ssl_config_file"]:
         read_ssl_config(values["ssl_config_file"])  # what is wrong with it is said at once
-    parallelism = values["tensorflow_session_parallelism"]
-    intra, inter = (values[f"tensorflow_{kind}_op_parallelism"] for kind in ("intra", "inter"))
-    if parallelism > 0 and intra > 0 and inter > 0:
-        raise InvalidRequest("Either configure server_options.tensorflow_session_parallelism or "
-                             "(intra_op and inter_op), not both.")
-    return ServerConfig(
+    if values["thread_pool_factory_config_file"]:
+        raise InvalidRequest(
+            "thread_pool_factory_config_file: expected none: no factory of thread pools is linked "
+            "into this server, nor into the released tensorflow_model_server. Leave it out.")
+    if values["tensorflow_session_config_file"]:
+        read_text(values["tensorflow_session_config_file"])  # TensorFlow parses it
+    platform = None
+    if values["platform_config_file"]:
+        platform = read_platform_settings(values["platform_config_file"])
+    inter, intra = (0, 0) if platform else session_threads(values)
+    config = ServerConfig(
         models=models_of(values), config_file=values["model_config_file"],
         config_file_poll_s=values["model_config_file_poll_wait_seconds"],
         host=values["host"], port=values["port"], socket_path=values["grpc_socket_path"],
@@ -254,13 +266,39 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
         labels_for_unavailable=values["allow_version_labels_for_unavailable_models"],
         health=values["enable_grpc_healthcheck_service"], profiler=values["enable_profiler"],
         tags=tuple(tag.strip() for tag in values["saved_model_tags"].split(",") if tag.strip()),
-        threads=values["grpc_max_threads"] if values["grpc_max_threads"] > 0 else 64,
-        max_queued=values["max_queued_requests"], batching=batching_parameters(values),
+        threads=values["grpc_max_threads"] if values["grpc_max_threads"] > 0 else max(64, 4 * CPUS),
+        max_queued=values["max_queued_requests"],
+        batching=None if platform else batching_parameters(values),
         per_model_batching=values["enable_per_model_batching_parameters"],
         scheduler=values["scheduler"], batch_workers=values["batch_workers"] or BATCH_WORKERS,
         drain_s=values["drain_seconds"], monitoring=monitoring(values),
         channel_arguments=channel_arguments(values["grpc_channel_arguments"]),
-        inter_op_threads=inter or parallelism, intra_op_threads=intra or parallelism)
+        inter_op_threads=inter, intra_op_threads=intra,
+        session_config_file=values["tensorflow_session_config_file"],
+        gpu_memory_fraction=values["per_process_gpu_memory_fraction"],
+        mixed_precision=values["mixed_precision"],
+        platform_config_file=values["platform_config_file"],
+        prefer_tflite=values["prefer_tflite_model"])
+    if platform is None:
+        return config
+    return replace(config, per_model_batching=False,
+                   **{field.name: getattr(platform, field.name) for field in fields(platform)})
+
+
+def session_threads(values: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many threads (between, inside) operations the flags ask for; 0 for TensorFlow's.
+
+    Raises:
+        InvalidRequest: all three flags are given (FL24).
+    """
+    both, intra, inter = (max(0, values[f"tensorflow_{kind}_parallelism"])
+                          for kind in ("session", "intra_op", "inter_op"))
+    if both and intra and inter:
+        raise InvalidRequest(
+            "Either configure server_options.tensorflow_session_parallelism or "
+            "(server_options.tensorflow_intra_op_parallelism, "
+            "server_options.tensorflow_inter_op_parallelism) separately. You cannot configure all.")
+    return (inter, intra) if inter or intra else (both, both)
 
 
 def monitoring(values: Mapping[str, Any]) -> Monitoring:

@@ -20,25 +20,45 @@ def read_text_proto(path: str | Path, message: Any, *, secret: bool = False) -> 
         secret: never quote the file.
 
     Raises:
-        InvalidRequest: the file is missing or does not parse; where, stands on stderr, too, in the
-            words of the protocol buffers that TensorFlow Serving is linked with.
+        InvalidRequest: the file is missing or does not parse.
+    """
+    return parse_text_proto(read_text(path), message, path, secret=secret)
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        InvalidRequest: it cannot be read, or is no text.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        text_format.Parse(text, message)
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise InvalidRequest(f"{path}: cannot be read: {error.strerror}.") from error
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        reason = _reason(error, secret)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"Invalid protobuf file: '{path}'. It is no UTF-8.") from error
+
+
+def parse_text_proto(text: str, message: Any, path: str | Path, *, secret: bool = False,
+                     **options: Any) -> Any:
+    """Fill `message` from a text.
+
+    Args:
+        text: to parse.
+        message: empty; returned.
+        path: where the text comes from.
+        secret: never quote the text.
+        options: of `text_format.Parse`.
+
+    Raises:
+        InvalidRequest: it does not parse; where, stands on stderr, too, in the words of the
+            protocol buffers that TensorFlow Serving is linked with.
+    """
+    try:
+        text_format.Parse(text, message, **options)
+    except text_format.ParseError as error:
+        reason = f"line {error.GetLine()}, column {error.GetColumn()}" if secret else str(error)
         print(f"Error parsing text-format tensorflow.serving.{message.DESCRIPTOR.name}: {reason}",
               file=sys.stderr, flush=True)
         raise InvalidRequest(f"Invalid protobuf file: '{path}'. {reason}") from error
     return message
-
-
-def _reason(error: Exception, secret: bool) -> str:
-    if not secret:
-        return str(error)
-    if not isinstance(error, text_format.ParseError) or error.GetLine() is None:
-        return "It is no text of a protocol buffer."
-    return f"line {error.GetLine()}, column {error.GetColumn()}"

@@ -24,6 +24,7 @@ from tf_infer.errors import (
     Code,
     InvalidRequest,
     ModelNotFound,
+    NotOffered,
     ServerFailure,
     ServingError,
     exception_for,
@@ -35,16 +36,18 @@ from tf_infer.manifest import (
     check_files,
     read_manifest,
 )
-from tf_infer.server import cpus
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import Arrays, LoadTimes, StageTimes
 from tf_infer.server.metrics import Metrics, counted
 from tf_infer.server.scheduler import TIMED_OUT
+from tf_infer.server.session_config import session_config
 from tf_infer.server.tracing import Step, stage_times
 from tf_infer.server.warmup import replay_golden, warm_up
 from tf_infer.wire import serving_pb2
 
-MIN_INTER_OP_THREADS = 8
+log = logging.getLogger("tf_infer.server")
+
+LITE_FILE = "model.tflite"
 
 
 class _Ends(NamedTuple):
@@ -60,8 +63,7 @@ class SavedModelServable:
     Args:
         path: version directory with saved_model.pb.
         tags: of the meta graph.
-        inter_op_threads, intra_op_threads: of TensorFlow, for the whole process; 0 is its own
-            choice within the container's quota, but at least 8 inter-op threads.
+        settings: ConfigProto of the session; None takes that of a server without flags.
         metrics: is told of every run.
 
     Raises:
@@ -70,19 +72,16 @@ class SavedModelServable:
         ServingError: TensorFlow cannot load it, with its own code.
     """
 
-    def __init__(self, path: Path, *, tags: Sequence[str] = ("serve",), inter_op_threads: int = 0,
-                 intra_op_threads: int = 0, metrics: Metrics | None = None) -> None:
+    def __init__(self, path: Path, *, tags: Sequence[str] = ("serve",), settings: Any = None,
+                 metrics: Metrics | None = None) -> None:
         self._metrics = metrics or Metrics(page=False)
         if not any((Path(path) / name).is_file()
                    for name in ("saved_model.pb", "saved_model.pbtxt")):
             raise ModelNotFound(
                 "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
                 f"{path}. Is the export or the copy still running, or was it interrupted?")
-        settings = tf.compat.v1.ConfigProto(
-            inter_op_parallelism_threads=inter_op_threads or max(
-                MIN_INTER_OP_THREADS, cpus.usable()),
-            intra_op_parallelism_threads=intra_op_threads or cpus.limit())
-        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=settings)
+        self._session = tf.compat.v1.Session(
+            graph=tf.Graph(), config=settings or session_config(ServerConfig(models=())))
         try:
             meta_graph = self._load(path, tags)
         except BaseException:
@@ -236,14 +235,25 @@ def _translated(error: Any) -> ServingError:
     return exception_for(Code(error.error_code), text)
 
 
+def _pass_over_lite(path: Path) -> None:
+    """Say what becomes of a model.tflite that --prefer_tflite_model asks for (FL44)."""
+    if not (path / LITE_FILE).is_file():
+        return  # as TensorFlow Serving: the SavedModel
+    if not (path / "saved_model.pb").is_file():
+        raise NotOffered(f"{path}: expected a SavedModel, got {LITE_FILE} alone, which this server "
+                         "does not run. Export a SavedModel, or use tensorflow_model_server.")
+    log.warning("path=%s %s is passed over, saved_model.pb is served", path, LITE_FILE)
+
+
 def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = None,
-                 ) -> tuple[SavedModelServable, LoadTimes]:
+                 settings: Any = None) -> tuple[SavedModelServable, LoadTimes]:
     """Load a version, check its files, warm it up and replay its golden samples.
 
     Args:
         path: the version directory.
         config: how to load it.
         metrics: is told of the load, the warm-up and every run.
+        settings: ConfigProto of the session; None takes what `config` asks for.
 
     Raises:
         ServingError, ConfigError, ExportError: any of these fails; the version is closed again.
@@ -255,9 +265,10 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         check_files(path, manifest)
     metrics = metrics or Metrics(page=False)
     with counted(lambda code, seconds: metrics.load(str(path), code, seconds)):
-        servable = SavedModelServable(
-            path, tags=config.tags, inter_op_threads=config.inter_op_threads,
-            intra_op_threads=config.intra_op_threads, metrics=metrics)
+        if config.prefer_tflite:
+            _pass_over_lite(Path(path))
+        servable = SavedModelServable(path, tags=config.tags, metrics=metrics,
+                                      settings=settings or session_config(config))
     servable.manifest = manifest
     try:
         loaded = time.perf_counter()

@@ -600,6 +600,65 @@ class BatchingParameters(_message.Message):
     max_execution_batch_size: _wrappers_pb2.Int64Value
     def __init__(self, max_batch_size: _Optional[_Union[_wrappers_pb2.Int64Value, _Mapping]] = ..., batch_timeout_micros: _Optional[_Union[_wrappers_pb2.Int64Value, _Mapping]] = ..., max_enqueued_batches: _Optional[_Union[_wrappers_pb2.Int64Value, _Mapping]] = ..., num_batch_threads: _Optional[_Union[_wrappers_pb2.Int64Value, _Mapping]] = ..., thread_pool_name: _Optional[_Union[_wrappers_pb2.StringValue, _Mapping]] = ..., allowed_batch_sizes: _Optional[_Iterable[int]] = ..., pad_variable_length_inputs: bool = ..., enable_large_batch_splitting: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping]] = ..., max_execution_batch_size: _Optional[_Union[_wrappers_pb2.Int64Value, _Mapping]] = ...) -> None: ...
 
+class ModelWarmupOptions(_message.Message):
+    __slots__ = ("num_request_iterations", "num_model_warmup_threads")
+    NUM_REQUEST_ITERATIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_MODEL_WARMUP_THREADS_FIELD_NUMBER: _ClassVar[int]
+    num_request_iterations: _wrappers_pb2.Int32Value
+    num_model_warmup_threads: _wrappers_pb2.Int32Value
+    def __init__(self, num_request_iterations: _Optional[_Union[_wrappers_pb2.Int32Value, _Mapping]] = ..., num_model_warmup_threads: _Optional[_Union[_wrappers_pb2.Int32Value, _Mapping]] = ...) -> None: ...
+
+class SessionBundleConfig(_message.Message):
+    __slots__ = ("session_target", "batching_parameters", "session_run_load_threadpool_index", "saved_model_tags", "enable_model_warmup", "model_warmup_options", "enable_session_metadata", "remove_unused_fields_from_bundle_metagraph", "prefer_tflite_model", "num_tflite_interpreters_per_pool", "num_tflite_pools")
+    SESSION_TARGET_FIELD_NUMBER: _ClassVar[int]
+    BATCHING_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_RUN_LOAD_THREADPOOL_INDEX_FIELD_NUMBER: _ClassVar[int]
+    SAVED_MODEL_TAGS_FIELD_NUMBER: _ClassVar[int]
+    ENABLE_MODEL_WARMUP_FIELD_NUMBER: _ClassVar[int]
+    MODEL_WARMUP_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    ENABLE_SESSION_METADATA_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_UNUSED_FIELDS_FROM_BUNDLE_METAGRAPH_FIELD_NUMBER: _ClassVar[int]
+    PREFER_TFLITE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    NUM_TFLITE_INTERPRETERS_PER_POOL_FIELD_NUMBER: _ClassVar[int]
+    NUM_TFLITE_POOLS_FIELD_NUMBER: _ClassVar[int]
+    session_target: str
+    batching_parameters: BatchingParameters
+    session_run_load_threadpool_index: _wrappers_pb2.Int32Value
+    saved_model_tags: _containers.RepeatedScalarFieldContainer[str]
+    enable_model_warmup: bool
+    model_warmup_options: ModelWarmupOptions
+    enable_session_metadata: bool
+    remove_unused_fields_from_bundle_metagraph: bool
+    prefer_tflite_model: bool
+    num_tflite_interpreters_per_pool: int
+    num_tflite_pools: int
+    def __init__(self, session_target: _Optional[str] = ..., batching_parameters: _Optional[_Union[BatchingParameters, _Mapping]] = ..., session_run_load_threadpool_index: _Optional[_Union[_wrappers_pb2.Int32Value, _Mapping]] = ..., saved_model_tags: _Optional[_Iterable[str]] = ..., enable_model_warmup: bool = ..., model_warmup_options: _Optional[_Union[ModelWarmupOptions, _Mapping]] = ..., enable_session_metadata: bool = ..., remove_unused_fields_from_bundle_metagraph: bool = ..., prefer_tflite_model: bool = ..., num_tflite_interpreters_per_pool: _Optional[int] = ..., num_tflite_pools: _Optional[int] = ...) -> None: ...
+
+class SavedModelBundleSourceAdapterConfig(_message.Message):
+    __slots__ = ("legacy_config",)
+    LEGACY_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    legacy_config: SessionBundleConfig
+    def __init__(self, legacy_config: _Optional[_Union[SessionBundleConfig, _Mapping]] = ...) -> None: ...
+
+class PlatformConfig(_message.Message):
+    __slots__ = ("source_adapter_config",)
+    SOURCE_ADAPTER_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    source_adapter_config: _any_pb2.Any
+    def __init__(self, source_adapter_config: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
+
+class PlatformConfigMap(_message.Message):
+    __slots__ = ("platform_configs",)
+    class PlatformConfigsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: PlatformConfig
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[PlatformConfig, _Mapping]] = ...) -> None: ...
+    PLATFORM_CONFIGS_FIELD_NUMBER: _ClassVar[int]
+    platform_configs: _containers.MessageMap[str, PlatformConfig]
+    def __init__(self, platform_configs: _Optional[_Mapping[str, PlatformConfig]] = ...) -> None: ...
+
 class PrometheusConfig(_message.Message):
     __slots__ = ("enable", "path")
     ENABLE_FIELD_NUMBER: _ClassVar[int]

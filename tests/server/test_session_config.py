@@ -1,0 +1,138 @@
+"""What TensorFlow's sessions are told: by flags, a text ConfigProto, a platform config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+
+from tests.server.test_flags import platform_file  # noqa: E402
+from tf_infer.errors import InvalidRequest, NotOffered  # noqa: E402
+from tf_infer.server import cpus, flags  # noqa: E402
+from tf_infer.server.app import Server  # noqa: E402
+from tf_infer.server.config import ServerConfig  # noqa: E402
+from tf_infer.server.servable import SavedModelServable, load_version  # noqa: E402
+from tf_infer.server.session_config import MIN_INTER_OP_THREADS, session_config  # noqa: E402
+
+BF16_RELATIVE_ERROR = 2e-4  # of float32 it is 1e-7, of 8 bits of mantissa 4e-3
+
+
+def config(*arguments: str) -> ServerConfig:
+    return flags.server_config(flags.parse(["--model_base_path=/m", *arguments]).values)
+
+
+def settings(*arguments: str) -> Any:
+    return session_config(config(*arguments))
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_without_flags_TensorFlow_chooses_within_the_quota() -> None:
+    made = settings()
+    assert made.inter_op_parallelism_threads == max(MIN_INTER_OP_THREADS, cpus.usable())
+    assert made.intra_op_parallelism_threads == cpus.limit()
+
+
+def test_FL24_FL44_flags_go_before_the_file(tmp_path: Path) -> None:
+    file = "--tensorflow_session_config_file=" + write(tmp_path / "session", """
+        intra_op_parallelism_threads: 5 inter_op_parallelism_threads: 6 allow_soft_placement: true
+        gpu_options { per_process_gpu_memory_fraction: 0.25 allow_growth: true }""")
+    made = settings(file)
+    assert (made.intra_op_parallelism_threads, made.inter_op_parallelism_threads) == (5, 6)
+    assert (made.allow_soft_placement, made.gpu_options.allow_growth) == (True, True)
+    made = settings(file, "--tensorflow_intra_op_parallelism=2",
+                    "--per_process_gpu_memory_fraction=0.5", "--mixed_precision=bfloat16")
+    assert (made.intra_op_parallelism_threads, made.inter_op_parallelism_threads) == (2, 6)
+    assert made.gpu_options.per_process_gpu_memory_fraction == 0.5
+    assert made.gpu_options.allow_growth
+    rewrites = made.graph_options.rewrite_options
+    assert rewrites.auto_mixed_precision_onednn_bfloat16 == rewrites.ON
+
+
+def test_FL46_a_platform_config_brings_its_own_sessions(tmp_path: Path) -> None:
+    made = settings(platform_file(tmp_path), "--mixed_precision=bfloat16",
+                    "--tensorflow_session_parallelism=1")
+    assert made.intra_op_parallelism_threads == 3
+    assert made.device_count == {"GPU": 0}
+    assert not made.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16
+
+
+def test_FL25_files_that_do_not_parse_stop_the_start(
+        tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments, name in (
+            (["--tensorflow_session_config_file=" + write(tmp_path / "session", "no_such: 1")],
+             "ConfigProto"),
+            ([platform_file(tmp_path, "legacy_config { no_such_field: 1 }")], "PlatformConfigMap"),
+            ([platform_file(tmp_path, "legacy_config { session_config { no_such: 1 } }")],
+             "PlatformConfigMap")):
+        with pytest.raises(InvalidRequest, match="Invalid protobuf file"):
+            Server(config(*arguments))
+        assert f"Error parsing text-format tensorflow.serving.{name}" in capfd.readouterr().err
+
+
+WEIGHT = np.linspace(0, 1, 256 * 256, dtype=np.float32).reshape(256, 256)
+
+
+class Product(tf.Module):
+    """Two products of matrices, so that a rewrite pays."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 256], tf.float32, name="x")])
+    def serve(self, x: Any) -> dict[str, Any]:
+        return {"y": tf.linalg.matmul(tf.nn.relu(tf.linalg.matmul(x, WEIGHT)), WEIGHT)}
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "1"
+    module = Product()
+    tf.saved_model.save(module, str(path), signatures=module.serve)
+    return path
+
+
+def answer(path: Path, made: ServerConfig) -> np.ndarray:
+    servable, _ = load_version(path, made)
+    try:
+        return servable.run("serving_default", {"x": np.full((4, 256), 1.001, np.float32)},
+                            outputs=["y"], timeout_s=None)["y"]
+    finally:
+        servable.close()
+
+
+def test_FL44_mixed_precision_reaches_the_runtime(version: Path) -> None:
+    if "avx512f" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+        pytest.skip("this CPU has no bfloat16 of its own, and TensorFlow leaves the graph as it is")
+    plain, mixed = answer(version, config()), answer(version, config("--mixed_precision=bfloat16"))
+    assert plain.dtype == mixed.dtype == np.float32
+    error = np.abs(plain - mixed).max() / np.abs(plain).max()
+    assert BF16_RELATIVE_ERROR < error < 0.05
+
+
+def test_FL44_prefer_tflite_model_serves_the_SavedModel_beside_it(
+        version: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked = config("--prefer_tflite_model")
+    expected = answer(version, config())
+    assert np.array_equal(answer(version, asked), expected)
+    assert "model.tflite" not in caplog.text
+    lite = version / "model.tflite"
+    lite.write_bytes(b"TFL3")
+    try:
+        assert np.array_equal(answer(version, asked), expected)
+        assert "model.tflite is passed over" in caplog.text
+    finally:
+        lite.unlink()
+    (tmp_path / "model.tflite").write_bytes(b"TFL3")
+    with pytest.raises(NotOffered, match=r"got model\.tflite alone"):
+        load_version(tmp_path, asked)
+
+
+def test_a_servable_by_itself_has_the_threads_of_a_server_without_flags(version: Path) -> None:
+    servable = SavedModelServable(version)
+    assert servable._session._config == session_config(ServerConfig(models=()))
+    servable.close()

@@ -1,0 +1,94 @@
+"""Settings of TensorFlow's sessions: what flags, a text ConfigProto, a platform config ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
+
+from tf_infer.server import cpus
+from tf_infer.server.config import ServerConfig
+from tf_infer.server.platform_config import ADAPTER, adapter_in
+from tf_infer.server.protos import read_text_proto
+from tf_infer.wire import serving_pb2
+
+MIN_INTER_OP_THREADS = 8  # a run without a limit holds one of them: docs/runtime.md
+
+
+def session_config(config: ServerConfig) -> Any:
+    """Return the ConfigProto of every session.
+
+    Flags go before --tensorflow_session_config_file; with a --platform_config_file neither counts
+    (FL46). Threads that nobody asks for: TensorFlow's own choice within the container's quota, but
+    at least `MIN_INTER_OP_THREADS` between operations.
+
+    Raises:
+        InvalidRequest: a file is missing or does not parse (FL25).
+    """
+    settings = tf.compat.v1.ConfigProto()
+    if config.platform_config_file:
+        settings.CopyFrom(_platform_session(config.platform_config_file))
+    else:
+        if config.session_config_file:
+            read_text_proto(config.session_config_file, settings)
+        _set_flags(settings, config)
+    if not settings.inter_op_parallelism_threads:
+        settings.inter_op_parallelism_threads = max(MIN_INTER_OP_THREADS, cpus.usable())
+    if not settings.intra_op_parallelism_threads:
+        settings.intra_op_parallelism_threads = cpus.limit()
+    return settings
+
+
+def _set_flags(settings: Any, config: ServerConfig) -> None:
+    if config.inter_op_threads:
+        settings.inter_op_parallelism_threads = config.inter_op_threads
+    if config.intra_op_threads:
+        settings.intra_op_parallelism_threads = config.intra_op_threads
+    if config.gpu_memory_fraction:
+        settings.gpu_options.per_process_gpu_memory_fraction = config.gpu_memory_fraction
+    if config.mixed_precision:
+        settings.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = (
+            rewriter_config_pb2.RewriterConfig.ON)
+
+
+def _platform_session(path: str | Path) -> Any:
+    """Return the session_config of a platform config, an empty one where it has none."""
+    pool = _pool()
+    platforms, adapter = (message_factory.GetMessageClass(
+        pool.FindMessageTypeByName(f"tf_infer.wire.{name}"))() for name in (
+            "PlatformConfigMap", ADAPTER))
+    found = adapter_in(path, platforms, adapter, descriptor_pool=pool)
+    return config_pb2.ConfigProto.FromString(
+        found.legacy_config.session_config.SerializeToString())
+
+
+def _pool() -> descriptor_pool.DescriptorPool:
+    """Return our messages with a field of TensorFlow's, which serving.proto cannot know."""
+    pool = descriptor_pool.DescriptorPool()
+    _add(pool, config_pb2.DESCRIPTOR)
+    for needed in serving_pb2.DESCRIPTOR.dependencies:
+        _add(pool, needed)
+    ours = descriptor_pb2.FileDescriptorProto()
+    serving_pb2.DESCRIPTOR.CopyToProto(ours)
+    ours.dependency.append(config_pb2.DESCRIPTOR.name)
+    bundle = next(item for item in ours.message_type if item.name == "SessionBundleConfig")
+    field = descriptor_pb2.FieldDescriptorProto
+    bundle.field.add(name="session_config", number=2, type=field.TYPE_MESSAGE,
+                     label=field.LABEL_OPTIONAL,
+                     type_name=f".{config_pb2.ConfigProto.DESCRIPTOR.full_name}")
+    pool.Add(ours)
+    return pool
+
+
+def _add(pool: descriptor_pool.DescriptorPool, file: Any) -> None:
+    try:
+        pool.FindFileByName(file.name)
+    except KeyError:
+        for needed in file.dependencies:
+            _add(pool, needed)
+        copy = descriptor_pb2.FileDescriptorProto()
+        file.CopyToProto(copy)
+        pool.Add(copy)
