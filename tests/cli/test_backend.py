@@ -50,7 +50,7 @@ def test_a_command_without_tensorflow_says_what_to_install(
 
 
 @pytest.mark.parametrize(("words", "code", "shown"), [
-    (["serve", "--help"], 0, "--model_base_path="), (["serve", "-h"], 0, "examples:"),
+    (["serve", "--help"], 255, "--model_base_path="), (["serve", "-h"], 0, "examples:"),
     (["serve", "--version"], 0, "TensorFlow Library: "),
     (["serve", "--port=abc"], 255, "Failed to start server. Error: INVALID_ARGUMENT"),
     (["serve", "--saved_models={tmp}", "--write_tf_serving_config={tmp}/out"], 0, "models.config")])

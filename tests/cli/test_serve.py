@@ -45,11 +45,13 @@ def serve(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
     return code, capsys.readouterr().out
 
 
-def test_help_prints_all_flags_and_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
-    code, text = serve(capsys, "--help")
-    assert code == 0
-    assert "--model_base_path=" in text
-    assert "examples:" in text
+def test_FL05_help_prints_all_flags_and_ends_as_TensorFlow_Serving_does(
+        capsys: pytest.CaptureFixture[str]) -> None:
+    for word, expected in (("--help", 255), ("--help=true", 255), ("-h", 0)):
+        code, text = serve(capsys, word)
+        assert code == expected
+        assert "--model_base_path=" in text
+        assert "examples:" in text
 
 
 def test_FL06_version_needs_no_other_flag(capsys: pytest.CaptureFixture[str]) -> None:

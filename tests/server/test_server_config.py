@@ -131,6 +131,15 @@ def test_FL20_a_relative_base_path_is_refused() -> None:
         flags.server_config(values("--model_base_path=m"))
 
 
+def test_FL20_a_URI_names_a_folder_of_this_machine_or_is_refused(tmp_path: Path) -> None:
+    made = flags.server_config(values("--model_base_path=file:///m"))
+    assert made.models[0].base_path == "/m"
+    (model,) = read_config_file(write(tmp_path, PLAIN.replace("'/a'", "'file:///a'")))
+    assert model.base_path == "/a"
+    with pytest.raises(NotOffered, match="Copy or mount it"):
+        flags.server_config(values("--model_base_path=gs://bucket/m"))
+
+
 @pytest.mark.parametrize(("arguments", "error", "words"), [
     (["--batching_parameters_file=/b"], InvalidRequest, "enable_batching"),           # FL22
     (["--tensorflow_session_parallelism=1", "--tensorflow_intra_op_parallelism=1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -203,6 +204,50 @@ def test_FL30_a_model_that_fails_for_good_at_the_start(tmp_path: Path) -> None:
             versions.configure([good, model(make_versions(tmp_path / "m", "2/bad"))])
         assert caught.value.code is Code.UNKNOWN
         wait(versions, {1: UP}, "good")  # MS14
+
+
+def test_VR20_models_load_together_at_the_start_and_by_load_threads_later(tmp_path: Path) -> None:
+    together, inside, most = threading.Barrier(3), threading.Semaphore(1), []
+
+    def load(path: Path) -> tuple[Servable, LoadTimes]:
+        if path.parent.name in ("a", "b", "c"):
+            together.wait(WAIT_S)  # or the load fails
+        else:
+            most.append(inside.acquire(blocking=False))
+            time.sleep(0.02)
+            inside.release()
+        return load_echo(path)
+
+    def named(*names: str) -> list[ModelConfig]:
+        return [ModelConfig(name=name, base_path=str(make_versions(tmp_path / name, "1")))
+                for name in names]
+
+    with table(load, load_threads=1, start_load_threads=3) as versions:
+        versions.configure(named("a", "b", "c"))
+        versions.configure(named("a", "b", "c", "d", "e", "f"))
+        assert most == [True] * 3
+
+
+def test_VR20_loads_that_wait_are_dropped_by_a_stop(tmp_path: Path) -> None:
+    begun: list[str] = []
+    leave = threading.Event()
+
+    def load(path: Path) -> tuple[Servable, LoadTimes]:
+        begun.append(path.parent.name)
+        leave.wait(WAIT_S)
+        return load_echo(path)
+
+    models = [ModelConfig(name=name, base_path=str(make_versions(tmp_path / name, "1")))
+              for name in ("a", "b", "c")]
+    with ThreadPoolExecutor(1) as pool, table(load, start_load_threads=1) as versions:
+        with pytest.raises(TimeoutError):
+            versions.configure(models, timeout_s=0.2)
+        waiting = pool.submit(versions.configure, models)
+        versions.cancel()
+        leave.set()
+        waiting.exception(WAIT_S)
+        versions._pools[0].shutdown(wait=True)
+        assert len(begun) == 1
 
 
 def test_FL28_FL29_a_missing_base_path_holds_up_all_models(tmp_path: Path) -> None:

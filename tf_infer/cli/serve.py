@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     values = parsed.values
     if values["help"]:
         print(flags.usage())
-        return 0
+        return 0 if "-h" in arguments.flags else app.START_FAILED  # FL05
     if values["version"]:
         print(versions())
         return 0

@@ -71,7 +71,8 @@ class Server:
             max_load_retries=config.max_load_retries,
             load_retry_interval_s=config.load_retry_interval_s,
             labels_for_unavailable=config.labels_for_unavailable,
-            load_threads=config.load_threads, poll_s=config.poll_s, metrics=self.metrics)
+            load_threads=config.load_threads, start_load_threads=config.start_load_threads,
+            poll_s=config.poll_s, metrics=self.metrics)
         self.pipeline = Pipeline(self.versions, self.schedulers.of, self.metrics)
         gauges.register(self.metrics, self.versions, in_flight=self.pipeline.in_flight,
                         waiting=self.schedulers.waiting.count)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from tf_infer.config import check
-from tf_infer.errors import Code, ConfigError, InvalidRequest
+from tf_infer.errors import Code, ConfigError, InvalidRequest, NotOffered
 from tf_infer.server.protos import read_text_proto
 from tf_infer.server.serving_batching import BatchingParameters
 from tf_infer.wire import serving_pb2
@@ -68,7 +68,8 @@ class ServerConfig:
         alts: Google's ALTS instead.
         poll_s: how often the folders are looked at; 0 once, negative never.
         max_load_retries: further attempts after a failed load, `load_retry_interval_s` apart.
-        load_threads: versions loaded at once.
+        load_threads: versions loaded at once; until the port opens, `start_load_threads`, 0 for
+            the same.
         warmup: replay `assets.extra/tf_serving_warmup_requests` before a version is available.
         warmup_iterations: how often each record runs.
         golden_replay: replay `assets.extra/golden.jsonl` too, and refuse a version that differs.
@@ -114,6 +115,7 @@ class ServerConfig:
     max_load_retries: int = 5
     load_retry_interval_s: float = 60.0
     load_threads: int = 4
+    start_load_threads: int = 0
     warmup: bool = True
     warmup_iterations: int = 1
     golden_replay: bool = True
@@ -171,7 +173,10 @@ def check_models(models: Sequence[ModelConfig]) -> None:
         if names.count(model.name) > 1:
             raise InvalidRequest(
                 f"Illegal to list model {model.name} multiple times in config list")
-        if not os.path.isabs(model.base_path) and "://" not in model.base_path:
+        if "://" in model.base_path:
+            raise NotOffered(f"Expected model {model.name} in a folder of this machine; got "
+                             f"base_path()={model.base_path}. Copy or mount it.")
+        if not os.path.isabs(model.base_path):
             raise InvalidRequest(
                 f"Expected model {model.name} to have an absolute path or URI; got base_path()="
                 f"{model.base_path}")
@@ -261,9 +266,14 @@ def _model_from(entry: serving_pb2.ModelConfig, served: Collection[str]) -> Mode
     if entry.HasField("logging_config"):
         raise InvalidRequest("No request-logger-creator provided: remove logging_config of model "
                              f"{entry.name}")
-    return ModelConfig(name=entry.name, base_path=entry.base_path,
+    return ModelConfig(name=entry.name, base_path=folder_of(entry.base_path),
                        labels=dict(entry.version_labels),
                        policy=_policy_from(entry.model_version_policy))
+
+
+def folder_of(base_path: str) -> str:
+    """Return the folder that a base path names, which may be a URI of this machine's files."""
+    return base_path.removeprefix("file://")
 
 
 def _policy_from(

@@ -17,6 +17,7 @@ from tf_infer.server.config import (
     ModelConfig,
     Monitoring,
     ServerConfig,
+    folder_of,
     models_below,
     read_config_file,
     read_monitoring_file,
@@ -58,7 +59,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("file_system_poll_wait_seconds", 1, "how often the folders are looked at; 0 once"),
     Flag("max_num_load_retries", 5, "further attempts after a load that failed"),
     Flag("load_retry_interval_micros", 60_000_000, "time between them"),
-    Flag("num_load_threads", 0, "versions loaded at once; 0: as many as CPUs"),
+    Flag("num_load_threads", 0, "versions loaded at once after the start; 0: as many as CPUs"),
     Flag("enable_model_warmup", True, "replay assets.extra/tf_serving_warmup_requests at load"),
     Flag("num_request_iterations_for_warmup", 0, "how often each record runs, if > 0"),
     Flag("allow_version_labels_for_unavailable_models", False,
@@ -217,7 +218,8 @@ def models_of(values: Mapping[str, Any]) -> tuple[ModelConfig, ...]:
     if values["model_config_file"]:
         return read_config_file(values["model_config_file"])
     if values["model_base_path"]:
-        return (ModelConfig(name=values["model_name"], base_path=values["model_base_path"]),)
+        return (ModelConfig(name=values["model_name"],
+                            base_path=folder_of(values["model_base_path"])),)
     if values["saved_models"]:
         return models_below(Path(values["saved_models"]))
     raise InvalidRequest("Both server_options.model_base_path and server_options.model_config_file "
@@ -257,7 +259,7 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
         poll_s=values["file_system_poll_wait_seconds"],
         max_load_retries=values["max_num_load_retries"],
         load_retry_interval_s=values["load_retry_interval_micros"] / 1e6,
-        load_threads=values["num_load_threads"] or CPUS,
+        load_threads=values["num_load_threads"] or CPUS, start_load_threads=4 * CPUS,
         warmup=values["enable_model_warmup"],
         warmup_iterations=max(1, values["num_request_iterations_for_warmup"]),
         golden_replay=values["enable_golden_replay"],

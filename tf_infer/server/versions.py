@@ -81,13 +81,14 @@ class Versions:
         max_load_retries, load_retry_interval_s: FL31.
         labels_for_unavailable: FL36.
         load_threads: loads at once.
+        start_load_threads: ... while the first configuration is loaded; 0 for the same (VR20).
         poll_s: how often the folders are looked at; 0 once per configuration, negative never.
         metrics: is told which models and versions there are.
     """
 
     def __init__(self, load: LoadFn, *, max_load_retries: int = 5,
                  load_retry_interval_s: float = 60.0, labels_for_unavailable: bool = False,
-                 load_threads: int = 4, poll_s: float = 1.0,
+                 load_threads: int = 4, start_load_threads: int = 0, poll_s: float = 1.0,
                  metrics: Metrics | None = None) -> None:
         self._load = load
         self._metrics = metrics or Metrics(page=False)
@@ -101,7 +102,8 @@ class Versions:
         self._wanted: dict[str, dict[int, Path]] = {}
         self._table: dict[str, dict[int, _Entry]] = {}
         self._stopping = threading.Event()
-        self._workers = ThreadPoolExecutor(load_threads, thread_name_prefix="tf-infer-load")
+        self._pools = (_loaders(start_load_threads or load_threads), _loaders(load_threads))
+        self._workers = self._pools[0]
         self._poll_s = poll_s
         self._poll_fault = ""
         self._poller = threading.Thread(target=self._poll_forever, name="tf-infer-poll",
@@ -136,6 +138,9 @@ class Versions:
                 self.poll()
             self._wait_for([model.name for model in models if model.name not in known], end)
         finally:
+            with self._changed:
+                self._workers = self._pools[1]
+            self._pools[0].shutdown(wait=False)  # what it has been given it does
             self._reloading.release()
 
     def _check_labels(self, models: Sequence[ModelConfig]) -> None:
@@ -354,7 +359,8 @@ class Versions:
         self._stopping.set()
         with self._changed:
             self._changed.notify_all()
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        for workers in self._pools:
+            workers.shutdown(wait=False, cancel_futures=True)
 
     def stop(self) -> None:
         """`cancel`, and close what is loaded; what a request runs on, as soon as it has ended."""
@@ -371,3 +377,7 @@ class Versions:
                 self._unload_later(entry)
             else:
                 self._unload_entry(entry)
+
+
+def _loaders(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="tf-infer-load")
