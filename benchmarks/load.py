@@ -1,0 +1,334 @@
+"""A load generator in a process of its own, cheap enough to share two cores with the server.
+
+    python -m benchmarks.load '{"protocol": "http", "address": "localhost:8501", ...}'
+
+prints one JSON object. One process, no thread beyond gRPC's own: HTTP/1.1 with keep-alive written
+straight on asyncio's transports, the same for every server; gRPC with futures on one channel.
+Closed loop: `callers` each send their next request when they have their answer. Open loop: requests
+start at random times of a given mean rate, whether or not earlier ones have been answered, and
+their latency counts from the time they were due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import random
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+MAX_CONNECTIONS = 256
+GRACE_S = 20.0  # for the answers that are still due at the end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What to send where.
+
+    Attributes:
+        protocol: "grpc" or "http".
+        target: "host:port" of gRPC, a URL of HTTP.
+        form: how a text becomes a request's body, a key of `HTTP_FORMS`; gRPC has one.
+        model, outputs: of gRPC requests.
+        requests: texts, or numbers for the trivial model.
+        callers: of the closed loop; 0 for the open loop.
+        rate: requests a second of the open loop.
+        seconds, warm_s: measured, and before that not measured.
+        seed: of the order and of the open loop's times.
+        deadline_s: of each gRPC call.
+    """
+
+    protocol: str
+    target: str
+    requests: Sequence[Any]
+    form: str = "instances"
+    model: str = ""
+    outputs: Sequence[str] = ()
+    callers: int = 0
+    rate: float = 0.0
+    seconds: float = 5.0
+    warm_s: float = 0.0
+    seed: int = 0
+    deadline_s: float = 30.0
+
+
+HTTP_FORMS: dict[str, Callable[[Any], Any]] = {
+    "instances": lambda value: {"instances": [value]},
+    "text": lambda value: {"text": value},
+    "texts": lambda value: {"texts": [value]},
+    "v2": lambda value: {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES",
+                                     "data": [value]}]},
+}
+
+
+@dataclass
+class Tally:
+    """What came of the calls; `done` may be called from any one thread at a time."""
+
+    load: Load
+    started_s: float = field(default_factory=time.perf_counter)
+    started_cpu_s: float = field(default_factory=time.process_time)
+    latencies: list[float] = field(default_factory=list)
+    failures: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def from_s(self) -> float:
+        """When measuring begins."""
+        return self.started_s + self.load.warm_s
+
+    @property
+    def until_s(self) -> float:
+        """When it ends."""
+        return self.from_s + self.load.seconds
+
+    def done(self, due_s: float, failure: str = "") -> None:
+        """Count a call that was due at a time and has just been answered."""
+        now_s = time.perf_counter()
+        measured_s = now_s if self.load.callers else due_s
+        if not self.from_s <= measured_s < self.until_s:
+            return
+        if failure:
+            self.failures[failure] = self.failures.get(failure, 0) + 1
+        else:
+            self.latencies.append(now_s - due_s)
+
+    def result(self) -> dict[str, Any]:
+        """Return counts, calls a second, and milliseconds."""
+        spent = sorted(self.latencies)
+
+        def at(share: float) -> float:
+            return round(1000 * spent[min(len(spent) - 1, int(share * len(spent)))], 3)
+
+        cpu_share = (time.process_time() - self.started_cpu_s) / (
+            time.perf_counter() - self.started_s)
+        found: dict[str, Any] = {"calls": len(spent), "failures": self.failures,
+                                 "per_s": round(len(spent) / self.load.seconds, 1),
+                                 "load_cpus": round(cpu_share, 2)}
+        if spent:
+            found |= {"p50_ms": round(1000 * statistics.median(spent), 3), "p90_ms": at(0.9),
+                      "p99_ms": at(0.99), "max_ms": round(1000 * spent[-1], 3)}
+        return found
+
+
+def due_times(load: Load) -> list[float]:
+    """Return the seconds after the start at which an open loop sends."""
+    draw, times, now = random.Random(load.seed), [], 0.0
+    while now < load.warm_s + load.seconds:
+        now += draw.expovariate(load.rate)
+        times.append(now)
+    return times
+
+
+# ---------------------------------------------------------------------------- HTTP
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection with one request at a time."""
+
+    def __init__(self, answered: Callable[[_Connection, str], None]) -> None:
+        self._answered, self._buffer = answered, bytearray()
+        self.transport: Any = None
+        self.due_s = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if (status := response_status(self._buffer)) is not None:
+            self._buffer.clear()
+            self._answered(self, "" if status == 200 else f"HTTP {status}")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        self._answered(self, "connection lost")
+
+    def send(self, request: bytes, due_s: float) -> None:
+        self.due_s = due_s
+        self.transport.write(request)
+
+
+def response_status(data: bytes | bytearray) -> int | None:
+    """Return the status of a whole HTTP/1.1 response, None while more of it is to come."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    head = bytes(data[:end]).lower()
+    place = head.find(b"content-length:")
+    if place >= 0:
+        length = int(head[place + 15:].split(b"\r\n", 1)[0])
+        whole = len(data) >= end + 4 + length
+    else:
+        whole = data.endswith(b"0\r\n\r\n")  # chunked
+    return int(head[9:12]) if whole else None
+
+
+def http_requests(load: Load) -> list[bytes]:
+    """Return whole requests, made before the clock runs."""
+    url = urlsplit(load.target)
+    head = (f"POST {url.path} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n"
+            "Accept: application/json\r\nContent-Length: ")
+    bodies = [json.dumps(HTTP_FORMS[load.form](value)).encode() for value in load.requests]
+    return [f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies]
+
+
+async def over_http(load: Load) -> dict[str, Any]:
+    """Run a load over HTTP."""
+    loop, url, requests = asyncio.get_running_loop(), urlsplit(load.target), http_requests(load)
+    order = random.Random(load.seed)
+    waiting: deque[float] = deque()  # due times of the open loop without a free connection
+    free: list[_Connection] = []
+    ended = asyncio.Event()
+
+    def answered(connection: _Connection, failure: str) -> None:
+        if connection.due_s:
+            tally.done(connection.due_s, failure)
+        connection.due_s = 0.0
+        now_s = time.perf_counter()
+        if connection.transport is None:
+            return
+        if load.callers and now_s < tally.until_s:
+            connection.send(order.choice(requests), now_s)
+        elif waiting:
+            connection.send(order.choice(requests), waiting.popleft())
+        else:
+            free.append(connection)
+            if len(free) == count and now_s >= tally.until_s:
+                ended.set()
+
+    count = load.callers or MAX_CONNECTIONS
+    for _ in range(count):
+        _, made = await loop.create_connection(lambda: _Connection(answered), url.hostname,
+                                               url.port)
+        free.append(made)
+    tally = Tally(load)
+    if load.callers:
+        for connection in [free.pop() for _ in range(count)]:
+            connection.send(order.choice(requests), time.perf_counter())
+    else:
+        for after_s in due_times(load):
+            due_s = tally.started_s + after_s
+            if (left := due_s - time.perf_counter()) > 0:
+                await asyncio.sleep(left)
+            if free:
+                free.pop().send(order.choice(requests), due_s)
+            else:
+                waiting.append(due_s)
+    left = tally.until_s - time.perf_counter()
+    try:
+        await asyncio.wait_for(ended.wait(), max(0.0, left) + GRACE_S)
+    except asyncio.TimeoutError:
+        tally.failures["no answer"] = count - len(free) + len(waiting)
+    return tally.result()
+
+
+# ---------------------------------------------------------------------------- gRPC
+
+
+def over_grpc(load: Load) -> dict[str, Any]:
+    """Run a load over gRPC: futures whose callbacks send the next request."""
+    import grpc
+
+    requests, order = grpc_requests(load), random.Random(load.seed)
+    channel = grpc.insecure_channel(load.target)
+    grpc.channel_ready_future(channel).result(30)
+    method = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    lock, running, none_left = threading.Lock(), 0, threading.Event()
+    tally = Tally(load)
+
+    def send(due_s: float) -> None:
+        nonlocal running
+        with lock:
+            running += 1
+            none_left.clear()
+        method.future(order.choice(requests), timeout=load.deadline_s).add_done_callback(
+            lambda future: answered(future, due_s))
+
+    def answered(future: Any, due_s: float) -> None:
+        nonlocal running
+        code = future.code()
+        now_s = time.perf_counter()
+        with lock:
+            running -= 1
+            tally.done(due_s, "" if code is grpc.StatusCode.OK else code.name)
+            if not running:
+                none_left.set()
+        if load.callers and now_s < tally.until_s:
+            send(now_s)
+
+    if load.callers:
+        for _ in range(load.callers):
+            send(time.perf_counter())
+        time.sleep(max(0.0, tally.until_s - time.perf_counter()))
+    else:
+        for after_s in due_times(load):
+            due_s = tally.started_s + after_s
+            if (left := due_s - time.perf_counter()) > 0:
+                time.sleep(left)
+            send(due_s)
+    if not none_left.wait(GRACE_S):
+        tally.failures["no answer"] = running
+    channel.close()
+    return tally.result()
+
+
+def grpc_requests(load: Load) -> list[bytes]:
+    """Return whole PredictRequests, made before the clock runs."""
+    import numpy as np
+
+    from tf_infer.wire import messages
+
+    found = []
+    for value in load.requests:
+        array = (np.array([value.encode()], object) if isinstance(value, str)
+                 else np.array([value], np.float32))
+        name = "text" if isinstance(value, str) else "x"
+        found.append(messages.predict_request(
+            messages.ModelRef(load.model), {name: array}, outputs=load.outputs
+        ).SerializeToString())
+    return found
+
+
+def ask(load: Load) -> str:
+    """Send the first request alone, and return the answer as text; raise when it is none."""
+    if load.protocol == "http":
+        url = urlsplit(load.target)
+        connection = http.client.HTTPConnection(url.netloc, timeout=load.deadline_s)
+        body = json.dumps(HTTP_FORMS[load.form](load.requests[0]))
+        connection.request("POST", url.path, body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        text = response.read().decode()
+        connection.close()
+        if response.status != 200:
+            raise ConnectionError(f"HTTP {response.status}: {text[:200]}")
+        return text
+    import grpc
+
+    from tf_infer.wire import messages
+
+    with grpc.insecure_channel(load.target) as channel:
+        method = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        data = method(grpc_requests(load)[0], timeout=load.deadline_s)
+    return str(messages.read_predict_response(data, where="answer").outputs)
+
+
+def run(load: Load) -> dict[str, Any]:
+    """Run a load in this process."""
+    return over_grpc(load) if load.protocol == "grpc" else asyncio.run(over_http(load))
+
+
+def as_json(load: Load) -> str:
+    """Return what the process of a load is given."""
+    return json.dumps(asdict(load))
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(Load(**json.loads(sys.stdin.read())))))
