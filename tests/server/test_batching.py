@@ -22,7 +22,7 @@ from tf_infer.server.batching import (
     next_batch,
 )
 
-LIMITS = TextLimits(max_rows=8, max_tokens=256, widths=(16, 32, 64))
+LIMITS = TextLimits(max_rows=8, max_tokens=256, run_tokens=0, widths=(16, 32, 64))
 
 
 def requests(*costs: int, rows: int = 1, key: str = "k") -> list[Waiting]:
@@ -58,8 +58,9 @@ def test_a_text_of_another_width_is_left_for_later(other: int) -> None:
     assert next_batch(requests(17, other, 32), LIMITS) == Batch((0, 2), 2, 32)
 
 
-def test_rows_are_bounded() -> None:
-    assert next_batch(requests(*[5] * 20), LIMITS) == Batch(tuple(range(8)), 8, 16)
+@pytest.mark.parametrize("cost", [0, 5, 16])
+def test_rows_are_bounded(cost: int) -> None:
+    assert next_batch(requests(*[cost] * 20), LIMITS) == Batch(tuple(range(8)), 8, 16)
 
 
 def test_tokens_are_bounded() -> None:
@@ -91,28 +92,87 @@ def test_different_keys_never_share_a_batch() -> None:
     assert next_batch(waiting[1:], LIMITS) == Batch((1, 3), 2, 16)
 
 
-@pytest.mark.parametrize(("waiting", "rows"), [
-    (1, 1), (2, 1), (3, 1), (4, 8), (7, 7), (8, 8), (9, 8), (15, 8), (16, 16), (31, 31), (40, 32)])
+# what one of 16 costs a batch of 32, in padding, against half a run; and one of 32 a batch of 64
+@pytest.mark.parametrize(("costs", "run_tokens", "expected"), [
+    ((20, 5), 32, Batch((0, 1), 2, 32)),
+    ((20, 5), 31, Batch((0,), 1, 32)),
+    ((20, 5, 5), 63, Batch((0,), 1, 32)),
+    ((20, 5, 5), 64, Batch((0, 1, 2), 3, 32)),
+    ((5, 20, 5), 64, Batch((0, 1, 2), 3, 32)),
+    ((20, 60), 64, Batch((0, 1), 2, 64)),
+    ((20, 60, 20), 127, Batch((0, 2), 2, 32)),
+    ((20, 60, 20), 128, Batch((0, 1, 2), 3, 64)),
+    ((5, 60, 20), 100, Batch((0, 2), 2, 32)),  # the nearest width first
+    ((5, 20, 60), 200, Batch((0, 1, 2), 3, 64)),
+])
+def test_another_width_runs_along_when_that_saves_half_a_run(
+        costs: tuple[int, ...], run_tokens: float, expected: Batch) -> None:
+    limits = TextLimits(max_rows=8, max_tokens=256, run_tokens=run_tokens, widths=(16, 32, 64))
+    assert next_batch(requests(*costs), limits) == expected
+
+
+def test_part_of_another_width_never_runs_along() -> None:
+    limits = TextLimits(max_rows=4, max_tokens=999, run_tokens=999, widths=(16, 32, 64))
+    assert next_batch(requests(20, 5, 5, 5), limits) == Batch((0, 1, 2, 3), 4, 32)
+    assert next_batch(requests(20, 5, 5, 5, 5), limits) == Batch((0,), 1, 32)
+    assert next_batch(requests(*[20] * 6, 5), limits) == Batch((0, 1, 2, 3), 4, 32)
+
+
+def test_another_width_waits_while_anybody_of_the_own_width_does() -> None:
+    limits = TextLimits(max_rows=4, max_tokens=999, run_tokens=999, widths=(16, 32))
+    waiting = [Waiting(0, "k", 2, 20), Waiting(1, "k", 1, 5), Waiting(2, "k", 3, 20)]
+    assert next_batch(waiting, limits) == Batch((0,), 2, 32)
+
+
+def test_a_wider_batch_must_hold_all_of_it() -> None:
+    limits = TextLimits(max_rows=8, max_tokens=128, run_tokens=999, widths=(16, 32, 64))
+    assert next_batch(requests(20, 20, 60), limits) == Batch((0, 1), 2, 32)
+    assert next_batch(requests(20, 60), limits) == Batch((0, 1), 2, 64)
+
+
 @pytest.mark.parametrize("cost", [5, 99])
-def test_a_compiled_model_is_not_padded_to_more_than_twice_its_rows(
+@pytest.mark.parametrize(("waiting", "rows"), [
+    (1, 1), (2, 1), (3, 3), (7, 7), (8, 8), (9, 8), (16, 8), (17, 17), (31, 31), (40, 32)])
+def test_a_compiled_model_is_cut_down_where_two_runs_cost_less_than_padding(
         cost: int, waiting: int, rows: int) -> None:
-    limits = TextLimits(max_rows=32, max_tokens=512, widths=(16,), row_sizes=(1, 8, 32))
-    batch = next_batch(requests(*[cost] * waiting), limits)
-    assert batch is not None
-    assert batch.rows == min(rows, waiting)
+    limits = TextLimits(max_rows=32, max_tokens=512, run_tokens=32, widths=(16,),
+                        row_sizes=(1, 8, 32))
+    assert next_batch(requests(*[cost] * waiting), limits) == Batch(tuple(range(rows)), rows, 16)
+
+
+def test_a_request_is_never_cut_down_itself() -> None:
+    limits = TextLimits(max_rows=32, max_tokens=512, run_tokens=0, widths=(16,), row_sizes=(8, 32))
+    waiting = [Waiting(0, "k", 9, 5), Waiting(1, "k", 1, 5)]
+    assert next_batch(waiting, limits) == Batch((0, 1), 10, 16)
+    assert next_batch(waiting[::-1], limits) == Batch((1,), 1, 16)
+
+
+def test_other_widths_fill_the_rows_that_a_compiled_model_would_pad() -> None:
+    limits = TextLimits(max_rows=8, max_tokens=512, run_tokens=0, widths=(16, 32), row_sizes=(8,))
+    assert next_batch(requests(20, 20, 5, 5), limits) == Batch((0, 1, 2, 3), 4, 32)
+    assert next_batch(requests(20, 20, *[5] * 7), limits) == Batch((0, 1), 2, 32)
 
 
 def test_a_compiled_model_stays_within_its_tokens_when_padded() -> None:
-    limits = TextLimits(max_rows=32, max_tokens=512, widths=(16, 32), row_sizes=(1, 8, 32))
+    limits = TextLimits(max_rows=32, max_tokens=512, run_tokens=9999, widths=(16, 32),
+                        row_sizes=(1, 8, 32))
     batch = next_batch(requests(*[20] * 31), limits)  # 16 rows fit, but would be padded to 32
     assert batch == Batch(tuple(range(8)), 8, 32)
 
 
 def test_the_limits_of_a_model_come_from_its_grid() -> None:
-    grid = ShapeGrid(rows=(1, 4), tokens=(8, 24))
-    plain = limits_for(grid, compiled=False, max_tokens=64)
-    assert plain == TextLimits(max_rows=4, max_tokens=64, widths=(8, 24))
-    assert limits_for(grid, compiled=True).row_sizes == (1, 4)
+    grid = ShapeGrid(rows=(1, 40), tokens=(8, 24))
+    assert limits_for(grid, compiled=False, run_tokens=7) == TextLimits(
+        max_rows=40, max_tokens=512, run_tokens=7, widths=(8, 24))
+    assert limits_for(grid, compiled=True).row_sizes == (1, 40)
+
+
+@pytest.mark.parametrize(("run_tokens", "expected"), [
+    (0, 512), (32, 512), (50, 800), (59, 944), (5000, 960)])
+def test_a_run_that_costs_more_gets_larger_batches_within_the_grid(
+        run_tokens: float, expected: int) -> None:
+    grid = ShapeGrid(rows=(1, 40), tokens=(8, 24))
+    assert limits_for(grid, compiled=False, run_tokens=run_tokens).max_tokens == expected
 
 
 def test_byte_tokenizers_have_a_token_a_byte() -> None:
@@ -121,8 +181,8 @@ def test_byte_tokenizers_have_a_token_a_byte() -> None:
 
 
 @pytest.mark.parametrize("wrong", [
-    {"max_rows": 0}, {"max_tokens": 0}, {"widths": ()}, {"widths": (8, 4)}, {"widths": (0, 4)},
-    {"row_sizes": (4, 4)}])
+    {"max_rows": 0}, {"max_tokens": 0}, {"run_tokens": -1}, {"widths": ()}, {"widths": (8, 4)},
+    {"widths": (0, 4)}, {"row_sizes": (4, 4)}])
 def test_limits_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         TextLimits(**wrong)  # type: ignore[arg-type]
@@ -140,7 +200,8 @@ def test_a_request_expires_at_its_deadline() -> None:
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=4, unique=True).map(
     lambda found: tuple(sorted(found)))
 any_limits = st.builds(TextLimits, max_rows=st.integers(1, 12), max_tokens=st.integers(1, 300),
-                       widths=sizes, row_sizes=st.one_of(st.just(()), sizes))
+                       run_tokens=st.integers(0, 200), widths=sizes,
+                       row_sizes=st.one_of(st.just(()), sizes))
 arrivals = st.tuples(st.sampled_from("ab"), st.integers(0, 14), st.integers(0, 50))
 # a number: as many workers come free; else a request arrives
 events = st.lists(st.one_of(arrivals, arrivals, st.integers(1, 3)), max_size=60)
@@ -183,17 +244,31 @@ class World:
             self.batches_before[item.ticket] += item.key == members[0].key
 
     def check_bounds(self, batch: Batch, members: Sequence[Waiting]) -> None:
+        limits, sizes = self.limits, self.limits.row_sizes
+        widths = [width_of(item.cost_tokens, limits) for item in members]
         assert len({item.key for item in members}) == 1
-        assert {width_of(item.cost_tokens, self.limits) for item in members} == {batch.width}
+        assert batch.width == max(widths)
         assert batch.rows == sum(item.rows for item in members)
-        if len(members) > 1:
-            sizes = self.limits.row_sizes
-            padded = next((size for size in sizes if size >= batch.rows), batch.rows)
-            assert all(item.rows > 0 for item in members)
-            assert batch.rows <= self.limits.max_rows
-            assert batch.rows * batch.width <= self.limits.max_tokens
-            if sizes and sizes[0] <= self.limits.max_tokens // batch.width:
-                assert padded * batch.width <= self.limits.max_tokens
+        if len(members) == 1:
+            return
+        assert all(item.rows > 0 for item in members)
+        assert batch.rows <= limits.max_rows
+        assert batch.rows * batch.width <= limits.max_tokens
+        padded = next((size for size in sizes if size >= batch.rows), batch.rows)
+        if sizes and sizes[0] <= min(limits.max_rows, limits.max_tokens // batch.width):
+            assert padded * batch.width <= limits.max_tokens
+        if len(set(widths)) > 1:
+            self.check_saving(batch, members, widths)
+
+    def check_saving(self, batch: Batch, members: Sequence[Waiting],
+                     widths: Sequence[int]) -> None:
+        whole = [item for item in self.waiting if item.key == members[0].key and item.rows
+                 and width_of(item.cost_tokens, self.limits) in widths]
+        assert whole == list(members), "all of each width"
+        apart = sum(self.limits.cost(sum(item.rows for item, at in zip(members, widths)
+                                         if at == width), width) for width in set(widths))
+        saved = apart - self.limits.cost(batch.rows, batch.width)
+        assert 2 * saved >= (len(set(widths)) - 1) * self.limits.run_tokens
 
     def check_waits(self) -> None:
         for ticket, ahead in self.ahead.items():

@@ -1,33 +1,38 @@
 """Our scheduler for texts, its decisions: which requests run together, and what after a failure.
 
-Pure: the loop of `scheduler.py` calls `next_batch` whenever a worker is free and somebody waits, so
-nothing ever waits for a timer, and batches fill while workers are busy.
+Pure: the loop of `text_scheduler.py` calls `next_batch` whenever a worker is free and somebody waits, so
+nothing waits for a timer, and batches fill while workers are busy.
 
 A batch is the request that has waited longest and, in the order of their arrival, others of the
-same key whose rows are padded to the same width. In a model of a server of one worker, fed with the
-lengths of real texts (runs cost a constant plus their padded tokens), this did 1.3 to 2.0 times
-what batches in the order of arrival did. Starting with the group that promises most instead, or
-filling up with neighbouring widths, did no more and made the slowest wait longer.
+same key whose rows are padded to the same width; all of another width run along when their padding
+costs less than half of the run that it saves. In a model of a server of one worker, fed with the
+lengths of real texts (`benchmarks/scheduling.py`), 64 callers get 1.4 to 1.9 times what batches in
+the order of arrival give them, 1.2 to 1.5 times of a network so small that a run costs more than
+its tokens. To start with the group that promises most instead, or to fill up
+with part of a neighbouring width, gave no more and made the slowest wait longer.
 
-Who waits how long. Let r be a request, a the requests of its key that wait when it comes.
+Who waits how long. Let r be a request, and A the requests of its key that wait when it comes.
  1. Every batch holds the request that has waited longest.
- 2. So at most a batches of its key are formed before that of r: each takes at least one of the a.
- 3. When every request has at least one row and `row_sizes` is empty, at most the sum of
-    1 + floor(2 R_w / capacity_w) are, over the widths w of those a: R_w is the number of their rows
-    of width w, capacity_w the rows that a batch of width w may have. For within a width requests
-    leave in their order unless one is passed over that does not fit, which then comes first in the
-    next batch of its width, and two such batches together hold more rows than the capacity.
+ 2. So at most |A| batches of its key are formed before that of r: each takes at least one of A.
+ 3. If each of A has a row or more and `row_sizes` is empty, at most the sum of
+    1 + floor(2 R_w / capacity_w) are, over the widths w in A: R_w is the number of rows of that
+    width in A, capacity_w the rows that a batch of it may have. For within a width a request is
+    passed over only when it does not fit; then it is the first of the next batch that starts with
+    its width, and two such batches together hold more rows of that width than the capacity.
 Both bounds count only who came before: nobody who comes later makes r wait for one batch more.
 """
 
 from __future__ import annotations
 
-import bisect
+import functools
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tf_infer.config import BytesConfig, CodecConfig, ShapeGrid, check
 from tf_infer.errors import Code
+
+RUN_TOKENS = 64.0  # what a run costs beside its tokens, until it has been seen: see pace.py
+LEAST_TOKENS = 512  # of a full batch
 
 # Failures that say nothing about a row: running the same rows again, fewer at once, cannot help.
 _NOT_OF_A_ROW = frozenset({Code.CANCELLED, Code.DEADLINE_EXCEEDED, Code.UNAVAILABLE, Code.ABORTED})
@@ -38,7 +43,7 @@ class Waiting:
     """One request that waits.
 
     Attributes:
-        ticket: its number, unlike that of any other request that waits.
+        ticket: its number; who comes later has a higher one.
         key: what it may share a batch with others of: servable, signature, outputs, and
             `rows.form_of` its inputs.
         rows: >= 0; a request of 0 rows runs alone.
@@ -59,15 +64,17 @@ class TextLimits:
 
     Attributes:
         max_rows: at most so many rows.
-        max_tokens: rows x width at most. Beyond what keeps the machine busy, more only makes others
-            wait: in the module's model 512 did as much as 4,096, with 0.6 to 0.8 of the p99.
+        max_tokens: rows x width at most.
+        run_tokens: what a run costs beside its padded tokens, counted in such tokens; see
+            `pace.py`. All of another width run along when that saves half of it or more.
         widths: lengths that rows are padded to, ascending; a longer text counts as the last one.
         row_sizes: numbers of rows that a compiled model pads a batch to, ascending; empty when it
             runs batches as they are.
     """
 
     max_rows: int = 32
-    max_tokens: int = 1024
+    max_tokens: int = 512
+    run_tokens: float = RUN_TOKENS
     widths: tuple[int, ...] = (16, 32, 64, 128)
     row_sizes: tuple[int, ...] = ()
 
@@ -75,6 +82,7 @@ class TextLimits:
         where = "TextLimits"
         for name in ("max_rows", "max_tokens"):
             check(getattr(self, name) >= 1, f"{where}.{name}", ">= 1", getattr(self, name))
+        check(self.run_tokens >= 0, f"{where}.run_tokens", ">= 0", self.run_tokens)
         check(bool(self.widths), f"{where}.widths", "one or more sizes", self.widths)
         for name in ("widths", "row_sizes"):
             sizes = getattr(self, name)
@@ -86,16 +94,28 @@ class TextLimits:
         rows = min(self.max_rows, self.max_tokens // width)
         return max((size for size in self.row_sizes if size <= rows), default=rows)
 
+    def cost(self, rows: int, width: int) -> float:
+        """Return what a run of so many rows costs, in tokens."""
+        padded = next((size for size in self.row_sizes if size >= rows), rows)
+        return self.run_tokens + padded * width
 
-def limits_for(grid: ShapeGrid, *, compiled: bool, max_tokens: int = 1024) -> TextLimits:
+
+def limits_for(grid: ShapeGrid, *, compiled: bool, run_tokens: float = RUN_TOKENS) -> TextLimits:
     """Return the limits of a model with a manifest.
+
+    A full batch is large enough that all but 6 % of its time goes to its tokens, and not much
+    larger: that only makes others wait. It never leaves the grid, whose largest shape warm-up has
+    run.
 
     Args:
         grid: of the manifest; rows beyond its largest size would run in slices.
         compiled: whether the model pads rows to a size of the grid.
-        max_tokens: see `TextLimits`.
+        run_tokens: see `TextLimits`.
     """
-    return TextLimits(max_rows=grid.rows[-1], max_tokens=max_tokens, widths=grid.tokens,
+    most = grid.rows[-1] * grid.tokens[-1]
+    return TextLimits(max_rows=grid.rows[-1],
+                      max_tokens=min(most, max(LEAST_TOKENS, int(16 * run_tokens))),
+                      run_tokens=run_tokens, widths=grid.tokens,
                       row_sizes=grid.rows if compiled else ())
 
 
@@ -136,46 +156,79 @@ def next_batch(waiting: Iterable[Waiting], limits: TextLimits) -> Batch | None:
     capacity = limits.capacity(width)
     if not 0 < seed.rows < capacity:
         return Batch((seed.ticket,), seed.rows, width)
-    costs = _costs_of(width, limits.widths)
-    chosen = _first_fit(seed, others, capacity, *costs)
+    groups = _groups(seed, others, width, capacity, limits.widths)
+    chosen = groups.pop(width)
     rows = sum(item.rows for item in chosen)
-    smaller = _size_below(rows, limits.row_sizes)
+    smaller = _cheaper_size(rows, width, limits)
     if smaller is not None and seed.rows <= smaller:
-        chosen = _first_fit(seed, chosen[1:], smaller, *costs)
+        chosen = _first_fit(chosen, smaller)
         rows = sum(item.rows for item in chosen)
+    else:
+        for other in sorted(groups, key=lambda size: abs(size - width)):
+            more = sum(item.rows for item in groups[other])
+            wide = max(width, other)
+            saved = (limits.cost(rows, width) + limits.cost(more, other)
+                     - limits.cost(rows + more, wide))
+            if rows + more <= limits.capacity(wide) and 2 * saved >= limits.run_tokens:
+                chosen += groups[other]
+                rows, width = rows + more, wide
+        chosen.sort(key=lambda item: item.ticket)
     return Batch(tuple(item.ticket for item in chosen), rows, width)
 
 
-def _width_of(cost_tokens: int, widths: Sequence[int]) -> int:
-    return widths[min(bisect.bisect_left(widths, cost_tokens), len(widths) - 1)]
+def _groups(seed: Waiting, others: Iterable[Waiting], width: int, capacity: int,
+            widths: tuple[int, ...]) -> dict[int, list[Waiting]]:
+    """Return by width who may run with the seed: of its own width as many as fit, first come first.
 
-
-def _costs_of(width: int, widths: Sequence[int]) -> tuple[int, float]:
-    """Return (least, most) estimated tokens that are padded to `width`."""
-    place = widths.index(width)
-    return (widths[place - 1] + 1 if place else 0,
-            width if place < len(widths) - 1 else float("inf"))
-
-
-def _first_fit(seed: Waiting, others: Iterable[Waiting], capacity: int, least: float, most: float,
-               ) -> list[Waiting]:
-    """Return the seed and, in order, the others of its key and width that fit beside it."""
-    key, chosen, room = seed.key, [seed], capacity - seed.rows
+    Of other widths all, and none once somebody of its own was left out.
+    """
+    width_at, last = _width_at(widths), widths[-1]
+    key, room, own, full = seed.key, capacity - seed.rows, [seed], False
+    groups = {width: own}
     for item in others:
-        if 0 < item.rows <= room and least <= item.cost_tokens <= most and item.key == key:
-            chosen.append(item)
+        # The same object is the usual case, and comparing keys is what costs most here.
+        if (item.key is not key and item.key != key) or not item.rows:
+            continue
+        other = width_at[item.cost_tokens if item.cost_tokens < last else last]
+        if other != width:
+            groups.setdefault(other, []).append(item)
+        elif item.rows <= room:
+            own.append(item)
             room -= item.rows
             if not room:
-                break
-    return chosen
+                return {width: own}
+        else:
+            full = True
+    return {width: own} if full else groups
 
 
-def _size_below(rows: int, sizes: Sequence[int]) -> int | None:
-    """Return the size to cut `rows` down to where padding up would more than double them."""
-    place = bisect.bisect_left(sizes, rows)
-    if not 0 < place < len(sizes) or sizes[place] <= 2 * rows:
+def _width_of(cost_tokens: int, widths: tuple[int, ...]) -> int:
+    return _width_at(widths)[min(cost_tokens, widths[-1])]
+
+
+@functools.lru_cache(maxsize=256)
+def _width_at(widths: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the width of each number of tokens from 0 to the last width."""
+    return tuple(next(width for width in widths if width >= tokens)
+                 for tokens in range(widths[-1] + 1))
+
+
+def _cheaper_size(rows: int, width: int, limits: TextLimits) -> int | None:
+    """Return the size to cut a batch down to when two runs cost less than padding up; or None."""
+    smaller = max((size for size in limits.row_sizes if size < rows), default=None)
+    if smaller is None:
         return None
-    return sizes[place - 1]
+    apart = limits.cost(smaller, width) + limits.cost(rows - smaller, width)
+    return smaller if apart < limits.cost(rows, width) else None
+
+
+def _first_fit(items: Sequence[Waiting], room: int) -> list[Waiting]:
+    chosen = []
+    for item in items:
+        if item.rows <= room:
+            chosen.append(item)
+            room -= item.rows
+    return chosen
 
 
 def expired(waiting: Iterable[Waiting], *, now_s: float) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """TensorFlow Serving's batching: its parameters and its queue, as a state machine without threads.
 
 Statements BA02 to BA08 and BA17 to BA21 of its observed behaviour. Each signature of each version
-has one `Queue` (BA09, BA24); the loop of `scheduler.py` owns the threads and the clock.
+has one `Queue` (BA09, BA24); the loop of `serving_scheduler.py` owns the threads and the clock.
 """
 
 from __future__ import annotations
