@@ -1,7 +1,7 @@
 """Our scheduler for texts, its decisions: which requests run together, and what after a failure.
 
-Pure: the loop of `text_scheduler.py` calls `next_batch` whenever a worker is free and somebody waits, so
-nothing waits for a timer, and batches fill while workers are busy.
+Pure: the loop of `text_scheduler.py` calls `next_batch` whenever a worker is free and somebody
+waits, so nothing waits for a timer, and batches fill while workers are busy.
 
 A batch is the request that has waited longest and, in the order of their arrival, others of the
 same key whose rows are padded to the same width; all of another width run along when their padding
