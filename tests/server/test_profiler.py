@@ -16,6 +16,7 @@ import pytest
 
 from tests.server.serverkit import call, refused, running
 from tf_infer.errors import ServerFailure
+from tf_infer.server.fakes import load_echo
 from tf_infer.server.profiler import BUSY, Profiler, has_events
 from tf_infer.wire import methods
 from tf_infer.wire import profiler_pb2 as pb
@@ -191,7 +192,7 @@ def test_bytes_that_are_no_request_are_refused() -> None:
 def test_fl40_the_service_is_on_the_port_unless_it_is_switched_off(
         enabled: bool, codes: dict[str, str]) -> None:
     found = {}
-    with running((), profiler=enabled) as (_, channel):
+    with running((), load_echo, profiler=enabled) as (_, channel):
         for name in codes:
             asked = channel.unary_unary(f"/tensorflow.ProfilerService/{name}")
             try:  # bytes that are no ProfileRequest: nothing is recorded
