@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -68,7 +69,8 @@ def test_FL04_FL08_FL18_FL20_FL21_starts_that_fail(
                              (["--model_base_path=/m", "--port=0"], "port"),
                              (["--model_base_path=m"], "absolute path"),
                              ([f"--model_config_file={tmp_path}/none"], "none"),
-                             (["--model_base_path=/m", "--rest_api_port=1"], "--rest_api_port")):
+                             (["--model_base_path=/m", "--rest_api_port=1"], "--rest_api_port"),
+                             (["--model_base_path=/m", "--log_format=yaml"], "--log_format")):
         code, text = serve(capsys, *arguments)
         last = text.splitlines()[-1]
         assert code == 255
@@ -158,6 +160,48 @@ def test_LI07_LI08_a_signal_drains_and_ends(tmp_path: Path, number: int) -> None
         assert "state=AVAILABLE" in log
         assert "method=Predict code=OK" in log
         assert "secret" not in out + log
+
+
+def test_logs_as_json_are_one_object_a_line(tmp_path: Path) -> None:
+    with process(tmp_path, "--log_format=json", "--verbose") as (child, _):
+        with grpc.insecure_channel(f"unix:{tmp_path}/s") as channel:
+            ask(channel, rows=1).result()
+        child.terminate()
+        _, log = child.communicate(timeout=60)
+    events = [json.loads(line) for line in log.splitlines()]
+    assert [line["state"] for line in events if line["event"] == "state"][:2] == [
+        "LOADING", "AVAILABLE"]
+    (request,) = [line for line in events if line["event"] == "request"]
+    assert (request["method"], request["code"], request["rows"]) == ("Predict", "OK", 1)
+    assert events[-1]["event"] in ("stopped", "state")
+    assert "secret" not in log
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_full_disk_for_logs_and_output_stops_nobody(tmp_path: Path, form: str) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    with open("/dev/full", "wb") as full:
+        child = subprocess.Popen(
+            [sys.executable, "-c", ECHO, "--port=0", f"--grpc_socket_path={tmp_path}/s",
+             "--nonsense=1", f"--log_format={form}", "--verbose", "--model_name=m",
+             f"--model_base_path={tmp_path}/m"], stdout=full, stderr=full)
+        try:
+            with grpc.insecure_channel(f"unix:{tmp_path}/s") as channel:
+                for _ in range(200):
+                    ask(channel, rows=1).result()
+            child.terminate()
+            assert child.wait(timeout=60) == 0
+        finally:
+            child.kill()
+            child.wait()
+
+
+def test_what_cannot_be_written_at_the_end_does_not_hold_up_the_end() -> None:
+    code = ("import sys\nfrom tf_infer.server import app\nsys.stdout.write('buffered')\n"
+            "app._end(0)")
+    with open("/dev/full", "wb") as full:
+        assert subprocess.run([sys.executable, "-c", code], stdout=full, timeout=60, check=False,
+                              env={**os.environ, "PYTHONUNBUFFERED": ""}).returncode == 0
 
 
 def test_a_drain_is_bounded(tmp_path: Path) -> None:

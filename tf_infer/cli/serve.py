@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Help, versions, wrong flags and --write_tf_serving_config need no TensorFlow.
     """
-    from tf_infer.server import app, flags
+    from tf_infer.server import app, flags, logs
 
     try:
         parsed = flags.parse(arguments.flags)
@@ -40,18 +38,18 @@ def run(arguments: argparse.Namespace) -> int:
         print(versions())
         return 0
     for word in parsed.unknown:
-        print(f"unknown argument: {word}")
+        logs.say(f"unknown argument: {word}")
     if parsed.unknown:
-        print(flags.usage(), flush=True)
+        logs.say(flags.usage())
     try:
         if values["write_tf_serving_config"]:
             return _write(values)
         config = flags.server_config(values)
+        logs.configure(values["log_format"], verbose=values["verbose"])
     except TfInferError as error:
         print(app.failure(error), flush=True)
         return app.START_FAILED
     require_models("serve")
-    _log_to_stderr(verbose=values["verbose"])
     load_tensorflow()
     return app.run(config)
 
@@ -77,12 +75,3 @@ def _write(values: Mapping[str, Any]) -> int:
     for path in written:
         print(f"wrote {path}")
     return 0
-
-
-def _log_to_stderr(*, verbose: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("tf_infer")
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,6 +37,7 @@ from tf_infer.server.config_file import ConfigFileWatch
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import State
 from tf_infer.server.grpc_service import Service
+from tf_infer.server.logs import event, say
 from tf_infer.server.metrics import Metrics
 from tf_infer.server.pipeline import Pipeline
 from tf_infer.server.profiler import Profiler
@@ -115,7 +117,7 @@ class Server:
             (address, credentials) for address, wanted in (
                 (f"{self.config.host}:{self.config.port}", self.config.port),
                 (f"unix:{self.config.socket_path}", self.config.socket_path)) if wanted))
-        log.info("serving addresses=%s", ",".join(self.addresses))
+        event("serving", addresses=",".join(self.addresses))
 
     def _handlers(self) -> tuple[list[Any], list[Any]]:
         """Return what answers on the admin port, and what on all others.
@@ -165,7 +167,7 @@ class Server:
         self._readers.shutdown(wait=ended)
         self.schedulers.close()
         self.versions.stop()
-        log.info("stopped drained=%s", ended)
+        event("stopped", drained=ended)
         return ended
 
     def summary(self) -> str:
@@ -263,16 +265,16 @@ def run(config: ServerConfig, *, load: LoadFn | None = None) -> int:
             os.write(writer, b"f")
 
     threading.Thread(target=start, name="tf-infer-start", daemon=True).start()
-    event = os.read(reader, 1)
-    if event == b"f":
-        print(failure(failures[0]), flush=True)
+    news = os.read(reader, 1)
+    if news == b"f":
+        say(failure(failures[0]))
         return _end(START_FAILED)
-    if event == b"r":
-        print(server[0].summary(), flush=True)
+    if news == b"r":
+        say(server[0].summary())
         os.read(reader, 1)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
     signal.signal(signal.SIGINT, lambda *_: os._exit(1))
-    if event == b"r":
+    if news == b"r":
         server[0].stop()
     return _end(0)
 
@@ -280,6 +282,7 @@ def run(config: ServerConfig, *, load: LoadFn | None = None) -> int:
 def _end(code: int) -> int:
     """End the process: threads inside TensorFlow that do not come back must not hold it up."""
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)

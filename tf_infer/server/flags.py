@@ -120,6 +120,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("batch_workers", 0, "batches of that scheduler that run at once; 0: chosen", "ours"),
     Flag("drain_seconds", 10.0, "how long running requests are waited for at the end", "ours"),
     Flag("verbose", False, "log every call (never its data)", "ours"),
+    Flag("log_format", "text", "of the lines on standard error: text or json", "ours"),
     Flag("write_tf_serving_config", "",
          "write models.config and batching.config for tensorflow_model_server here, and end",
          "ours"),

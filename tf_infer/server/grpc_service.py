@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Union
 import grpc
 
 from tf_infer.errors import Cancelled, Code, InvalidRequest, ServerFailure, ServingError
-from tf_infer.server import inference, predict
+from tf_infer.server import inference, logs, predict
 from tf_infer.server.config import models_from
 from tf_infer.server.contracts import Plan, Signatures
 from tf_infer.server.metrics import GRPC
@@ -31,6 +31,7 @@ log = logging.getLogger("tf_infer.server")
 MAX_DETAILS_BYTES = 1024
 MAX_DEADLINE_S = 365 * 24 * 3600.0
 HEALTH_NAMES = ("", "ModelService", "PredictionService")
+OUR_FAULT = frozenset({Code.UNKNOWN, Code.INTERNAL, Code.DATA_LOSS})
 
 Deadline = Union[float, None]  # on the clock of time.monotonic
 
@@ -219,7 +220,7 @@ class Service:
 
         def behaviour(data: bytes, context: Any, send: Callable[[bytes | None], None]) -> None:
             reply = Reply(context, send)
-            record = _Record(method.name, time.monotonic())
+            record = _Record(method.name, context, len(data), time.monotonic())
 
             def fail(error: ServingError) -> None:
                 self._finish(record, error.code)
@@ -282,7 +283,19 @@ class Service:
         self._pipeline.metrics.request(
             record.model, record.api, GRPC, code, seconds, version=record.progress.version,
             signature=record.progress.signature)
-        log.debug("method=%s code=%s ms=%.1f", record.method, code.name, seconds * 1000)
+        ours = code in OUR_FAULT and record.api  # a message that cannot be parsed is not
+        level = logging.WARNING if ours else logging.DEBUG
+        if log.isEnabledFor(level):
+            self._log(level, record, code, seconds)
+
+    def _log(self, level: int, record: _Record, code: Code, seconds: float) -> None:
+        """Log one call: numbers, and names that are ours."""
+        known = self._pipeline.metrics.knows(record.model)
+        logs.event("request", level, method=record.method, code=code.name,
+                   ms=round(seconds * 1000, 3), model=record.model if known else None,
+                   version=record.progress.version, signature=record.progress.signature or None,
+                   rows=record.progress.rows, bytes=record.size,
+                   request_id=logs.request_id(_header(record.context, "x-request-id")))
 
 
 @dataclass(slots=True)
@@ -291,6 +304,8 @@ class _Record:
 
     Attributes:
         method: that was called.
+        context: gRPC's, of the call.
+        size: of the request in bytes.
         started_s: when, on the clock of `time.monotonic`.
         api: the method once its message is understood: before, TensorFlow Serving counts nothing.
         model: the name that the request gives.
@@ -298,10 +313,18 @@ class _Record:
     """
 
     method: str
+    context: Any
+    size: int
     started_s: float
     api: str = ""
     model: str = ""
     progress: Progress = field(default_factory=Progress)
+
+
+def _header(context: Any, name: str) -> str | None:
+    """Return what the caller's metadata says under a name."""
+    return next((str(value) for key, value in context.invocation_metadata() or () if key == name),
+                None)
 
 
 def _timings(answer: Answer[Any], total_s: float) -> timings.Timings:

@@ -8,7 +8,6 @@ call) have their places here and nowhere else.
 from __future__ import annotations
 
 import functools
-import logging
 import operator
 import threading
 import time
@@ -17,12 +16,11 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from tf_infer.errors import Cancelled, DeadlineExceeded, ServingError
-from tf_infer.server.contracts import Arrays, Plan, Servable, Signatures, StageTimes
+from tf_infer.server.contracts import Arrays, Plan, Run, Servable, Signatures, StageTimes
 from tf_infer.server.metrics import Metrics
 from tf_infer.server.scheduler import TIMED_OUT, Job, Scheduler, as_serving_error
 from tf_infer.server.versions import Lease, ModelRef, Versions
 
-log = logging.getLogger("tf_infer.server")
 T = TypeVar("T")
 
 TAKES_EXAMPLES = frozenset({"Classify", "Regress", "MultiInference"})
@@ -35,10 +33,12 @@ class Progress:
     Attributes:
         version: that was lent, None before.
         signature: of its first run, empty before the runs are planned.
+        rows: of its runs.
     """
 
     version: int | None = None
     signature: str = ""
+    rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,7 @@ class _Request(Generic[T]):
             self._plan = plan = self._call.plan(lease.servable.signatures)
             if plan.runs:
                 self._call.progress.signature = plan.runs[0].signature
+                self._call.progress.rows = sum(map(_rows, plan.runs))
             self._scheduler = scheduler = self._pipeline.scheduler_for(lease.servable)
             for run in plan.runs:
                 self._jobs.append(Job(lease.name, lease.servable, run, self._call.deadline_s,
@@ -175,7 +176,7 @@ class _Request(Generic[T]):
         metrics.stage(answer.name, answer.version, signature, "queue", answer.queue_s)
         metrics.stage(answer.name, answer.version, signature, "run", answer.run_s)
         if self._call.method in TAKES_EXAMPLES:
-            metrics.examples(answer.name, len(next(iter(self._jobs[0].run.inputs.values()))))
+            metrics.examples(answer.name, _rows(self._jobs[0].run))
 
     def _answer(self, outcome: Answer[T] | ServingError) -> bool:
         try:
@@ -206,6 +207,12 @@ class _Request(Generic[T]):
             if self._lease is not None:
                 self._pipeline.versions.give_back(self._lease)
             self._pipeline.left()
+
+
+def _rows(run: Run) -> int:
+    """Return how many rows a run has, going by its first input."""
+    first = next(iter(run.inputs.values()), None)
+    return 0 if first is None or not first.ndim else len(first)
 
 
 def _all_stages(jobs: Sequence[Job]) -> StageTimes | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -18,9 +17,8 @@ import numpy as np
 
 from tf_infer.errors import Code, DeadlineExceeded, Overloaded, ServerFailure, ServingError
 from tf_infer.server.contracts import Arrays, Run, Servable, StageTimes, Traceable
+from tf_infer.server.logs import event, place
 from tf_infer.server.threads import ElasticExecutor
-
-log = logging.getLogger("tf_infer.server")
 
 TIMED_OUT = "Timed out waiting for notification"
 
@@ -127,9 +125,7 @@ def as_serving_error(error: BaseException, what: str) -> ServingError:
     """
     if isinstance(error, ServingError):
         return error
-    log.error("%s failed with %s at %s", what, type(error).__name__,
-              " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(
-                  traceback.extract_tb(error.__traceback__)[-3:])))
+    event("fault", logging.ERROR, where=what, error=type(error).__name__, at=place(error))
     return ServerFailure(f"{type(error).__name__} in the server; see its log.")
 
 

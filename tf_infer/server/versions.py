@@ -27,9 +27,8 @@ from tf_infer.errors import (
 from tf_infer.server.config import ModelConfig, check_models
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import Seen, State, aspired, plan, start_outcome, versions_in
+from tf_infer.server.logs import event
 from tf_infer.server.metrics import Metrics
-
-log = logging.getLogger("tf_infer.server")
 
 
 @dataclass(slots=True)
@@ -197,9 +196,10 @@ class Versions:
             try:
                 on_disk = versions_in(os.listdir(model.base_path))
             except OSError as error:
-                fault = f"model={model.name} base_path={model.base_path} error={error.strerror}"
+                fault = f"{model.name} {model.base_path} {error.strerror}"
                 if fault != self._poll_fault:  # said once, not every second
-                    log.warning("poll %s", fault)
+                    event("poll", logging.WARNING, model=model.name, base_path=model.base_path,
+                          error=error.strerror)
                 self._poll_fault = fault
                 return False
             wanted[model.name] = {version: Path(model.base_path) / on_disk[version]
@@ -237,7 +237,7 @@ class Versions:
     def _set(self, entry: _Entry, state: State) -> None:
         entry.state = state
         self._changed.notify_all()
-        log.info("model=%s version=%d state=%s", entry.name, entry.version, state.name)
+        event("state", model=entry.name, version=entry.version, state=state.name)
 
     # ------------------------------------------------------------------ loading, unloading
 
@@ -252,8 +252,8 @@ class Versions:
             error = self._try_load(entry)
             if error is None:
                 break
-            log.warning("model=%s version=%d load attempt=%d code=%s error=%s", entry.name,
-                        entry.version, attempt + 1, error.code.name, error.details)
+            event("load", logging.WARNING, model=entry.name, version=entry.version,
+                  attempt=attempt + 1, code=error.code.name, error=error.details)
         if entry.servable is not None:
             self._metrics.loaded(entry.name, entry.version, entry.servable.signatures)
         with self._changed:
