@@ -7,7 +7,6 @@ around --host, --ssl_config_file and any proxy. So its public API is used instea
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 import threading
@@ -20,12 +19,11 @@ from typing import Any, Protocol
 import grpc
 
 from tf_infer.errors import Code, NotOffered, ServerFailure, ServingError
+from tf_infer.server.logs import event
 from tf_infer.server.replies import Reply
 from tf_infer.server.scheduler import as_serving_error
 from tf_infer.wire import methods, profiler_pb2
 from tf_infer.wire.blocks import fields
-
-log = logging.getLogger("tf_infer.server")
 
 BUSY = "Another profiling session active."  # TensorFlow's own text
 _PLANES, _LINES, _EVENTS = (message.DESCRIPTOR.fields_by_name[name].number for message, name in (
@@ -185,7 +183,7 @@ class Profiler:
         if options.start_timestamp_ns:
             _wait(ended, options.start_timestamp_ns / 1e9 - time.time())
         self._recorder.start(options)
-        log.info("profiling for at most %d ms", options.duration_ms)
+        event("profile", at_most_ms=options.duration_ms)
         _wait(ended, options.duration_ms / 1e3)
         return self._recorder.stop()
 

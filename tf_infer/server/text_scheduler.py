@@ -9,7 +9,6 @@ goes to the direct scheduler, alone.
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Hashable, Sequence
@@ -39,8 +38,6 @@ from tf_infer.server.scheduler import (
     run_for,
     unobserved,
 )
-
-log = logging.getLogger("tf_infer.server")
 
 
 class _Place(NamedTuple):

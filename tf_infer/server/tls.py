@@ -18,9 +18,8 @@ import grpc
 
 from tf_infer.errors import InvalidRequest
 from tf_infer.server.config import ServerConfig, read_ssl_config
+from tf_infer.server.logs import event
 from tf_infer.wire import serving_pb2
-
-log = logging.getLogger("tf_infer.server")
 
 MakeCredentials = Callable[[], grpc.ServerCredentials]
 
@@ -74,11 +73,13 @@ class _Certificates:
         try:
             message = read_ssl_config(self._path)
         except InvalidRequest:  # its text may quote the file
-            log.warning("ssl_config_file changed=broken; the certificates from before stay")
+            event("ssl_config_file", logging.WARNING, changed="broken",
+                  consequence="the certificates from before stay")
             return None
-        log.info("ssl_config_file changed=read")
+        event("ssl_config_file", changed="read")
         if message.client_verify != self.client_verify:
-            log.warning("ssl_config_file client_verify=changed; that needs a restart")
+            event("ssl_config_file", logging.WARNING, client_verify="changed",
+                  consequence="that needs a restart")
         return _configuration(message)
 
 
