@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tf_infer"
 
 EVERYTHING = {"errors", "version", "stages", "config", "manifest", "equality", "wire", "client",
-              "text", "networks", "decoding", "tasks", "train", "verify", "export", "server", "cli"}
+              "text", "networks", "decoding", "tasks", "train", "verify", "export", "server",
+              "profiling", "cli"}
 
 # package -> what it may import from tf_infer
 INSIDE: dict[str, set[str]] = {
@@ -32,6 +33,7 @@ INSIDE: dict[str, set[str]] = {
     "verify": {"client", "equality", "manifest", "config", "errors"},
     "export": {"tasks", "wire", "manifest", "config", "errors", "version"},
     "server": {"wire", "equality", "manifest", "config", "errors", "version", "stages"},
+    "profiling": {"client", "wire", "stages", "errors"},
     "cli": EVERYTHING,
 }
 
@@ -53,6 +55,7 @@ OUTSIDE: dict[str, set[str]] = {
     "verify": {"numpy"},
     "export": {"numpy", "tensorflow", "keras", "tensorflow_serving", "tensorflow_text"},
     "server": {"numpy", "google", "grpc"},
+    "profiling": {"numpy"},
     "cli": {"numpy"},
 }
 

@@ -12,7 +12,7 @@ from tf_infer.cli.main import main
 from tf_infer.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
-QUESTIONS = ("predict", "status", "inspect")
+QUESTIONS = ("predict", "status", "inspect", "profile")
 
 
 @pytest.mark.parametrize("command", QUESTIONS)

@@ -10,6 +10,7 @@ from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
     from tf_infer.client.client import Client
+    from tf_infer.client.credentials import Credentials
     from tf_infer.wire.messages import ModelRef
 
 DEFAULT_ADDRESS = "localhost:8500"
@@ -44,6 +45,22 @@ def reference(arguments: argparse.Namespace) -> ModelRef:
     return ModelRef(arguments.model, version=arguments.model_version, label=arguments.label)
 
 
+def credentials(arguments: argparse.Namespace) -> Credentials:
+    """Return the credentials for the arguments.
+
+    Raises:
+        ConfigError: a certificate or token that cannot be used.
+    """
+    from tf_infer.client.credentials import Credentials, tls
+
+    token = _token(arguments.token_file)
+    if (arguments.tls or arguments.ca or arguments.key or arguments.certificate
+            or arguments.server_name):
+        return tls(ca=arguments.ca, key=arguments.key, certificate=arguments.certificate,
+                   server_name=arguments.server_name, token=token)
+    return Credentials(token=token, allow_plaintext_token=arguments.allow_plaintext_token)
+
+
 def connect(arguments: argparse.Namespace) -> Client:
     """Return a client for the arguments.
 
@@ -51,17 +68,9 @@ def connect(arguments: argparse.Namespace) -> Client:
         ConfigError: an address, certificate or token that cannot be used.
     """
     from tf_infer.client.client import Client
-    from tf_infer.client.credentials import Credentials, tls
 
-    token = _token(arguments.token_file)
-    if (arguments.tls or arguments.ca or arguments.key or arguments.certificate
-            or arguments.server_name):
-        credentials = tls(ca=arguments.ca, key=arguments.key, certificate=arguments.certificate,
-                          server_name=arguments.server_name, token=token)
-    else:
-        credentials = Credentials(token=token,
-                                  allow_plaintext_token=arguments.allow_plaintext_token)
-    return Client(arguments.address, credentials=credentials, timeout_s=arguments.timeout)
+    return Client(arguments.address, credentials=credentials(arguments),
+                  timeout_s=arguments.timeout)
 
 
 def _token(path: str | None) -> str | None:

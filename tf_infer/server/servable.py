@@ -134,7 +134,7 @@ class SavedModelServable:
                    ) -> tuple[Arrays, StageTimes]:
         """Run one signature and split its time; see `contracts.Traceable`.
 
-        Cost: about 4 us more for each operation that runs (docs/runtime.md).
+        Cost: 4 to 10 us and 800 bytes more for each operation that runs (docs/runtime.md).
         """
         milliseconds = 0 if timeout_s is None else _milliseconds(timeout_s)
         steps = pywrap_tf_session.TF_NewBuffer()

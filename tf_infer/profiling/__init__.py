@@ -1,0 +1,1 @@
+"""WHERE THE TIME GOES: load and traces of a running server. May import: client wire stages."""
