@@ -6,17 +6,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import numpy as np
 import pytest
 
 from tests.server.serverkit import call, make_versions, predict_request, refused, running
+from tf_infer.config import ClassifierConfig, ShapeGrid
 from tf_infer.errors import Code, InvalidRequest
+from tf_infer.manifest import ModelManifest
+from tf_infer.server import gauges
 from tf_infer.server.app import Server
 from tf_infer.server.config import ModelConfig, Monitoring
-from tf_infer.server.contracts import LoadTimes, Servable
+from tf_infer.server.contracts import LoadTimes, Servable, StageTimes
 from tf_infer.server.fakes import EchoServable, signature
 from tf_infer.server.metrics import Metrics
 from tf_infer.server.serving_batching import BatchingParameters
@@ -195,6 +198,39 @@ def test_mo14_batches_are_counted_with_the_time_their_requests_waited(tmp_path: 
             'model="m",signature="serving_default"': 5}
         assert samples(server, "tf_infer_batch_padding_ratio_sum") == {
             'model="m",signature="serving_default"': 0.75}
+
+
+@pytest.mark.parametrize(("rows", "compiled", "expected"), [
+    (3, "none", 3), (0, "xla", 1), (1, "xla", 1), (3, "xla", 4), (4, "xla", 4), (9, "xla", 12)])
+def test_a_compiled_model_runs_rows_of_its_grid(
+        rows: int, compiled: Literal["none", "xla"], expected: int) -> None:
+    manifest = ModelManifest(name="m", version=1, grid=ShapeGrid(rows=(1, 4), tokens=(8,)),
+                             signatures=(), task=ClassifierConfig(classes=("a", "b")),
+                             compiled=compiled)
+    assert gauges.rows_run(manifest, rows) == expected
+    assert gauges.rows_run(None, rows) == rows
+
+
+def test_a_call_that_is_traced_tells_its_stages_to_the_metrics(tmp_path: Path) -> None:
+    class Traced(Model):
+        def run_traced(self, signature: str, inputs: Mapping[str, np.ndarray], *,
+                       outputs: Sequence[str], timeout_s: float | None,
+                       ) -> tuple[dict[str, np.ndarray], StageTimes]:
+            arrays = self.run(signature, inputs, outputs=outputs, timeout_s=timeout_s)
+            return arrays, StageTimes(tokenize_s=0.25, model_s=0.5, decode_s=0.125)
+
+    base = make_versions(tmp_path / "m", "1")
+    models = (ModelConfig(name="m", base_path=str(base)),)
+    with running(models, lambda path: (Traced(), LoadTimes()),
+                 monitoring=Monitoring(enabled=True)) as (server, channel):
+        call(channel, methods.PREDICT, predict_request(text=["x"]))
+        assert len(samples(server, "tf_infer_stage_seconds_count")) == 2
+        call(channel, methods.PREDICT, predict_request(text=["x"]),
+             metadata=(("tf-infer-timings", "stages"),))
+        found = samples(server, "tf_infer_stage_seconds_sum")
+    labels = 'model="m",version="1",signature="serving_default",stage='
+    assert {stage: found[f'{labels}"{stage}"'] for stage in ("tokenize", "model", "decode")} == {
+        "tokenize": 0.25, "model": 0.5, "decode": 0.125}
 
 
 def test_mo15_the_examples_of_classify_and_regress_are_counted(served: Running) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tf_infer.errors import ModelNotFound
+from tf_infer.manifest import ModelManifest
 from tf_infer.server.metrics import Metrics, Task
 from tf_infer.server.registry import Labels, Number
 from tf_infer.server.scheduler import Job, Observe
@@ -55,9 +56,22 @@ def batches(metrics: Metrics) -> Observe:
 
     def observe(jobs: Sequence[Job], counts: Sequence[int], padded_rows: int) -> None:
         tasks = [Task(rows, job.started_s - job.queued_s) for job, rows in zip(jobs, counts)]
-        metrics.batch(jobs[0].model, jobs[0].run.signature, tasks, padded_rows)
+        metrics.batch(jobs[0].model, jobs[0].run.signature, tasks,
+                      rows_run(jobs[0].servable.manifest, padded_rows))
 
     return observe
+
+
+def rows_run(manifest: ModelManifest | None, rows: int) -> int:
+    """Return how many rows the dense part of a model runs for so many, padding included.
+
+    A compiled model pads to a size of its grid, and takes more than the largest in chunks of it.
+    """
+    if manifest is None or manifest.compiled == "none":
+        return rows
+    sizes = manifest.grid.rows
+    size = next((size for size in sizes if size >= rows), sizes[-1])
+    return max(1, -(-rows // size)) * size
 
 
 def states(versions: Versions) -> dict[Labels, Number]:

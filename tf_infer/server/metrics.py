@@ -103,7 +103,8 @@ class Metrics:
             "tf_infer_request_seconds", "From a request's arrival to its answer, errors too.",
             (*one, "method", "protocol"), _SECONDS)
         self._stages = self._ours(
-            "tf_infer_stage_seconds", "Time of a request in one stage: queue, run.",
+            "tf_infer_stage_seconds",
+            "Time of a request in one stage: queue, run; of traced ones tokenize, model, decode.",
             (*one, "stage"), _SECONDS)
         self._batch_rows = self._ours(
             "tf_infer_batch_rows", "Rows of requests that one run answered, without padding.",
@@ -194,8 +195,7 @@ class Metrics:
 
         Args:
             model, version, signature: what ran.
-            stage: "queue" or "run", and where a run's inside was measured "tokenize", "model",
-                "decode".
+            stage: "queue" or "run", and of a call that asked for it "tokenize", "model", "decode".
             seconds: of this request, whoever shared the run.
         """
         self._stages.observe((*self._labels(model, version, signature), stage), seconds)

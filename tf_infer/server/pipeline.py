@@ -175,6 +175,11 @@ class _Request(Generic[T]):
         metrics.runtime(answer.name, self._call.method, answer.queue_s + answer.run_s)
         metrics.stage(answer.name, answer.version, signature, "queue", answer.queue_s)
         metrics.stage(answer.name, answer.version, signature, "run", answer.run_s)
+        if answer.stages is not None:
+            for stage, seconds in (("tokenize", answer.stages.tokenize_s),
+                                   ("model", answer.stages.model_s),
+                                   ("decode", answer.stages.decode_s)):
+                metrics.stage(answer.name, answer.version, signature, stage, seconds)
         if self._call.method in TAKES_EXAMPLES:
             metrics.examples(answer.name, _rows(self._jobs[0].run))
 
