@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import text_format
 
 from tf_infer.config import ShapeGrid
-from tf_infer.errors import Code, ConfigError, InvalidRequest, ServerFailure
+from tf_infer.errors import Code, ConfigError, InvalidRequest, NotOffered, ServerFailure
 from tf_infer.manifest import EXTRA_FOLDER, Sample, write_samples
 from tf_infer.server import tf_serving
 from tf_infer.server.config import (
@@ -72,6 +72,70 @@ def test_warm_up_runs_each_record_as_often_as_asked(tmp_path: Path) -> None:
     servable = ScriptedServable([{"text": TEXTS}])
     assert warm_up(servable, tmp_path, iterations=3) == 2
     assert len(servable.calls) == 6
+
+
+INFERENCE = {
+    "predict": signature({"x": (serving_pb2.DT_STRING, (-1,))},
+                         {"y": (serving_pb2.DT_FLOAT, (-1,))}),
+    "classify": signature({"inputs": (serving_pb2.DT_STRING, (-1,))},
+                          {"scores": (serving_pb2.DT_FLOAT, (-1, 1))}),
+    "regress": signature({"inputs": (serving_pb2.DT_STRING, (-1,))},
+                         {"outputs": (serving_pb2.DT_FLOAT, (-1,))}),
+}
+
+
+def logs() -> dict[str, serving_pb2.PredictionLog]:
+    """Return a record of every kind that is replayed, in the order of their names in WU02."""
+    made = {kind: serving_pb2.PredictionLog() for kind in (
+        "predict", "classify", "regress", "multi_inference")}
+    for kind, log in made.items():
+        request = getattr(log, f"{kind}_log").request
+        if kind == "predict":
+            request.inputs["x"].CopyFrom(tensors.to_proto(TEXTS[:1]))
+        else:
+            request.input.example_list.examples.add()
+        if kind == "multi_inference":
+            task = request.tasks.add(method_name="tensorflow/serving/regress")
+            task.model_spec.name, task.model_spec.signature_name = "any", "regress"
+        else:
+            request.model_spec.name, request.model_spec.signature_name = "another model", kind
+            request.model_spec.version.value = 99                               # WU05
+    return made
+
+
+def write_logs(folder: Path, *found: serving_pb2.PredictionLog) -> None:
+    (folder / EXTRA_FOLDER).mkdir(exist_ok=True)
+    (folder / EXTRA_FOLDER / "tf_serving_warmup_requests").write_bytes(
+        b"".join(record(log.SerializeToString()) for log in found))
+
+
+def test_WU02_WU03_WU05_WU11_every_kind_of_record_runs_in_order(tmp_path: Path) -> None:
+    write_logs(tmp_path, *logs().values(), serving_pb2.PredictionLog(),         # WU11
+               logs()["classify"])
+    answer = {"y": np.float32([0]), "scores": np.float32([[0]]), "outputs": np.float32([0])}
+    servable = ScriptedServable([answer], INFERENCE)
+    assert warm_up(servable, tmp_path) == 6
+    assert [name for name, _, _, _ in servable.calls] == [
+        "predict", "classify", "regress", "regress", "classify"]
+
+
+@pytest.mark.parametrize("kind", ["session_run_log", "predict_streamed_log"])
+def test_WU12_records_of_other_kinds_are_not_offered(tmp_path: Path, kind: str) -> None:
+    log = serving_pb2.PredictionLog()
+    getattr(log, kind).SetInParent()
+    write_logs(tmp_path, log)
+    with pytest.raises(NotOffered, match=f"Unsupported log_type for warmup: {kind}") as caught:
+        warm_up(EchoServable(), tmp_path)
+    assert caught.value.code is Code.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("kind", ["predict", "classify", "regress", "multi_inference"])
+def test_WU07_a_record_that_fails_fails_with_its_own_error(tmp_path: Path, kind: str) -> None:
+    write_logs(tmp_path, logs()[kind])
+    servable = ScriptedServable([InvalidRequest("bad row", code=Code.OUT_OF_RANGE)], INFERENCE)
+    with pytest.raises(InvalidRequest, match="bad row") as caught:
+        warm_up(servable, tmp_path)
+    assert caught.value.code is Code.OUT_OF_RANGE
 
 
 def test_wu14_wu15_the_warm_up_is_measured_and_its_requests_are_not_counted(
