@@ -78,8 +78,8 @@ def serving(tmp_path: Path, model: Doubler, *, per_model: bool = False, **parame
         yield made
 
 
-def later(channel: Any, signature: str = "", *, timeout: float = WAIT_S, filters: Sequence[str] = (),
-          **inputs: Any) -> Any:
+def later(channel: Any, signature: str = "", *, timeout: float = WAIT_S,
+          filters: Sequence[str] = (), **inputs: Any) -> Any:
     request = predict_request(signature=signature, **inputs)
     request.output_filter.extend(filters)
     return channel.unary_unary(
@@ -167,6 +167,30 @@ def test_BA09_BA24_signatures_and_output_filters_have_queues_of_their_own(tmp_pa
         model.held.set()
         assert [values(future) for future in asked] == [[2], [4], [6]]
     assert sorted(run.tolist() for run in model.runs[1:]) == [[1], [2], [3]]
+
+
+def test_BA24_signatures_take_turns(tmp_path: Path) -> None:
+    model = Doubler(hold=True)
+    with serving(tmp_path, model, max_batch_size=1) as (server, channel):
+        hold(channel, model)
+        asked = []
+        for name, value in (("", 1), ("", 2), ("", 3), ("other", 4)):
+            asked.append(later(channel, name, x=np.float32([value])))
+            queued(server, len(asked))
+        model.held.set()
+        assert [values(future) for future in asked] == [[2], [4], [6], [8]]
+    assert model.runs[2].tolist() == [4]
+
+
+def test_BA09_a_request_of_another_dtype_does_not_spoil_the_batch(tmp_path: Path) -> None:
+    model = Doubler(hold=True)
+    with serving(tmp_path, model) as (server, channel):
+        hold(channel, model)
+        asked = [later(channel, x=np.float32([1])), later(channel, x=np.int32([2]))]
+        queued(server, 2)
+        model.held.set()
+        assert [values(future) for future in asked] == [[2], [4]]
+    assert [run.dtype.name for run in model.runs] == ["float32", "float32", "int32"]
 
 
 def test_BA10_BA11_different_shapes_fail_all_or_are_padded_with_their_own_first_value(

@@ -83,7 +83,8 @@ class ServingScheduler:
     def submit_with(self, job: Job, parameters: BatchingParameters) -> None:
         """Take a job of a version with these parameters; see `Scheduler.submit`."""
         count = rows.count_rows(job.run.inputs)
-        key = (id(job.servable), job.run.signature, frozenset(job.run.outputs))
+        key = (id(job.servable), job.run.signature, frozenset(job.run.outputs),
+               rows.dtypes_of(job.run.inputs))
         self._counts.add(job.model)
         try:
             with self._changed:
@@ -145,7 +146,7 @@ class ServingScheduler:
                 batch, rest = take(queues[index], now_s=now_s, closing=self._closed)
                 assert batch is not None
                 self._keep(keys[index], rest)
-                self._turn = index if keys[index] in self._queues else index + 1
+                self._turn = index + 1 if keys[index] in self._queues else index
                 return batch, self._taken(batch)
             if self._closed:
                 return None
@@ -214,16 +215,11 @@ def _outputs(pieces: Sequence[Piece], entries: Sequence[_Entry]) -> tuple[list[A
     total = sum(piece.rows for piece in pieces)
     size = padded_rows(total, parameters.allowed_batch_sizes)
     filled = size if size > total else None
-    inputs = rows.join([_cut(entry.job.run.inputs, piece) for entry, piece in zip(entries, pieces)],
-                       size=filled, pad_variable_length=parameters.pad_variable_length_inputs)
+    inputs = rows.join([rows.cut(entry.job.run.inputs, piece.start, piece.rows)
+                        for entry, piece in zip(entries, pieces)], size=filled,
+                       pad_variable_length=parameters.pad_variable_length_inputs)
     left = timeout_s([piece.deadline_s for piece in pieces], now_s=time.monotonic())
     outputs = run_for([entry.job for entry in entries], inputs,
                       None if left is None else max(0.001, left))
     return rows.split(outputs, [piece.rows for piece in pieces], size=filled), size
 
-
-def _cut(inputs: rows.Inputs, piece: Piece) -> rows.Inputs:
-    if all(len(array) == piece.rows for array in inputs.values()):
-        return inputs
-    end = piece.start + piece.rows
-    return {name: array[piece.start:end] for name, array in inputs.items()}

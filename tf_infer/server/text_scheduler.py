@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from tf_infer.errors import DeadlineExceeded, ServingError
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
 from tf_infer.server import rows
 from tf_infer.server.batching import (
+    RUN_TOKENS,
+    Batch,
     TextLimits,
     Waiting,
     after_failure,
@@ -27,6 +30,8 @@ from tf_infer.server.batching import (
     limits_for,
     next_batch,
 )
+from tf_infer.server.contracts import Servable
+from tf_infer.server.pace import Pace
 from tf_infer.server.scheduler import (
     TIMED_OUT,
     Job,
@@ -38,14 +43,41 @@ from tf_infer.server.scheduler import (
     run_for,
     unobserved,
 )
+from tf_infer.server.serving_batching import timeout_s
+
+MAX_KINDS = 1000
+LEAST_TIME_S = 0.001
+
+
+class _Kind:
+    """What the jobs of a batch have in common: version, signature, outputs, form of their inputs.
+
+    Attributes:
+        manifest: of the version.
+        limits: of a batch, as far as its runs have shown what they cost.
+    """
+
+    __slots__ = ("_pace", "limits", "manifest")
+
+    def __init__(self, manifest: ModelManifest) -> None:
+        self.manifest, self._pace = manifest, Pace()
+        self.limits = self._limits()
+
+    def _limits(self) -> TextLimits:
+        return limits_for(self.manifest.grid, compiled=self.manifest.compiled == "xla",
+                          run_tokens=self._pace.run_tokens(RUN_TOKENS))
+
+    def seen(self, tokens: int, seconds: float) -> None:
+        """Learn from a run; calls from several threads may lose one."""
+        self._pace = self._pace.seen(tokens, seconds)
+        self.limits = self._limits()
 
 
 class _Place(NamedTuple):
-    """A job that waits, as the decisions see it, and the limits of its model."""
+    """A job that waits, and how the decisions see it; its key is its `_Kind`."""
 
     job: Job
     waiting: Waiting
-    limits: TextLimits
 
 
 class TextScheduler:
@@ -64,6 +96,8 @@ class TextScheduler:
         self._tickets = itertools.count()
         self._places: dict[int, _Place] = {}  # by ticket, in the order of arrival
         self._numbers: dict[Job, int] = {}
+        self._kinds: weakref.WeakKeyDictionary[Servable, dict[Hashable, _Kind]] = (
+            weakref.WeakKeyDictionary())
         self._changed = threading.Condition(threading.Lock())
         self._closed = False
         for number in range(workers):
@@ -76,14 +110,24 @@ class TextScheduler:
         if form is None:
             self._alone.submit(job)
             return
-        key, count, limits = form
+        manifest, key, count = form
+        cost = rows.longest_row(job.run.inputs,
+                                bytes_per_token=bytes_per_token(manifest.task.codec))
         self._counts.add(job.model)
-        ticket = next(self._tickets)
-        place = _Place(job, Waiting(ticket, key, count, cost_of(job), job.deadline_s), limits)
         with self._changed:
-            self._places[ticket] = place
+            kind = self._kind(job.servable, manifest, key)
+            ticket = next(self._tickets)
+            self._places[ticket] = _Place(job, Waiting(ticket, kind, count, cost, job.deadline_s))
             self._numbers[job] = ticket
             self._changed.notify()
+
+    def _kind(self, servable: Servable, manifest: ModelManifest, key: Hashable) -> _Kind:
+        kinds = self._kinds.setdefault(servable, {})
+        if key not in kinds:
+            if len(kinds) >= MAX_KINDS:  # the forms of inputs are the callers' choice
+                kinds.clear()
+            kinds[key] = _Kind(manifest)
+        return kinds[key]
 
     def give_up(self, job: Job, error: ServingError) -> bool:
         """See `Scheduler.give_up`."""
@@ -110,66 +154,79 @@ class TextScheduler:
                     self._changed.wait()
                 if not self._places:
                     return
-                taken = self._take()
+                taken, batch = self._take()
             for place in taken:
                 self._counts.remove(place.job.model)
-            self._run([place.job for place in taken],
-                      [place.waiting.rows for place in taken])
+            self._run(taken, batch)
 
-    def _take(self) -> list[_Place]:
+    def _take(self) -> tuple[list[_Place], Batch]:
         """Take the next batch out of those that wait; called with the lock held."""
         first = next(iter(self._places.values()))
-        batch = next_batch((place.waiting for place in self._places.values()), first.limits)
+        batch = next_batch((place.waiting for place in self._places.values()),
+                           _kind_of(first).limits)
         assert batch is not None
         taken = [self._places.pop(ticket) for ticket in batch.tickets]
         for place in taken:
             del self._numbers[place.job]
-        return taken
+        return taken, batch
 
-    def _run(self, jobs: Sequence[Job], counts: Sequence[int]) -> None:
+    def _run(self, taken: Sequence[_Place], batch: Batch) -> None:
         now_s = time.monotonic()
-        late = [job for job in jobs if job.expired(now_s)]
-        for job in late:
-            job.end(DeadlineExceeded(TIMED_OUT))
-        left = [(job, count) for job, count in zip(jobs, counts) if job not in late]
-        if left:
-            jobs, counts = zip(*left)
+        for place in taken:
+            if place.job.expired(now_s):
+                place.job.end(DeadlineExceeded(TIMED_OUT))
+            else:
+                place.job.started_s = now_s
+        left = [place for place in taken if place.job.started_s]
+        if not left:
+            return
+        jobs, counts = [place.job for place in left], [place.waiting.rows for place in left]
+        seconds = _run_together(jobs, counts)
+        if seconds is not None and len(left) == len(taken):
+            _kind_of(left[0]).seen(batch.rows * batch.width, seconds)
+        self._observe(jobs, counts, sum(counts))
+
+
+def _kind_of(place: _Place) -> _Kind:
+    kind = place.waiting.key
+    assert isinstance(kind, _Kind)
+    return kind
+
+
+def _run_together(jobs: Sequence[Job], counts: Sequence[int]) -> float | None:
+    """Run jobs as one; when that fails, as halves, so that a bad row fails alone.
+
+    Returns:
+        How long the run took, in seconds; None when it failed.
+    """
+    began_s = time.monotonic()
+    if len(jobs) == 1:
+        outcome = run_alone(jobs[0])
+        seconds = time.monotonic() - began_s
+        jobs[0].end(outcome)
+        return None if isinstance(outcome, ServingError) else seconds
+    try:
+        left = timeout_s([job.deadline_s for job in jobs], now_s=began_s)
+        outputs = run_for(jobs, rows.join([job.run.inputs for job in jobs]),
+                          None if left is None else max(LEAST_TIME_S, left))
+        parts = rows.split(outputs, counts)
+    except Exception as error:
+        failure = as_serving_error(error, "a batch")
+        halves = after_failure(range(len(jobs)), failure.code)
+        for half in halves:
+            _run_together([jobs[i] for i in half], [counts[i] for i in half])
+        if not halves:
             for job in jobs:
-                job.started_s = now_s
-            self._run_together(jobs, counts)
-            self._observe(jobs, counts, sum(counts))
-
-    def _run_together(self, jobs: Sequence[Job], counts: Sequence[int]) -> None:
-        """Run jobs as one; when that fails, as halves, so that a bad row fails alone."""
-        if len(jobs) == 1:
-            jobs[0].end(run_alone(jobs[0]))
-            return
-        try:
-            outputs = run_for(jobs, rows.join([job.run.inputs for job in jobs]),
-                              most_time([job.deadline_s for job in jobs]))
-            parts = rows.split(outputs, counts)
-        except Exception as error:
-            failure = as_serving_error(error, "a batch")
-            halves = after_failure(range(len(jobs)), failure.code)
-            for half in halves:
-                self._run_together([jobs[i] for i in half], [counts[i] for i in half])
-            if not halves:
-                for job in jobs:
-                    job.end(failure)
-            return
-        for job, part in zip(jobs, parts):
-            job.end(part)
-
-
-def most_time(deadlines: Sequence[float | None]) -> float | None:
-    """Return how long a batch may run: the largest time left; None for no limit."""
-    if None in deadlines:
+                job.end(failure)
         return None
-    return max(0.001, max(d for d in deadlines if d is not None) - time.monotonic())
+    seconds = time.monotonic() - began_s
+    for job, part in zip(jobs, parts):
+        job.end(part)
+    return seconds
 
 
-def joinable(job: Job) -> tuple[Hashable, int, TextLimits] | None:
-    """Return (what its companions must share, its rows, limits), or None when it must run alone."""
+def joinable(job: Job) -> tuple[ModelManifest, Hashable, int] | None:
+    """Return (manifest, what its companions must share, rows), or None when it must run alone."""
     manifest = job.servable.manifest
     spec = None if manifest is None else _spec(manifest, job.run.signature)
     if manifest is None or spec is None:
@@ -184,8 +241,7 @@ def joinable(job: Job) -> tuple[Hashable, int, TextLimits] | None:
     sizes = {len(array) for array in inputs.values()}
     if len(sizes) != 1 or not wanted:
         return None
-    key = (id(job.servable), job.run.signature, job.run.outputs, rows.form_of(inputs))
-    return key, sizes.pop(), limits_for(manifest.grid, compiled=manifest.compiled == "xla")
+    return manifest, (job.run.signature, job.run.outputs, rows.form_of(inputs)), sizes.pop()
 
 
 def _spec(manifest: ModelManifest, name: str) -> SignatureSpec | None:
@@ -197,11 +253,3 @@ def _fits(array: np.ndarray, tensor: TensorSpec) -> bool:
     return (len(shape) == len(tensor.shape) > 0
             and (dtype.kind == "O" if tensor.dtype == "string" else dtype.name == tensor.dtype)
             and all(want in (None, have) for want, have in zip(tensor.shape[1:], shape[1:])))
-
-
-def cost_of(job: Job) -> int:
-    """Return the estimated tokens of a job's longest row."""
-    manifest = job.servable.manifest
-    assert manifest is not None
-    return rows.longest_row(job.run.inputs,
-                            bytes_per_token=bytes_per_token(manifest.task.codec))
