@@ -20,6 +20,7 @@ from tf_infer.server import gauges
 from tf_infer.server.app import Server
 from tf_infer.server.config import ModelConfig, Monitoring
 from tf_infer.server.contracts import LoadTimes, Servable, StageTimes
+from tf_infer.server.decide import State
 from tf_infer.server.fakes import EchoServable, signature
 from tf_infer.server.metrics import Metrics
 from tf_infer.server.serving_batching import BatchingParameters
@@ -315,6 +316,29 @@ def test_gauges_show_what_is_in_flight_and_which_versions_there_are(served: Runn
     assert samples(server, "tf_infer_requests_in_flight") == {"": 0}
 
 
+def test_every_attempt_to_load_a_version_is_measured(tmp_path: Path) -> None:
+    base = make_versions(tmp_path / "m", "1")
+    attempts: list[Path] = []
+
+    def moody(path: Path) -> tuple[Servable, LoadTimes]:
+        attempts.append(path)
+        if path.name == "2" and len(attempts) < 4:
+            raise InvalidRequest("golden samples differ", code=Code.FAILED_PRECONDITION)
+        return Model(), LoadTimes()
+
+    models = (ModelConfig(name="m", base_path=str(base)),)
+    with running(models, moody, monitoring=Monitoring(enabled=True), max_load_retries=2,
+                 load_retry_interval_s=0) as (server, _):
+        make_versions(base, "2")
+        server.versions.poll()
+        end = time.monotonic() + 10
+        while server.versions.status("m", 2)[0].state is not State.AVAILABLE \
+                and time.monotonic() < end:
+            time.sleep(0.01)
+        assert samples(server, "tf_infer_version_load_seconds_count") == {
+            'model="m",code="OK"': 2, 'model="m",code="FAILED_PRECONDITION"': 2}
+
+
 def test_a_model_without_a_version_is_not_available(tmp_path: Path) -> None:
     base = make_versions(tmp_path / "m", "1")
     models = (ModelConfig(name="m", base_path=str(base)),)
@@ -352,6 +376,7 @@ def test_the_process_is_on_the_page(served: Running) -> None:
     server, _ = served
     assert samples(server, "process_resident_memory_bytes")[""] > 10e6
     assert samples(server, "process_open_fds")[""] > 3
+    assert samples(server, "process_max_fds")[""] > samples(server, "process_open_fds")[""]
     assert samples(server, "process_cpu_seconds_total")[""] > 0
     assert abs(samples(server, "process_start_time_seconds")[""] - time.time()) < 60
 

@@ -7,6 +7,7 @@ comes through here, too.
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ def register(metrics: Metrics, versions: Versions, *, in_flight: Callable[[], in
                   (), lambda: {(): started})
     metrics.gauge("process_resident_memory_bytes", "Resident memory.", (), resident_bytes)
     metrics.gauge("process_open_fds", "Open file descriptors.", (), open_files)
+    metrics.gauge("process_max_fds", "Most file descriptors that may be open.", (), most_files)
     metrics.gauge("process_cpu_seconds_total", "Processor time, user and system.", (),
                   lambda: {(): round(time.process_time(), 3)}, kind="counter")
 
@@ -99,6 +101,12 @@ def resident_bytes() -> Mapping[Labels, Number]:
     except OSError:
         return {}
     return {(): pages * os.sysconf("SC_PAGE_SIZE")}
+
+
+def most_files() -> Mapping[Labels, Number]:
+    """Return the limit of open descriptors; nothing where there is none."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return {} if most == resource.RLIM_INFINITY else {(): most}
 
 
 def open_files() -> Mapping[Labels, Number]:

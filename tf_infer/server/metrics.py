@@ -38,6 +38,7 @@ _TIMED = _COUNTED | {"predict", "classify", "regress"}  # MO07
 _LATENCIES = exponential(10, 1.8, 33)
 _SIZES = exponential(1, 2, 14)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_LOAD_SECONDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _ROWS = tuple(float(2**power) for power in range(11))
 _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 
@@ -112,6 +113,10 @@ class Metrics:
         self._batch_padding = self._ours(
             "tf_infer_batch_padding_ratio", "Share of a run's rows that is padding, 0 to 1.",
             ("model", "signature"), _SHARES)
+        self._version_loads = self._ours(
+            "tf_infer_version_load_seconds",
+            "An attempt to load a version, warm-up and golden samples included, by gRPC code.",
+            ("model", "code"), _LOAD_SECONDS)
         self._unknown_models = self._counter(
             "tf_infer_unknown_models_total",
             f'Requests for models never configured that are counted as "{OTHER}".')
@@ -238,6 +243,10 @@ class Metrics:
         """Count one attempt to load a version directory."""
         self._loads.add((model_path, "success" if code is Code.OK else "fail"))
         self._load_us.add((model_path,), _us(seconds))
+
+    def version_load(self, model: str, code: Code, seconds: float) -> None:
+        """Record one attempt to make a version of a configured model available."""
+        self._version_loads.observe((model, code.name), seconds)
 
     def warmup(self, model_path: str, code: Code, seconds: float, records: int) -> None:
         """Record the replay of a version's warm-up file (WU15); not called without one."""

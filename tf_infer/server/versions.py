@@ -249,7 +249,10 @@ class Versions:
             if attempt and (self._stopping.wait(max(0.0, self._interval_s))
                             or not self._is_wanted(entry)):
                 break
+            started = time.perf_counter()
             error = self._try_load(entry)
+            self._metrics.version_load(entry.name, error.code if error else Code.OK,
+                                       time.perf_counter() - started)
             if error is None:
                 break
             event("load", logging.WARNING, model=entry.name, version=entry.version,
