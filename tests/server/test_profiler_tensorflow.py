@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tf_infer.server.profiler import Profiler  # noqa: E402
 from tf_infer.wire import methods  # noqa: E402
 from tf_infer.wire import profiler_pb2 as pb  # noqa: E402
 
-MILLISECONDS = 200
+MILLISECONDS = 400
 
 
 @pytest.fixture
@@ -36,19 +36,15 @@ def address() -> Iterator[str]:
 
 
 @contextmanager
-def multiplying() -> Iterator[None]:
-    """Multiply matrices below the name "core" on another thread."""
+def repeating(act: Callable[[], object]) -> Iterator[None]:
+    """Do something again and again on another thread, once before the block begins."""
     ended = threading.Event()
-
-    @tf.function
-    def multiplied(matrix: Any) -> Any:
-        with tf.name_scope("core"):
-            return tf.matmul(matrix, matrix, name="product")
 
     def work() -> None:
         while not ended.is_set():
-            multiplied(tf.ones([64, 64]))
+            act()
 
+    act()
     worker = threading.Thread(target=work)
     worker.start()
     try:
@@ -56,6 +52,16 @@ def multiplying() -> Iterator[None]:
     finally:
         ended.set()
         worker.join()
+
+
+@tf.function(autograph=False)
+def multiplied(matrix: Any) -> Any:
+    with tf.name_scope("core"):
+        return tf.matmul(matrix, matrix, name="product")
+
+
+def multiplying() -> AbstractContextManager[None]:
+    return repeating(lambda: multiplied(tf.ones([64, 64])))
 
 
 def event_names(space: Any) -> set[bytes]:
@@ -91,6 +97,26 @@ def test_levels_are_not_heard_by_tensorflow_yet(address: str) -> None:
         version=1, host_tracer_level=0, duration_ms=MILLISECONDS))
     with grpc.insecure_channel(address) as channel, multiplying():
         assert not call(channel, methods.PROFILE, asked).empty_trace
+
+
+def test_a_recording_holds_no_text(address: str) -> None:
+    """Invariant 10: texts are private, also those that run, and fail, while somebody records."""
+    secret = b"a-secret-that-nobody-may-read"
+
+    @tf.function(autograph=False)
+    def numbers(texts: Any) -> Any:
+        return tf.strings.to_number(tf.strings.split(tf.strings.lower(texts), "-").values)
+
+    def fail() -> None:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="StringToNumber"):
+            numbers(tf.constant([secret] * 2000))
+
+    asked = pb.ProfileRequest(emit_xspace=True, opts=pb.ProfileOptions(duration_ms=MILLISECONDS))
+    options = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(address, options) as channel, repeating(fail):
+        answer = call(channel, methods.PROFILE, asked)
+    assert b"StringLower:StringLower" in event_names(pb.XSpace.FromString(answer.xspace))
+    assert not any(word in answer.xspace for word in (secret, b"secret", b"nobody"))
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [
