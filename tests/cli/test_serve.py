@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -34,7 +35,11 @@ class Slow(fakes.EchoServable):
     def run(self, signature, inputs, *, outputs, timeout_s):
         time.sleep(len(inputs["text"]) - 1)  # seconds: rows - 1
         return super().run(signature, inputs, outputs=outputs, timeout_s=timeout_s)
-app.run = lambda config: run(config, load=lambda path: (Slow(), app.LoadTimes()))
+def load(path):
+    if path.is_file():
+        raise ValueError("no folder")
+    return Slow(), app.LoadTimes()
+app.run = lambda config: run(config, load=load)
 serve.require_models, serve.load_tensorflow = lambda command: None, lambda: None
 from tf_infer.cli.main import main
 sys.exit(main(["serve", *sys.argv[1:]]))
@@ -142,6 +147,32 @@ def ask(channel: grpc.Channel, rows: int) -> grpc.Future:
     tensors.write(tensors.as_array(["a secret"] * rows), request.inputs["text"])
     return channel.unary_unary(methods.PREDICT.path).future(
         request.SerializeToString(), timeout=60, wait_for_ready=True)
+
+
+def failed_start(*arguments: str) -> str:
+    """Return what a start that fails prints last; it must end with 255."""
+    done = subprocess.run([sys.executable, "-c", ECHO, *arguments], capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 255, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_FL13_FL21_FL25_FL30_a_start_that_fails_ends_the_process(tmp_path: Path) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    model = ["--model_name=m", f"--model_base_path={tmp_path}/m"]
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert failed_start(*model, f"--port={port}").startswith(
+            f"Failed to start server. Error: UNAVAILABLE: 0.0.0.0:{port} cannot be opened")
+    config = tmp_path / "bad.config"
+    config.write_text("model_config_list {", encoding="utf-8")
+    assert failed_start(f"--model_config_file={config}").startswith(
+        f"Failed to start server. Error: INVALID_ARGUMENT: Invalid protobuf file: '{config}'")
+    (tmp_path / "m" / "2").write_text("no folder", encoding="utf-8")
+    assert "did not become available" in failed_start(
+        *model, "--port=0", f"--grpc_socket_path={tmp_path}/s", "--max_num_load_retries=0")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

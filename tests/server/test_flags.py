@@ -87,6 +87,23 @@ def test_FL31_FL34_numbers_that_stand_for_something_else() -> None:
     assert config("--num_request_iterations_for_warmup=4").warmup_iterations == 4
 
 
+@pytest.mark.parametrize(("argument", "field", "value"), [
+    pytest.param("--file_system_poll_wait_seconds=-1", "poll_s", -1, id="FL32"),
+    pytest.param("--enable_model_warmup=false", "warmup", False, id="FL34"),
+    pytest.param("--allow_version_labels_for_unavailable_models", "labels_for_unavailable", True,
+                 id="FL36"),
+    pytest.param("--saved_model_tags=serve,gpu", "tags", ("serve", "gpu"), id="FL37"),
+    pytest.param("--enable_signature_method_name_check", "check_method_names", True, id="FL38"),
+    pytest.param("--enable_serialization_as_tensor_content", "tensor_content", True, id="FL39"),
+    pytest.param("--enable_profiler=false", "profiler", False, id="FL40"),
+    pytest.param("--enable_grpc_healthcheck_service", "health", True, id="FL41"),
+    pytest.param("--num_load_threads=3", "load_threads", 3, id="FL43"),
+])
+def test_a_flag_sets_its_setting(argument: str, field: str, value: Any) -> None:
+    assert getattr(config(), field) != value
+    assert getattr(config(argument), field) == value
+
+
 def test_FL44_flags_of_the_runtime() -> None:
     made = config("--per_process_gpu_memory_fraction=0.5", "--mixed_precision=bfloat16",
                   "--prefer_tflite_model", "--xla_cpu_compilation_enabled",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -482,6 +483,27 @@ def test_FL09_a_unix_socket_alone(tmp_path: Path) -> None:
     with running(models, load, port=0, socket_path=path) as (server, made):
         assert server.addresses == (f"unix:{path}",)
         assert call(made, PREDICT, predict_request(text=["x"])).model_spec.version.value == 1
+
+
+def test_FL07_FL09_a_unix_socket_beside_the_port_which_is_on_all_addresses(tmp_path: Path) -> None:
+    models = (ModelConfig(name="m", base_path=str(make_versions(tmp_path / "m", "1"))),)
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as stale:  # of a server that was killed
+        stale.bind(path)
+    host = ServerConfig(models=()).host
+    assert host == "0.0.0.0"
+    with running(models, load, socket_path=path, host=host) as (server, made):
+        for address in (server.addresses[1], f"127.0.0.2:{server.config.port}"):
+            with grpc.insecure_channel(address) as other:
+                call(other, PREDICT, predict_request(text=["x"]))
+        call(made, PREDICT, predict_request(text=["x"]))
+
+
+def test_FL42_unknown_channel_arguments_do_no_harm(tmp_path: Path) -> None:
+    models = (ModelConfig(name="m", base_path=str(make_versions(tmp_path / "m", "1"))),)
+    arguments = (("no.such.argument", 1), ("another", "x"), ("grpc.max_connection_age_ms", 60_000))
+    with running(models, load, channel_arguments=arguments) as (_, made):
+        call(made, PREDICT, predict_request(text=["x"]))
 
 
 def test_FL27_the_port_opens_only_when_the_models_are_there(tmp_path: Path) -> None:

@@ -262,6 +262,41 @@ def test_FL28_FL29_a_missing_base_path_holds_up_all_models(tmp_path: Path) -> No
         wait(versions, {1: UP}, "good")
 
 
+def test_FL28_a_base_path_without_a_version_is_waited_for(tmp_path: Path) -> None:
+    base = make_versions(tmp_path / "m", "not-a-version")
+    with ThreadPoolExecutor(1) as pool, table(poll_s=0.05) as versions:
+        waiting = pool.submit(versions.configure, [model(base)])
+        assert wait_until(versions, lambda: bool(versions._models), WAIT_S)
+        assert not waiting.done()
+        make_versions(base, "1")
+        waiting.result(WAIT_S)
+        assert states(versions) == {1: UP}
+
+
+@pytest.mark.parametrize(("poll_s", "found"), [
+    pytest.param(0.05, {1: END, 2: UP}, id="FL32"), pytest.param(0, {1: UP}, id="FL32-once")])
+def test_how_often_the_folders_are_looked_at(
+        tmp_path: Path, poll_s: float, found: dict[int, State]) -> None:
+    with table(poll_s=poll_s) as versions:
+        versions.configure([model(make_versions(tmp_path, "1"))])
+        make_versions(tmp_path, "2")
+        if poll_s:
+            wait(versions, found)
+        else:
+            time.sleep(0.3)
+            assert states(versions) == found
+            versions.configure([model(tmp_path)])  # a reload looks once more
+            wait(versions, {1: END, 2: UP})
+
+
+def test_FL32_a_negative_time_never_looks(tmp_path: Path) -> None:
+    with table(poll_s=-1) as versions:
+        with pytest.raises(TimeoutError):
+            versions.configure([model(make_versions(tmp_path, "1"))], timeout_s=0.3)
+        with pytest.raises(ModelNotFound):
+            versions.status("m")
+
+
 def test_MS14_a_model_that_comes_back_and_fails_is_told(tmp_path: Path) -> None:
     with table(poll_s=0.05) as versions:
         versions.configure([model(make_versions(tmp_path, "1"))])

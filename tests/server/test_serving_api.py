@@ -417,23 +417,29 @@ def config(**settings: Any) -> ServerConfig:
     return ServerConfig(models=(), **settings)
 
 
-@pytest.mark.parametrize("spoil", ["nothing", "empty file", "random bytes", "no variables"])
+@pytest.mark.parametrize("spoil", ["nothing", "empty file", "random bytes", "no variables",
+                                   "empty folder", "a file"])
 def test_VR03_a_half_written_version_fails_with_a_clear_error(
         models: Path, tmp_path: Path, spoil: str) -> None:
     path = tmp_path / "7"
-    shutil.copytree(models / "tf1" / "1", path)
+    if spoil == "a file":
+        path.write_bytes(b"7")
+    elif spoil == "empty folder":
+        path.mkdir()
+    else:
+        shutil.copytree(models / "tf1" / "1", path)
     if spoil == "no variables":
         shutil.rmtree(path / "variables")
     elif spoil == "nothing":
         (path / "saved_model.pb").unlink()
-    else:
+    elif path.is_dir() and spoil != "empty folder":
         data = b"" if spoil == "empty file" else np.random.default_rng(0).bytes(3000)
         (path / "saved_model.pb").write_bytes(data)
     with pytest.raises(ServingError) as caught:
         load_version(path, config())
     assert str(path) in str(caught.value)
-    assert caught.value.code.name == ("NOT_FOUND" if spoil in ("nothing", "empty file")
-                                      else "DATA_LOSS")
+    assert caught.value.code.name == (
+        "DATA_LOSS" if spoil in ("random bytes", "no variables") else "NOT_FOUND")
 
 
 def warm(path: Path, *records: Any) -> Path:
