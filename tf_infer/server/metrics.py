@@ -157,10 +157,15 @@ class Metrics:
         return OTHER
 
     def _labels(self, model: str, version: int | None, signature: str) -> Labels:
-        """Return the labels of our own metrics; empty where a request did not get so far."""
+        """Return the labels of our own metrics; empty where a request did not get so far.
+
+        Args:
+            model: its label, see `_model`.
+            version, signature: what ran, if it is known.
+        """
         number = "" if version is None else str(version)
         known = self._signatures.get((model, number), ())
-        return self._model(model), number if known else "", signature if signature in known else ""
+        return model, number if known else "", signature if signature in known else ""
 
     # ------------------------------------------------------------------ what happened
 
@@ -181,7 +186,7 @@ class Metrics:
             self._requests.add((name, code.name))
         if code is Code.OK and api in _TIMED:
             self._latency.observe((name, api, entrypoint), _us(seconds))
-        labels = (*self._labels(model, version, signature), api, entrypoint)
+        labels = (*self._labels(name, version, signature), api, entrypoint)
         self._our_requests.add((*labels, code.name))
         self._our_seconds.observe(labels, seconds)
 
@@ -203,7 +208,8 @@ class Metrics:
             stage: "queue" or "run", and of a call that asked for it "tokenize", "model", "decode".
             seconds: of this request, whoever shared the run.
         """
-        self._stages.observe((*self._labels(model, version, signature), stage), seconds)
+        labels = self._labels(self._model(model), version, signature)
+        self._stages.observe((*labels, stage), seconds)
 
     def examples(self, model: str, count: int) -> None:
         """Record how many tf.Examples a request held (MO15)."""
