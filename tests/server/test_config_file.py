@@ -114,7 +114,7 @@ def test_CF24_a_file_that_breaks_or_disappears_is_logged_once_and_a_repaired_one
     for _ in range(2):
         seen.look()
         assert up(versions) == {"a": (1,)}
-    assert caplog.text.count("model_config_file not applied") == 1
+    assert caplog.text.count("model_config_file applied=False") == 1
     folder.write("a", "b")
     seen.look()
     assert up(versions) == {"a": (1,), "b": (1,)}
@@ -226,7 +226,7 @@ def test_a_stop_ends_a_look_that_waits(folder: Folder, versions: Versions,
     seen.stop()
     looking.join(WAIT_S)
     assert not looking.is_alive()
-    assert "not applied" not in caplog.text
+    assert "applied=False" not in caplog.text
 
 
 def test_CF26_CF31_a_changed_platform_is_refused_and_poisons_nothing(folder: Folder) -> None:

@@ -124,7 +124,7 @@ def test_FL44_prefer_tflite_model_serves_the_SavedModel_beside_it(
     lite.write_bytes(b"TFL3")
     try:
         assert np.array_equal(answer(version, asked), expected)
-        assert "model.tflite is passed over" in caplog.text
+        assert "passed_over=model.tflite served=saved_model.pb" in caplog.text
     finally:
         lite.unlink()
     (tmp_path / "model.tflite").write_bytes(b"TFL3")

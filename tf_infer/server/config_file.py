@@ -12,9 +12,8 @@ from pathlib import Path
 
 from tf_infer.errors import TfInferError
 from tf_infer.server.config import read_config_file
+from tf_infer.server.logs import event
 from tf_infer.server.versions import Versions
-
-log = logging.getLogger("tf_infer.server")
 
 
 class ConfigFileWatch:
@@ -58,5 +57,5 @@ class ConfigFileWatch:
         except TfInferError as error:
             fault = str(error)
         if fault and fault != self._fault and not self._stopping.is_set():  # said once
-            log.error("model_config_file not applied: %s", fault)
+            event("model_config_file", logging.ERROR, applied=False, error=fault)
         self._fault = fault

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from pathlib import Path
 
+from tf_infer.server import cpus
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.scheduler import (
@@ -21,7 +21,7 @@ from tf_infer.server.serving_batching import BatchingParameters, per_model_param
 from tf_infer.server.serving_scheduler import ServingScheduler
 from tf_infer.server.text_scheduler import TextScheduler
 
-CPUS = os.cpu_count() or 1
+CPUS = cpus.usable()
 CORE_THREADS = 4  # more are slower as long as none is held: see threads.py
 
 

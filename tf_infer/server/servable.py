@@ -38,14 +38,13 @@ from tf_infer.manifest import (
 )
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import Arrays, LoadTimes, StageTimes
+from tf_infer.server.logs import event
 from tf_infer.server.metrics import Metrics, counted
 from tf_infer.server.scheduler import TIMED_OUT
 from tf_infer.server.session_config import session_config
 from tf_infer.server.tracing import Step, stage_times
 from tf_infer.server.warmup import replay_golden, warm_up
 from tf_infer.wire import serving_pb2
-
-log = logging.getLogger("tf_infer.server")
 
 LITE_FILE = "model.tflite"
 
@@ -242,7 +241,7 @@ def _pass_over_lite(path: Path) -> None:
     if not (path / "saved_model.pb").is_file():
         raise NotOffered(f"{path}: expected a SavedModel, got {LITE_FILE} alone, which this server "
                          "does not run. Export a SavedModel, or use tensorflow_model_server.")
-    log.warning("path=%s %s is passed over, saved_model.pb is served", path, LITE_FILE)
+    event("load", logging.WARNING, path=path, passed_over=LITE_FILE, served="saved_model.pb")
 
 
 def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = None,
