@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Union
 import grpc
 
 from tf_infer.errors import Cancelled, Code, InvalidRequest, ServerFailure, ServingError
-from tf_infer.server import inference, logs, predict
+from tf_infer.server import inference, logs, predict, reading
 from tf_infer.server.config import models_from
 from tf_infer.server.contracts import Plan, Signatures
 from tf_infer.server.metrics import GRPC
@@ -196,27 +196,26 @@ class Service:
 
     # ------------------------------------------------------------------ gRPC
 
-    def handlers(self, wanted: Callable[[methods.Method], bool] = lambda method: True,
-                 ) -> list[Any]:
+    def handlers(self, wanted: Callable[[methods.Method], bool] = lambda method: True, *,
+                 large: Callable[..., Any] | None = None) -> list[Any]:
         """Return one generic handler per service, for `grpc.Server.add_generic_rpc_handlers`.
 
         Args:
             wanted: whether a method is offered; others are UNIMPLEMENTED.
+            large: see `reading.handler`.
         """
         services: dict[str, dict[str, Any]] = {}
         for method, answering in self._answers.values():
             if wanted(method):
+                behaviour = self._behaviour(method, answering)
                 services.setdefault(method.service, {})[method.name] = (
-                    grpc.unary_stream_rpc_method_handler(self._behaviour(method, answering)))
+                    reading.in_pool(behaviour) if method == methods.RELOAD_CONFIG  # it waits
+                    else reading.handler(behaviour, large))
         return [grpc.method_handlers_generic_handler(service, table)
                 for service, table in services.items()]
 
     def _behaviour(self, method: methods.Method, answering: Answering) -> Any:
-        """Return what gRPC calls with the request's bytes; it returns before the answer is sent.
-
-        A call with one request and one response is, on the wire, one with a stream of one
-        response; only for streams gRPC lets go of the thread (`experimental_non_blocking`).
-        """
+        """Return what is called with the request's bytes; it returns before the answer is sent."""
 
         def behaviour(data: bytes, context: Any, send: Callable[[bytes | None], None]) -> None:
             reply = Reply(context, send)
@@ -244,7 +243,6 @@ class Service:
             except Exception as error:
                 fail(as_serving_error(error, method.name))
 
-        behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
         return behaviour
 
     def _with_timings(self, asked: Asked, context: Any, reply: Reply, started_s: float) -> Asked:

@@ -18,7 +18,7 @@ import numpy as np
 from tf_infer.errors import Code, DeadlineExceeded, Overloaded, ServerFailure, ServingError
 from tf_infer.server.contracts import Arrays, Run, Servable, StageTimes, Traceable
 from tf_infer.server.logs import event, place
-from tf_infer.server.threads import ElasticExecutor
+from tf_infer.server.threads import ElasticThreads
 
 TIMED_OUT = "Timed out waiting for notification"
 
@@ -175,7 +175,7 @@ class DirectScheduler:
     """
 
     def __init__(self, core: int, most: int, waiting: WaitingCounts) -> None:
-        self._pool = ElasticExecutor(core, most, name="tf-infer-run")
+        self._pool = ElasticThreads(core, most, name="tf-infer-run")
         self._waiting = waiting
         self._lock = threading.Lock()
         self._queued: set[Job] = set()
@@ -185,7 +185,7 @@ class DirectScheduler:
         self._waiting.add(job.model)
         with self._lock:
             self._queued.add(job)
-        self._pool.submit(self._work, job)
+        self._pool.start(self._work, job)
 
     def _take(self, job: Job) -> bool:
         with self._lock:
@@ -208,4 +208,4 @@ class DirectScheduler:
 
     def close(self) -> None:
         """See `Scheduler.close`."""
-        self._pool.shutdown(wait=False)
+        self._pool.close(wait=False)
