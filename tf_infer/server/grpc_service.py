@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Union
 
 import grpc
 
-from tf_infer.errors import Cancelled, Code, InvalidRequest, ServerFailure, ServingError
+from tf_infer.errors import Code, InvalidRequest, ServerFailure, ServingError
 from tf_infer.server import inference, logs, predict, reading
 from tf_infer.server.config import models_from
 from tf_infer.server.contracts import Plan, Signatures
@@ -272,8 +272,7 @@ class Service:
                 fail(as_serving_error(error, asked.call.method))
 
         ticket = self._pipeline.submit(asked.call, done)
-        reply.when_gone(lambda: ticket.give_up(Cancelled("The caller has gone, or its deadline "
-                                                         "has passed.")))
+        reply.when_gone(ticket.give_up)
 
     def _finish(self, record: _Record, code: Code) -> None:
         """Tell metrics and log of a call that is answered."""

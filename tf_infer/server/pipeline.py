@@ -85,7 +85,7 @@ class Answer(Generic[T]):
 class Ticket:
     """A call that was submitted; `give_up` ends it for its caller."""
 
-    def __init__(self, giving_up: Callable[[ServingError], bool]) -> None:
+    def __init__(self, giving_up: Callable[[ServingError | None], bool]) -> None:
         self._giving_up = giving_up
 
     def give_up(self, error: ServingError | None = None) -> bool:
@@ -93,7 +93,7 @@ class Ticket:
 
         Runs that wait are dropped; one that runs goes on for its neighbours, or until its deadline.
         """
-        return self._giving_up(error or Cancelled("The caller has gone."))
+        return self._giving_up(error)
 
 
 class _Request(Generic[T]):
@@ -194,10 +194,11 @@ class _Request(Generic[T]):
             as_serving_error(error, f"the answer of {self._call.method}")
         return True
 
-    def give_up(self, error: ServingError) -> bool:
+    def give_up(self, error: ServingError | None) -> bool:
         """See `Ticket.give_up`; a scheduler may have its own text for a job that waits (BA17)."""
-        if not self._done:
+        if not self._done:  # so ends every call over gRPC
             return False
+        error = error or Cancelled("The caller has gone, or its deadline has passed.")
         for job in self._jobs:
             if self._scheduler is not None:
                 self._scheduler.give_up(job, error)
