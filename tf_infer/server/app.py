@@ -50,7 +50,7 @@ from tf_infer.wire import methods
 log = logging.getLogger("tf_infer.server")
 
 START_FAILED = 255
-MAX_READERS = 1024  # one reads all requests, unless a caller is slow to send his: see threads.py
+MAX_READERS = 1024  # for large requests and those that wait; others need no thread: reading.py
 MAX_MESSAGE_BYTES = 2**31 - 1  # LI01
 
 
@@ -125,7 +125,8 @@ class Server:
         Without an admin port the others have everything, as TensorFlow Serving's have.
         """
         moved = (methods.RELOAD_CONFIG,) if self.config.admin_port else ()
-        public = self._service.handlers(lambda method: method not in moved)
+        public = self._service.handlers(lambda method: method not in moved,
+                                        large=self._readers.submit)
         admin = self._service.handlers(lambda method: method.service == methods.MODEL_SERVICE)
         if self._profiler is not None:
             (admin if self.config.admin_port else public).extend(self._profiler.handlers())
