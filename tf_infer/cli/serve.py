@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tf_infer.cli.backend import load_tensorflow, require_models
-from tf_infer.errors import TfInferError
+from tf_infer.errors import InvalidRequest, TfInferError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,13 +37,16 @@ def run(arguments: argparse.Namespace) -> int:
     if values["version"]:
         print(versions())
         return 0
-    for word in parsed.unknown:
+    embedded = values["backend"] == flags.EMBEDDED  # else the real server says what it knows
+    for word in parsed.unknown if embedded else ():
         logs.say(f"unknown argument: {word}")
-    if parsed.unknown:
+    if parsed.unknown and embedded:
         logs.say(flags.usage())
     try:
         if values["write_tf_serving_config"]:
             return _write(values)
+        if not embedded:
+            return _launch(values, arguments.flags)
         config = flags.server_config(values)
         logs.configure(values["log_format"], verbose=values["verbose"])
     except TfInferError as error:
@@ -65,6 +68,16 @@ def versions() -> str:
     except metadata.PackageNotFoundError:
         library = "not installed"
     return f"TensorFlow ModelServer: tf-infer {__version__}\nTensorFlow Library: {library}"
+
+
+def _launch(values: Mapping[str, Any], words: Sequence[str]) -> int:
+    from tf_infer.cli import model_server
+    from tf_infer.server import flags, launcher
+
+    if values["backend"] != launcher.BINARY:
+        raise InvalidRequest(f"--backend: expected {flags.EMBEDDED} or {launcher.BINARY}, got "
+                             f"{values['backend']!r}.")
+    return model_server.run(values, words)
 
 
 def _write(values: Mapping[str, Any]) -> int:

@@ -49,6 +49,9 @@ class Flag(NamedTuple):
 
 CPUS = cpus.usable()
 BATCH_WORKERS = 1
+EMBEDDED = "embedded"
+OF_LAUNCHER = frozenset({"server_binary", "server_config_dir", "ready_seconds", "enable_preflight",
+                         "tls_server_name"})  # mean nothing to the embedded server
 
 FLAGS: tuple[Flag, ...] = (
     Flag("port", 8500, "TCP port of gRPC; 0 only with --grpc_socket_path"),
@@ -125,6 +128,15 @@ FLAGS: tuple[Flag, ...] = (
          "write models.config and batching.config for tensorflow_model_server here, and end",
          "ours"),
     Flag("model_root", "/models", "base path of the models in those files", "ours"),
+    Flag("backend", EMBEDDED, "or tensorflow_model_server: start the real server on the same "
+         "models, wait for it, replay the golden samples, pass signals on", "ours"),
+    Flag("server_binary", "", "that program; empty: the one on PATH", "ours"),
+    Flag("server_config_dir", "", "where its files are written; empty: a temporary folder", "ours"),
+    Flag("ready_seconds", 600.0, "how long it may take to be ready; 0: neither asked nor proven",
+         "ours"),
+    Flag("enable_preflight", True, "do not start it on models that its release cannot run",
+         "ours"),
+    Flag("tls_server_name", "", "a name in the certificate of its --ssl_config_file", "ours"),
 )
 _BY_NAME = {flag.name: flag for flag in FLAGS}
 _TRUE, _FALSE = ("true", "1", "t", "y", "yes"), ("false", "0", "f", "n", "no")
@@ -183,6 +195,12 @@ def _read(flag: Flag, text: str) -> Value:
                              f"{type(flag.default).__name__}, got {text!r}.") from error
 
 
+def for_tensorflow_serving(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the arguments without those that are ours alone; an unknown one may be a newer one."""
+    found = ((word, _BY_NAME.get(_name_of(word.partition("=")[0]))) for word in arguments)
+    return tuple(word for word, flag in found if flag is None or flag.status != "ours")
+
+
 def usage() -> str:
     """Return all flags with their defaults, and examples."""
     lines = ["usage: tf-infer serve --name=value ...",
@@ -202,7 +220,9 @@ EXAMPLES = """examples:
   tf-infer serve --saved_models=saved_models --port=9000
   tf-infer serve --model_config_file=/etc/models.config --file_system_poll_wait_seconds=10
   tf-infer serve --saved_models=saved_models --write_tf_serving_config=serving/tf_serving \\
-      --model_root=/models"""
+      --model_root=/models
+  tf-infer serve --backend=tensorflow_model_server --saved_models=saved_models \\
+      --rest_api_port=8501"""
 
 
 def _shown(value: Value) -> str:
@@ -332,6 +352,11 @@ def batching_parameters(values: Mapping[str, Any]) -> BatchingParameters | None:
 
 
 def _refuse_what_is_missing(values: Mapping[str, Any]) -> None:
+    launcher = [f"--{flag.name}" for flag in FLAGS
+                if flag.name in OF_LAUNCHER and values[flag.name] != flag.default]
+    if launcher:
+        raise InvalidRequest(f"{', '.join(launcher)}: expected only beside "
+                             "--backend=tensorflow_model_server. Add it, or leave them out.")
     asked = [f"--{flag.name}" for flag in FLAGS
              if flag.status == "later" and values[flag.name] != flag.default]
     if asked:
