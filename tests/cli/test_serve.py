@@ -74,7 +74,7 @@ def test_FL04_FL08_FL18_FL20_FL21_starts_that_fail(
                              (["--model_base_path=/m", "--port=0"], "port"),
                              (["--model_base_path=m"], "absolute path"),
                              ([f"--model_config_file={tmp_path}/none"], "none"),
-                             (["--model_base_path=/m", "--rest_api_port=1"], "--rest_api_port"),
+                             (["--model_base_path=/m", "--rest_api_port=abc"], "--rest_api_port"),
                              (["--model_base_path=/m", "--log_format=yaml"], "--log_format")):
         code, text = serve(capsys, *arguments)
         last = text.splitlines()[-1]
