@@ -318,6 +318,33 @@ def test_BA21_large_requests_are_split_and_put_together_again(tmp_path: Path) ->
     assert sorted(len(run) for run in model.runs[:3]) == [2, 4, 4]
 
 
+def test_BA21_the_pieces_of_a_large_request_run_side_by_side(tmp_path: Path) -> None:
+    model = Doubler(hold=True)
+    with serving(tmp_path, model, max_batch_size=12, enable_large_batch_splitting=True,
+                 max_execution_batch_size=4, num_batch_threads=3) as (_, channel):
+        answer = later(channel, x=np.arange(12, dtype=np.float32))
+        end = time.monotonic() + WAIT_S
+        while len(model.runs) < 3:
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        model.held.set()
+        assert len(values(answer)) == 12
+
+
+def test_BA21_pieces_that_cannot_be_put_together_fail_that_request_alone(tmp_path: Path) -> None:
+    class Wide(Doubler):
+        def run(self, *args: Any, **options: Any) -> dict[str, np.ndarray]:
+            y = super().run(*args, **options)["y"]
+            return {"y": np.zeros((len(y), len(y)), np.float32)}  # as wide as the piece has rows
+
+    with serving(tmp_path, Wide(), max_batch_size=10, enable_large_batch_splitting=True,
+                 max_execution_batch_size=4) as (_, channel):
+        code, text = failure(later(channel, "other", x=np.zeros(10, np.float32)))
+        assert code == "FAILED_PRECONDITION"
+        assert "enable_large_batch_splitting" in text
+        assert np.shape(values(later(channel, "other", x=np.zeros(3, np.float32)))) == (3, 3)
+
+
 def test_BA22_classify_regress_and_multi_inference_are_batched_too(tmp_path: Path) -> None:
     model = Doubler(hold=True)
     with serving(tmp_path, model) as (server, channel):

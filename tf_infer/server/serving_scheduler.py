@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Hashable, Sequence
 
-from tf_infer.errors import DeadlineExceeded, ServingError
+from tf_infer.errors import Code, DeadlineExceeded, InvalidRequest, ServingError
 from tf_infer.server import rows
 from tf_infer.server.contracts import Arrays
 from tf_infer.server.scheduler import (
@@ -147,6 +147,8 @@ class ServingScheduler:
                 assert batch is not None
                 self._keep(keys[index], rest)
                 self._turn = index + 1 if keys[index] in self._queues else index
+                if self._queues:  # one submit can make several batches (BA21)
+                    self._changed.notify()
                 return batch, self._taken(batch)
             if self._closed:
                 return None
@@ -196,13 +198,23 @@ class ServingScheduler:
             entry.parts[start] = part
             ordered = [entry.parts[first] for first in sorted(entry.parts)]
         if sum(len(next(iter(one.values()))) for one in ordered) == entry.rows:
-            self._end(entry, rows.join(ordered))
+            self._end(entry, _put_together(ordered))
 
     def _end(self, entry: _Entry, outcome: Arrays | ServingError) -> None:
         with self._changed:
             ended, entry.ended = entry.ended, True
         if not ended:
             entry.job.end(outcome)
+
+
+def _put_together(parts: Sequence[Arrays]) -> Arrays | ServingError:
+    """Return the outputs of a request whose pieces ran apart (BA21)."""
+    try:
+        return rows.join(parts)
+    except InvalidRequest:
+        return InvalidRequest(
+            "Outputs of the pieces of a split request differ in shape. Send fewer rows, or set "
+            "enable_large_batch_splitting to false.", code=Code.FAILED_PRECONDITION)
 
 
 def _outputs(pieces: Sequence[Piece], entries: Sequence[_Entry]) -> tuple[list[Arrays], int]:
