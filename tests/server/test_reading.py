@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from grpc import _server
 
-from tf_infer.server import reading
+from tests.server.serverkit import call, make_versions, predict_request, running
+from tf_infer.server import reading, replies
+from tf_infer.server.config import ModelConfig
+from tf_infer.server.fakes import load_echo
+from tf_infer.wire import methods, serving_pb2
 
 WAIT_S = 20.0
 PATH = "/service/Method"
@@ -95,3 +102,48 @@ def test_a_fault_while_reading_does_not_end_the_thread_of_all_calls(
     assert caught.value.code() is grpc.StatusCode.UNKNOWN
     assert "where=reading error=RuntimeError" in caplog.text
     assert "secret" not in caplog.text
+
+
+def as_imported_now(module: Any) -> Any:
+    """Return a second copy of a module of ours, as it finds grpcio now."""
+    spec = importlib.util.spec_from_file_location(f"{module.__name__}_again", module.__file__)
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+@pytest.mark.parametrize("name", [
+    "_RECEIVE_MESSAGE_TOKEN", "_possibly_finish_call", "_is_rpc_state_active", "_CANCELLED",
+    "_RequestIterator", "_select_thread_pool_for_behavior"])
+def test_without_a_private_name_requests_are_read_in_the_pool(
+        name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reading.KNOWN
+    monkeypatch.delattr(_server, name)
+    assert not as_imported_now(reading).KNOWN
+
+
+@pytest.mark.parametrize("name", ["_status", "_Context"])
+def test_where_an_answer_has_to_wait_for_the_network_requests_are_not_read_on_its_thread(
+        name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert replies.AT_ONCE
+    monkeypatch.delattr(_server, name)
+    assert not as_imported_now(replies).AT_ONCE
+    monkeypatch.setattr(replies, "AT_ONCE", False)
+    assert not as_imported_now(reading).KNOWN
+
+
+def test_a_server_answers_with_nothing_of_grpcs_that_is_private(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "KNOWN", False)
+    monkeypatch.setattr(replies, "AT_ONCE", False)
+    models = (ModelConfig(name="m", base_path=str(make_versions(tmp_path, "1"))),)
+    with running(models, load_echo) as (_, channel):
+        status = serving_pb2.GetModelStatusRequest()
+        metadata = serving_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        status.model_spec.name = metadata.model_spec.name = "m"
+        for size in (1, 300_000):
+            answer = call(channel, methods.PREDICT, predict_request(text=[b"x" * size]))
+            assert answer.outputs["text"].string_val == [b"x" * size]
+        assert len(call(channel, methods.GET_MODEL_STATUS, status).model_version_status) == 1
+        assert call(channel, methods.GET_MODEL_METADATA, metadata).metadata

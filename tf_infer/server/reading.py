@@ -19,6 +19,7 @@ import grpc
 from grpc import _server
 
 from tf_infer.server.logs import event, place
+from tf_infer.server.replies import AT_ONCE, holds
 
 LARGE_BYTES = 256 * 1024  # parsing more would hold up the others on that thread
 
@@ -30,8 +31,10 @@ try:
 
     _receive, _TOKEN = cygrpc.ReceiveMessageOperation, _server._RECEIVE_MESSAGE_TOKEN
     _possibly_finish, _active = _server._possibly_finish_call, _server._is_rpc_state_active
-    KNOWN = hasattr(_server, "_RequestIterator") and hasattr(
-        _server, "_select_thread_pool_for_behavior")
+    _CANCELLED = _server._CANCELLED
+    # a reply that is not sent at once would wait for the thread that it is sent on
+    KNOWN = (AT_ONCE and holds("_RequestIterator", "_state", "_call")
+             and hasattr(_server, "_select_thread_pool_for_behavior"))
 except (ImportError, AttributeError):
     KNOWN = False
 
@@ -104,7 +107,7 @@ def handler(behaviour: Behaviour, large: Callable[..., Any] | None = None) -> An
 
 def _refuse(state: Any, context: Any, send: Callable[[Any], None]) -> None:
     """Answer a call that ends without a request as grpcio does; a cancelled one needs no answer."""
-    if state.client is _server._CANCELLED:
+    if state.client is _CANCELLED:
         return
     method = context._rpc_event.call_details.method.decode()
     context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -21,6 +21,18 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _send_all = getattr(_server, "_status", None)
 
 
+def holds(kind: str, *names: str) -> bool:
+    """Return whether objects of a private class of grpcio hold what we know them to hold."""
+    try:
+        made = getattr(_server, kind)(None, None, None)
+    except (AttributeError, TypeError):
+        return False
+    return all(hasattr(made, name) for name in names)
+
+
+AT_ONCE = _send_all is not None and holds("_Context", "_rpc_event", "_state")
+
+
 class Reply:
     """The one answer of a call.
 
@@ -35,11 +47,11 @@ class Reply:
     def send(self, message: bytes) -> None:
         """Send the response and status OK."""
         context = self._context
-        if _send_all is None or not hasattr(context, "_rpc_event"):
+        if AT_ONCE and _send_all is not None:
+            _send_all(context._rpc_event, context._state, message)
+        else:  # waits for the thread that polls the network, so must not be called there
             self._send(message)
             self._send(None)
-        else:
-            _send_all(context._rpc_event, context._state, message)
 
     def fail(self, code: Code, details: str) -> None:
         """Send a status other than OK."""
