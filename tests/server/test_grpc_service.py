@@ -23,11 +23,12 @@ from tests.server.serverkit import (
     wait_until,
 )
 from tf_infer.errors import Code, InvalidRequest, ServerUnavailable
+from tf_infer.server import inference, predict
 from tf_infer.server.app import Server
 from tf_infer.server.config import ModelConfig, ServerConfig
 from tf_infer.server.contracts import LoadTimes, Servable
 from tf_infer.server.fakes import EchoServable, ScriptedServable, load_echo, signature
-from tf_infer.server.grpc_service import truncated
+from tf_infer.server.grpc_service import claims_many, truncated
 from tf_infer.wire import methods, serving_pb2, tensors
 
 FLOAT, INT, TEXT = serving_pb2.DT_FLOAT, serving_pb2.DT_INT32, serving_pb2.DT_STRING
@@ -256,6 +257,51 @@ def test_LI01_large_messages_both_ways(channel: grpc.Channel) -> None:
     text = b"x" * 20_000_000
     response = call(channel, PREDICT, predict_request(text=[text]))
     assert len(response.outputs["text"].string_val[0]) == len(text)
+
+
+def of_examples(count: int) -> serving_pb2.ClassificationRequest:
+    request = serving_pb2.ClassificationRequest()
+    request.model_spec.name, request.model_spec.signature_name = "m", "classify"
+    request.input.example_list.examples.extend([serving_pb2.Example()] * count)
+    return request
+
+
+def of_shape(*sizes: int) -> serving_pb2.PredictRequest:
+    request = predict_request(text=[b"x"])
+    del request.inputs["text"].tensor_shape.dim[:]
+    for size in sizes:
+        request.inputs["text"].tensor_shape.dim.add(size=size)
+    return request
+
+
+@pytest.mark.parametrize("small,claiming,method,module,planner", [
+    (of_shape(10_000), of_shape(10_001), PREDICT, predict, "plan"),
+    (of_shape(100), of_shape(101, 100), PREDICT, predict, "plan"),
+    (of_examples(1000), of_examples(1001), methods.CLASSIFY, inference, "classify"),
+], ids=["vector", "matrix", "examples"])
+def test_a_small_message_that_claims_many_elements_holds_up_nobody(
+        channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch, small: Any, claiming: Any,
+        method: methods.Method, module: Any, planner: str) -> None:
+    planned: list[str] = []
+    plan = getattr(module, planner)
+
+    def noted(*args: Any, **options: Any) -> Any:
+        planned.append(threading.current_thread().name)
+        return plan(*args, **options)
+
+    monkeypatch.setattr(module, planner, noted)
+    for request in (small, claiming):
+        call(channel, method, request)
+    assert "_serve" in planned[0]
+    assert planned[1].startswith("tf-infer-grpc")
+
+
+def test_a_shape_that_is_none_claims_no_less() -> None:
+    request = of_shape(20_000)
+    request.inputs["other"].CopyFrom(of_shape(-1, 10**9).inputs["text"])
+    assert claims_many(request)
+    assert claims_many(of_shape(*[10**9] * 30_000))
+    assert not claims_many(of_shape(0, 10**9))
 
 
 # ---------------------------------------------------------------------------- metadata, health

@@ -29,6 +29,9 @@ from tf_infer.wire import messages, methods, serving_pb2, timings
 log = logging.getLogger("tf_infer.server")
 
 MAX_DETAILS_BYTES = 1024
+MANY_ELEMENTS = 10_000  # to read more would hold up the others on gRPC's thread: reading.py
+EXAMPLE_ELEMENTS = 10  # one costs as much as so many strings
+MAX_DIMENSIONS = 32  # of a tensor that is read at all
 MAX_DEADLINE_S = 365 * 24 * 3600.0
 HEALTH_NAMES = ("", "ModelService", "PredictionService")
 OUR_FAULT = frozenset({Code.UNKNOWN, Code.INTERNAL, Code.DATA_LOSS})
@@ -52,6 +55,25 @@ def truncated(details: str) -> str:
     if len(raw) <= MAX_DETAILS_BYTES:
         return details
     return raw[:MAX_DETAILS_BYTES].decode("utf-8", "ignore") + "...TRUNCATED"
+
+
+def claims_many(request: Any) -> bool:
+    """Return whether reading a request takes long, however few its bytes.
+
+    A tensor of one value may claim a shape of millions, and an example may be two bytes.
+    """
+    elements = 0
+    if isinstance(request, serving_pb2.PredictRequest):
+        for tensor in request.inputs.values():
+            count = 1
+            for dim in tensor.tensor_shape.dim[:MAX_DIMENSIONS]:
+                count *= abs(dim.size)  # a negative one is refused, but after the others
+            elements += count
+    elif hasattr(request, "input"):
+        listed = request.input
+        elements = EXAMPLE_ELEMENTS * (len(listed.example_list.examples)
+                                       + len(listed.example_list_with_context.examples))
+    return elements > MANY_ELEMENTS
 
 
 def model_ref(spec: serving_pb2.ModelSpec) -> ModelRef:
@@ -207,14 +229,15 @@ class Service:
         services: dict[str, dict[str, Any]] = {}
         for method, answering in self._answers.values():
             if wanted(method):
-                behaviour = self._behaviour(method, answering)
+                behaviour = self._behaviour(method, answering, large)
                 services.setdefault(method.service, {})[method.name] = (
                     reading.in_pool(behaviour) if method == methods.RELOAD_CONFIG  # it waits
                     else reading.handler(behaviour, large))
         return [grpc.method_handlers_generic_handler(service, table)
                 for service, table in services.items()]
 
-    def _behaviour(self, method: methods.Method, answering: Answering) -> Any:
+    def _behaviour(self, method: methods.Method, answering: Answering,
+                   large: Callable[..., Any] | None) -> Any:
         """Return what is called with the request's bytes; it returns before the answer is sent."""
 
         def behaviour(data: bytes, context: Any, send: Callable[[bytes | None], None]) -> None:
@@ -230,18 +253,28 @@ class Service:
                 self._finish(record, Code.OK)
                 reply.send(content)
 
+            def answer(request: Any) -> None:
+                try:
+                    asked = answering(request, _deadline(context, record.started_s))
+                    if isinstance(asked, Asked):
+                        record.progress = asked.call.progress
+                        asked = self._with_timings(asked, context, reply, record.started_s)
+                        self._ask(asked, reply, succeed, fail)
+                    else:
+                        succeed(asked)
+                except Exception as error:
+                    fail(as_serving_error(error, method.name))
+
             try:
                 request = _parse(method, data)
                 record.api, record.model = method.name, _model_named(request)
-                asked = answering(request, _deadline(context, record.started_s))
-                if isinstance(asked, Asked):
-                    record.progress = asked.call.progress
-                    asked = self._with_timings(asked, context, reply, record.started_s)
-                    self._ask(asked, reply, succeed, fail)
-                else:
-                    succeed(asked)
+                if large is not None and len(data) <= reading.LARGE_BYTES and claims_many(request):
+                    large(answer, request)
+                    return
             except Exception as error:
                 fail(as_serving_error(error, method.name))
+                return
+            answer(request)
 
         return behaviour
 
