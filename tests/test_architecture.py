@@ -64,6 +64,7 @@ FILES: dict[str, set[str]] = {
     "text/learning.py": {"sentencepiece"},
     "verify/predictors.py": {"tensorflow", "tensorflow_text"},
     "server/servable.py": {"tensorflow", "tensorflow_text"},
+    "server/http_server.py": {"aiohttp"},
     "server/session_config.py": {"tensorflow"},
     "server/profiler.py": {"tensorflow"},  # at the first profile, never before
     "server/grpc_service.py": {"grpc_health"},

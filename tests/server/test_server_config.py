@@ -144,12 +144,27 @@ def test_FL20_a_URI_names_a_folder_of_this_machine_or_is_refused(tmp_path: Path)
     (["--batching_parameters_file=/b"], InvalidRequest, "enable_batching"),           # FL22
     (["--tensorflow_session_parallelism=1", "--tensorflow_intra_op_parallelism=1",
       "--tensorflow_inter_op_parallelism=1"], InvalidRequest, "parallelism"),         # FL24
-    (["--rest_api_port=1"], NotOffered, "--rest_api_port"),
+    (["--rest_api_port=-1"], ConfigError, "rest_port"),
 ])
 def test_flags_that_cannot_be_obeyed_are_refused(
         arguments: list[str], error: type[TfInferError], words: str) -> None:
     with pytest.raises(error, match=words):
         flags.server_config(values("--model_base_path=/m", *arguments))
+
+
+@pytest.mark.parametrize(("arguments", "port", "threads", "timeout_s", "cors"), [
+    ((), 0, 4 * flags.CPUS, 30.0, False),                                             # FL10, FL14
+    (("--rest_api_port=8501", "--rest_api_num_threads=7", "--rest_api_timeout_in_ms=250",
+      "--rest_api_enable_cors_support"), 8501, 7, 0.25, True),
+    (("--rest_api_num_threads=0", "--rest_api_timeout_in_ms=0"), 0, 1, None, False),  # FL15
+    (("--rest_api_timeout_in_ms=-5",), 0, 4 * flags.CPUS, None, False),
+])
+def test_FL10_FL14_FL15_FL16_flags_of_rest(
+        arguments: tuple[str, ...], port: int, threads: int, timeout_s: float | None, cors: bool,
+) -> None:
+    config = flags.server_config(values("--model_base_path=/m", *arguments))
+    assert (config.rest_port, config.rest_threads) == (port, threads)
+    assert (config.rest_timeout_s, config.rest_cors) == (timeout_s, cors)
 
 
 def test_FL42_channel_arguments() -> None:

@@ -14,11 +14,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -46,6 +47,9 @@ from tf_infer.server.threads import ElasticExecutor
 from tf_infer.server.versions import Versions
 from tf_infer.version import __version__
 from tf_infer.wire import methods
+
+if TYPE_CHECKING:
+    from tf_infer.server.rest import RestServer
 
 log = logging.getLogger("tf_infer.server")
 
@@ -86,6 +90,13 @@ class Server:
         self._config_file = ConfigFileWatch(config.config_file, config.config_file_poll_s,
                                             self.versions)
         self._grpc: list[grpc.Server] = []
+        self._open_rest = _rest_opener() if config.rest_port else None
+        self._rest: RestServer | None = None
+
+    @property
+    def rest_address(self) -> str:
+        """Where REST answers, empty where it does not."""
+        return f"{_shown(self.config.host)}:{self.config.rest_port}" if self._rest else ""
 
     @property
     def admin_address(self) -> str:
@@ -95,8 +106,7 @@ class Server:
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where gRPC answers, as a client writes it."""
-        host = "localhost" if self.config.host in ("0.0.0.0", "[::]") else self.config.host
-        tcp = (f"{host}:{self.config.port}",) if self.config.port else ()
+        tcp = (f"{_shown(self.config.host)}:{self.config.port}",) if self.config.port else ()
         return tcp + ((f"unix:{self.config.socket_path}",) if self.config.socket_path else ())
 
     def start(self) -> None:
@@ -117,7 +127,9 @@ class Server:
             (address, credentials) for address, wanted in (
                 (f"{self.config.host}:{self.config.port}", self.config.port),
                 (f"unix:{self.config.socket_path}", self.config.socket_path)) if wanted))
-        event("serving", addresses=",".join(self.addresses))
+        if self._open_rest is not None:
+            self._rest = self._open_rest(self.config, self._service, self.pipeline)
+        event("serving", addresses=",".join(self.addresses), rest=self.rest_address or None)
 
     def _handlers(self) -> tuple[list[Any], list[Any]]:
         """Return what answers on the admin port, and what on all others.
@@ -158,6 +170,7 @@ class Server:
         if self._profiler is not None:
             self._profiler.close()
         self._config_file.stop()
+        rest = self._rest.stop(drain_s) if self._rest is not None else None
         if self._grpc:
             end = time.monotonic() + drain_s
             for stopped in [server.stop(drain_s) for server in self._grpc]:
@@ -165,6 +178,9 @@ class Server:
             # gRPC gives cancelled calls up at once; their runs may go on.
             ended = self.pipeline.wait_idle(max(0.0, end - time.monotonic()))
             self._grpc.clear()
+        if rest is not None:
+            ended = bool(wait([rest], drain_s + 5.0).done) and rest.result() and ended
+            self._rest = None
         self._readers.shutdown(wait=ended)
         self.schedulers.close()
         self.versions.stop()
@@ -176,6 +192,8 @@ class Server:
         lines = [f"tf-infer {__version__} answers gRPC at {', '.join(self.addresses)}"]
         if self.admin_address:
             lines.append(f"  reload and profiler at {self.admin_address}")
+        if self.rest_address:
+            lines.append(f"  REST at http://{self.rest_address}/v1/models/")
         for name in self.versions.names():
             rows = [row for row in self.versions.status(name) if row.state is State.AVAILABLE]
             lines += [f"  {name} version {row.version}: {_times(row.times)}" for row in rows]
@@ -192,6 +210,20 @@ class Server:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.stop(0.0)
+
+
+def _shown(host: str) -> str:
+    return "localhost" if host in ("0.0.0.0", "[::]") else host
+
+
+def _rest_opener() -> Callable[[ServerConfig, Service, Pipeline], RestServer | None]:
+    """Return what opens the HTTP port; its library is asked for here, before models are loaded."""
+    try:
+        from tf_infer.server.rest import opened
+    except ImportError as error:
+        raise BackendMissing("--rest_api_port needs aiohttp: pip install 'tf_infer[server]'"
+                             ) from error
+    return opened
 
 
 def _times(times: LoadTimes) -> str:

@@ -90,6 +90,10 @@ class ServerConfig:
         batch_workers: batches of our own that run at once.
         drain_s: how long running requests are waited for at the end.
         channel_arguments: of gRPC, as TensorFlow Serving's `--grpc_channel_arguments`.
+        rest_port: of HTTP, 0 for none (FL10).
+        rest_timeout_s: limit of a REST request, None for none (FL15).
+        rest_threads: of HTTP; the loop is one of them (FL14).
+        rest_cors: FL16.
         inter_op_threads, intra_op_threads: of TensorFlow, for the whole process; 0 for its own
             choice.
         session_config_file: text ConfigProto of TensorFlow's sessions; the settings above and below
@@ -135,6 +139,10 @@ class ServerConfig:
     channel_arguments: tuple[tuple[str, str | int], ...] = ()
     inter_op_threads: int = 0
     intra_op_threads: int = 0
+    rest_port: int = 0
+    rest_timeout_s: float | None = 30.0
+    rest_threads: int = 8
+    rest_cors: bool = False
     session_config_file: str = ""
     gpu_memory_fraction: float = 0.0
     mixed_precision: Literal["", "bfloat16"] = ""
@@ -149,11 +157,14 @@ class ServerConfig:
                   getattr(self, name))
         check(not self.admin_port or self.admin_port != self.port, f"{where}.admin_port",
               "another port than that of gRPC", self.admin_port)
+        check(0 <= self.rest_port <= 65535, f"{where}.rest_port", "0 to 65535", self.rest_port)
+        check(self.rest_timeout_s is None or self.rest_timeout_s > 0, f"{where}.rest_timeout_s",
+              "seconds > 0, or None", self.rest_timeout_s)
         check(self.port > 0 or self.socket_path != "", f"{where}.port",
               "a port, or a --grpc_socket_path", self.port)
         check(not (self.alts and self.ssl_config_file), f"{where}.alts",
               "ALTS or an SSL config file, not both", self.alts)
-        for name in ("threads", "batch_workers"):
+        for name in ("threads", "batch_workers", "rest_threads"):
             check(getattr(self, name) >= 1, f"{where}.{name}", ">= 1", getattr(self, name))
         check(self.scheduler in ("text", "none"), f"{where}.scheduler", '"text" or "none"',
               self.scheduler)

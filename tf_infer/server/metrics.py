@@ -175,7 +175,8 @@ class Metrics:
 
         Args:
             model: the name that the request gave, loaded or not.
-            api: gRPC's method, or REST's predict, classify, regress; empty for another of REST.
+            api: gRPC's method, or what was asked of REST ("predict", "status"); empty for nothing
+                that there is.
             entrypoint: GRPC or REST.
             code: OK or the failure's.
             seconds: from arrival to answer.

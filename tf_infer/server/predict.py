@@ -6,7 +6,7 @@ REST and warm-up share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -58,22 +58,27 @@ def read_inputs(signature: serving_pb2.SignatureDef,
     Raises:
         InvalidRequest: too few, too many, unknown names, or a tensor that does not parse.
     """
+    check_inputs(signature, protos)
+    given = {name: read_tensor(name, proto) for name, proto in protos.items()}
+    given |= {name: read_tensor(name, signature.defaults[name])
+              for name in set(signature.defaults) & set(signature.inputs) - set(protos)}
+    return given
+
+
+def check_inputs(signature: serving_pb2.SignatureDef, given: Collection[str]) -> None:
+    """Raise unless these are the inputs of the signature, but for those with a default (PR03)."""
     known, defaults = set(signature.inputs), set(signature.defaults)
-    missing = known - set(protos) - defaults
-    if len(protos) > len(known) or (missing and len(protos) != len(known)):
+    missing = known - set(given) - defaults
+    if len(given) > len(known) or (missing and len(given) != len(known)):
         raise InvalidRequest(
-            f"input size does not match signature: {len(protos)}!={len(known)} "
-            f"len({{{join(protos)}}}) != len({{{join(known)}}}). "
-            f"Sent extra: {{{join(set(protos) - known)}}}. "
+            f"input size does not match signature: {len(given)}!={len(known)} "
+            f"len({{{join(given)}}}) != len({{{join(known)}}}). "
+            f"Sent extra: {{{join(set(given) - known)}}}. "
             f"Missing but required: {{{join(missing)}}}.")
-    unknown = sorted(set(protos) - known)
+    unknown = sorted(set(given) - known)
     if unknown:
         raise InvalidRequest(f"input tensor alias not found in signature: {unknown[0]}. "
                              f"Inputs expected to be in the set {{{join(known)}}}.")
-    given = {name: read_tensor(name, proto) for name, proto in protos.items()}
-    given |= {name: read_tensor(name, signature.defaults[name])
-              for name in defaults & known - set(protos)}
-    return given
 
 
 def read_tensor(name: str, proto: serving_pb2.TensorProto) -> np.ndarray:

@@ -1,0 +1,280 @@
+"""HTTP in a thread of its own: sockets, connections, bodies, the end; not what is answered.
+
+    server = HttpServer(handler, host="", port=8501)
+    server.start()
+    server.stop(drain_s=10.0).result()
+
+aiohttp: as fast as uvicorn with httptools (docs/runtime.md), and it alone keeps the target as it
+was sent and bounds the size of headers. An idle connection costs 6 KB, and nothing waits for it;
+one that never sends a request is closed after `IDLE_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from aiohttp import web
+
+from tf_infer.server.logs import event
+from tf_infer.server.logs import log as server_log
+
+MAX_BODY_BYTES = 2**31 - 1  # as of a gRPC message (LI01, LI02)
+IDLE_S = 75.0  # a connection without a request; longer than load balancers keep theirs
+BODY_SILENCE_S = 60.0  # within a body
+BEGINNING_S = 0.01  # until a request that came with the caller's end is being answered
+HALF_CLOSED_S = 0.2  # how long an answer may still take once its caller has ended sending
+LINGER_S = 2.0  # how long an unread body is still taken, so that the answer arrives
+CLOSING_S, CUTTING_S = 1.0, 0.1  # at the end, for answers that are being sent, and for others
+BACKLOG = 4096
+EVERYWHERE = ("", "0.0.0.0", "::", "[::]")
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NO_HEADERS: Mapping[str, str] = {}
+
+# aiohttp's own log quotes what the caller sent
+_silent = logging.getLogger("tf_infer.server.aiohttp")
+_silent.disabled = True
+
+
+class Reply(NamedTuple):
+    """What goes back to the caller."""
+
+    status: int
+    body: bytes
+    content_type: str
+    headers: Mapping[str, str] = _NO_HEADERS
+
+
+class BodyFault(Exception):
+    """A body that cannot be had: cut off, too slow, or too large; the connection is closed."""
+
+    def __init__(self, status: int, text: str) -> None:
+        self.status = status
+        super().__init__(text)
+
+
+Handler = Callable[[web.BaseRequest], Awaitable[Reply]]
+
+
+class _Connection(web.RequestHandler):
+    """One connection.
+
+    Attributes:
+        request: that is being answered, None between two.
+    """
+
+    __slots__ = ("request",)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.request: web.BaseRequest | None = None
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Hear that the caller sends no more: he has gone, or waits for his last answer.
+
+        Nobody can tell the two apart, so the answer gets a moment, and then the run is given up.
+        """
+        asyncio.get_running_loop().call_later(BEGINNING_S, self._close_soon)
+        return True
+
+    def _close_soon(self) -> None:
+        if self.request is None:
+            self.force_close()
+        else:
+            self.close()  # after this answer
+            asyncio.get_running_loop().call_later(HALF_CLOSED_S, self.force_close)
+
+
+class _Connections(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, keepalive_timeout=IDLE_S, access_log=None,
+                           logger=_silent, auto_decompress=False, lingering_time=LINGER_S)
+
+
+class HttpServer:
+    """See the module.
+
+    Args:
+        handler: answers one request, on the loop; it is cancelled when the caller has gone.
+        host: address to listen on; one of `EVERYWHERE` for all, IPv6 too where there is any (RS23).
+        port: > 0.
+    """
+
+    def __init__(self, handler: Handler, *, host: str, port: int) -> None:
+        self._handler, self._host, self._port = handler, host, port
+        self._listening = threading.Event()
+        self._ended: concurrent.futures.Future[bool] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._run, name="tf-infer-http", daemon=True)
+        self._sockets: list[socket.socket] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending: asyncio.Future[float] | None = None
+        self._inside = 0
+        self._left: asyncio.Future[None] | None = None
+
+    def start(self) -> None:
+        """Open the port.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        self._sockets = listen(self._host, self._port)
+        self._thread.start()
+        self._listening.wait()
+
+    def stop(self, drain_s: float) -> concurrent.futures.Future[bool]:
+        """Take no more requests, wait for those inside, then close; the caller does not wait.
+
+        Returns:
+            whether all were answered within `drain_s`.
+        """
+        if self._loop is None or self._ending is None:
+            self._ended.set_result(True)
+        else:
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(_settle, self._ending, drain_s)
+        return self._ended
+
+    # ------------------------------------------------------------------ on the loop
+
+    def _run(self) -> None:
+        try:
+            self._ended.set_result(asyncio.run(self._serve()))
+        except BaseException as error:
+            self._ended.set_exception(error)
+        finally:
+            self._listening.set()
+
+    async def _serve(self) -> bool:
+        loop = self._loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_log_fault)
+        self._ending = loop.create_future()
+        connections = _Connections(self._answer, handler_cancellation=True)
+        servers = [await loop.create_server(connections, sock=one, backlog=BACKLOG)
+                   for one in self._sockets]
+        self._listening.set()
+        drain_s = await self._ending
+        for one in self._sockets:
+            loop.remove_reader(one)
+        for _ in range(3):  # what has been accepted becomes a connection: else it would hang
+            await asyncio.sleep(0)
+        for server in servers:
+            server.close()
+        for connection in connections.connections:
+            if isinstance(connection, _Connection) and connection.request is None:
+                connection.force_close()
+        drained = await self._drained(drain_s)
+        await connections.shutdown(CLOSING_S if drained else CUTTING_S)
+        return drained
+
+    async def _drained(self, drain_s: float) -> bool:
+        if self._inside:
+            self._left = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._left], timeout=drain_s)
+        return not self._inside
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
+        connection.request = request
+        self._inside += 1
+        try:
+            reply = await self._handler(request)
+        except BodyFault as fault:
+            reply = Reply(fault.status, str(fault).encode(), "text/plain")
+            connection.close()
+        finally:
+            self._inside -= 1
+            connection.request = None
+            if self._left is not None and not self._inside:
+                _settle(self._left, None)
+        response = web.Response(status=reply.status, body=reply.body, headers={
+            "Content-Type": reply.content_type, "Server": "tf-infer", **reply.headers})
+        if self._ending is not None and self._ending.done():
+            response.force_close()
+        return response
+
+
+def _settle(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _log_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log a fault of the loop by its type: its text may hold what a caller sent."""
+    event("http_fault", logging.WARNING, error=type(context.get("exception")).__name__)
+    if "exception" not in context:
+        server_log.debug("%s", context.get("message"))
+
+
+async def read_body(request: web.BaseRequest) -> bytes:
+    """Return the whole body, chunked or not (RS20).
+
+    Raises:
+        BodyFault: it is larger than `MAX_BODY_BYTES`, malformed, or does not come.
+    """
+    content = request.content
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(CONTINUE)
+        request.writer.output_size = 0
+    parts: list[bytes] = []
+    size = 0
+    try:
+        while not content.at_eof():
+            if content.is_eof():
+                part = content.read_nowait()
+            else:
+                part = await asyncio.wait_for(content.readany(), BODY_SILENCE_S)
+            parts.append(part)
+            size += len(part)
+            if size > MAX_BODY_BYTES:
+                raise BodyFault(413, f"A body may have {MAX_BODY_BYTES} bytes.")
+    except (asyncio.TimeoutError, TimeoutError):
+        raise BodyFault(408, f"Nothing of the body came for {BODY_SILENCE_S:g} s.") from None
+    except web.RequestPayloadError:
+        raise BodyFault(400, "The body is not as its headers say.") from None
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Return sockets that are bound, on all addresses or those of one host.
+
+    Raises:
+        OSError: not one can be bound.
+    """
+    if host in EVERYWHERE:
+        with suppress(OSError):  # no IPv6 here
+            return [_bound(socket.AF_INET6, ("::", port))]
+        return [_bound(socket.AF_INET, ("0.0.0.0", port))]
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    faults: list[OSError] = []
+    for family, _, _, _, address in found:
+        try:
+            sockets.append(_bound(family, address))
+        except OSError as error:
+            faults.append(error)
+    if not sockets:
+        raise faults[0]
+    return sockets
+
+
+def _bound(family: int, address: Any) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            both = address[0] == "::"
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
+        made.bind(address)
+        made.listen(BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    made.setblocking(False)
+    return made
