@@ -51,6 +51,28 @@ def test_there_are_never_more_than_the_limit() -> None:
     pool.shutdown()
 
 
+def test_a_machine_that_gives_no_more_threads_for_a_while_is_asked_again(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, leave = ElasticExecutor(1, 8, patience_s=0.01, name="few"), threading.Event()
+    held = pool.submit(leave.wait, WAIT_S)
+    start, refused, asked = threading.Thread.start, threading.Event(), threading.Event()
+
+    def refusing(thread: threading.Thread) -> None:
+        if not refused.is_set():
+            asked.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refusing)
+    waiting = pool.submit(lambda: "done")
+    assert asked.wait(WAIT_S)
+    refused.set()
+    assert waiting.result(WAIT_S) == "done"
+    leave.set()
+    assert held.result(WAIT_S)
+    pool.shutdown()
+
+
 def test_errors_come_back_and_a_closed_pool_refuses() -> None:
     pool = ElasticExecutor(1, 1)
     with pytest.raises(ZeroDivisionError):

@@ -67,7 +67,11 @@ class ElasticThreads:
             thread = threading.Thread(target=self._work, daemon=True,
                                       name=f"{self._name}-{self._started}")
             self._alive.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the machine gives no more; `_watch` asks again while work waits
+            with self._lock:
+                self._alive.discard(thread)
 
     def _work(self) -> None:
         while True:
