@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +30,7 @@ from tensorflow_serving.apis import (  # noqa: E402
     regression_pb2,
 )
 
-from tests.server.serverkit import lent, running, wait_until  # noqa: E402
+from tests.server.serverkit import free_port, lent, running, wait_until  # noqa: E402
 from tf_infer.errors import ServingError  # noqa: E402
 from tf_infer.manifest import EXTRA_FOLDER, Sample, write_samples  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
@@ -147,7 +149,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Stub:
     """TensorFlow Serving's own stubs, and its messages built in one line each."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, rest_port: int = 0) -> None:
+        self.rest_port = rest_port
         self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         self.raw = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
         self.models = model_service_pb2_grpc.ModelServiceStub(channel)
@@ -163,6 +166,17 @@ class Stub:
         response = self.prediction.Predict(request, timeout)
         return {key: tf.make_ndarray(value) for key, value in response.outputs.items()}
 
+    def rest(self, target: str, body: Any = None) -> tuple[int, Any]:
+        """Return status and JSON of a request to REST: a POST if there is a body."""
+        connection = http.client.HTTPConnection("localhost", self.rest_port, timeout=30)
+        try:
+            connection.request("GET" if body is None else "POST", f"/v1/models/{target}",
+                               None if body is None else json.dumps(body))
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
     def refused(self, **arguments: Any) -> tuple[str, str]:
         with pytest.raises(grpc.RpcError) as caught:
             self.predict(**arguments)
@@ -173,8 +187,9 @@ class Stub:
 def stub(models: Path) -> Iterator[Stub]:
     configs = tuple(ModelConfig(name=name, base_path=str(models / name))
                     for name in ("m", "tf1", "exported", "archive"))
-    with running(configs) as (_, channel):
-        yield Stub(channel)
+    port = free_port()
+    with running(configs, rest_port=port) as (_, channel):
+        yield Stub(channel, port)
 
 
 F32 = np.float32
@@ -586,3 +601,67 @@ def test_a_corrupted_manifest_report_or_sample_file_is_named(version: Path, name
     with pytest.raises(Exception, match=name.replace(".", r"\.")) as caught:
         load_version(version, config())
     assert type(caught.value).__module__ == "tf_infer.errors"
+
+
+# ---------------------------------------------------------------------------- REST
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_RP19_to_RP29_every_dtype_over_rest(stub: Stub, name: str) -> None:
+    values: list[Any] = {"string": ["a\0", "中"], "bool": [False, True]}.get(name, [0, 1])
+    body = {"signature_name": f"echo_{name}", "inputs": values}
+    if name in ("float16", "bfloat16", "uint16", "complex64", "complex128"):
+        assert stub.rest("m:predict", body)[0] == 501
+        return
+    assert stub.rest("m:predict", body) == (200, {"outputs": values})
+    for shaped in (values[1], [], [[values]]):
+        assert stub.rest("m:predict", {**body, "inputs": shaped}) == (200, {"outputs": shaped})
+
+
+def test_RP01_RP03_RP13_real_outputs_over_rest(stub: Stub) -> None:
+    assert stub.rest("m:predict", {"instances": [1, 2.5]}) == (
+        200, {"predictions": [{"y": 2.0, "z": 2.0}, {"y": 5.0, "z": 3.5}]})
+    assert stub.rest("tf1:predict", {"inputs": {"x": [1]}}) == (200, {"outputs": [3.0]})
+    assert stub.rest("exported:predict", {"instances": [[1, 2, 3]]}) == (
+        200, {"predictions": [[6.0, 6.0]]})
+    status, answer = stub.rest("m:predict", {"signature_name": "any_rank", "instances": [1]})
+    assert (status, answer) == (200, {"predictions": [1]})
+    status, answer = stub.rest("m:predict", {"signature_name": "scalar", "instances": ["a"]})
+    assert (status, answer) == (200, {"predictions": ["a"]})
+
+
+def test_RP37_an_error_of_the_graph_keeps_its_text_over_rest(stub: Stub) -> None:
+    status, answer = stub.rest("m:predict", {"signature_name": "assertion", "instances": [-1]})
+    assert status == 400
+    assert "must be positive" in answer["error"]
+
+
+def test_RC03_RC05_examples_over_rest(stub: Stub) -> None:
+    examples = [{"number": 0.25, "text": "a"}, {"number": [1.0]}]
+    body = {"signature_name": "classify", "examples": examples}
+    assert stub.rest("m:classify", body) == (
+        200, {"results": [[["a", 0.25], ["a", 0.75]], [["", 1.0], ["", 0.0]]]})
+    body = {"signature_name": "regress", "context": {"number": 3.0}, "examples": [{}]}
+    assert stub.rest("m:regress", body) == (200, {"results": [6.0]})
+    body = {"signature_name": "regress", "examples": [{"number": 1}]}
+    assert stub.rest("m:regress", body)[0] == 400  # an int64 feature
+
+
+def test_RM01_RM04_RM07_status_and_metadata_over_rest(stub: Stub) -> None:
+    status, answer = stub.rest("m/metadata")
+    assert status == 200
+    found = answer["metadata"]["signature_def"]["signature_def"]
+    assert set(found) == {*stub_signatures(stub), "__saved_model_init_op"}
+    assert found["serving_default"]["inputs"]["x"]["tensor_shape"]["dim"] == [
+        {"size": "-1", "name": ""}]
+    assert stub.rest("m")[1]["model_version_status"][0]["version"] == "3"
+
+
+def stub_signatures(stub: Stub) -> set[str]:
+    """Return the names of the model's signatures, as gRPC tells them."""
+    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    request.model_spec.name = "m"
+    response = stub.prediction.GetModelMetadata(request, 30)
+    found = get_model_metadata_pb2.SignatureDefMap()
+    response.metadata["signature_def"].Unpack(found)
+    return set(found.signature_def) - {"__saved_model_init_op"}
