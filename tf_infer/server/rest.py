@@ -281,7 +281,8 @@ class RestServer:
             logs.event("request", level, method=f"REST {kind}".strip(), code=code.name,
                        ms=round(seconds * 1000, 3), model=model if known else None,
                        version=record.progress.version,
-                       signature=record.progress.signature or None, bytes=record.size,
+                       signature=record.progress.signature or None,
+                       rows=record.progress.rows, bytes=record.size,
                        request_id=logs.request_id(record.request_id))
 
 
