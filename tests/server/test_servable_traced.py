@@ -9,7 +9,11 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 
+from tensorflow.python.client import pywrap_tf_session  # noqa: E402
+
+from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
 from tf_infer.errors import DeadlineExceeded, InvalidRequest  # noqa: E402
+from tf_infer.manifest import ModelManifest  # noqa: E402
 from tf_infer.server.contracts import StageTimes, Traceable  # noqa: E402
 from tf_infer.server.fakes import EchoServable  # noqa: E402
 from tf_infer.server.servable import SavedModelServable  # noqa: E402
@@ -33,6 +37,10 @@ class Staged(tf.Module):
     def plain(self, times: Any) -> dict[str, Any]:
         return {"sum": tf.reduce_sum(multiplied(tf.eye(256), times[0]))[None]}
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+    def several(self, x: Any) -> dict[str, Any]:
+        return {"double": 2.0 * x, "square": x * x, "text": tf.strings.as_string(x)}
+
 
 def multiplied(matrix: Any, times: Any) -> Any:
     _, value = tf.while_loop(lambda i, _: i < times,
@@ -45,7 +53,7 @@ def servable(tmp_path_factory: pytest.TempPathFactory) -> SavedModelServable:
     path = tmp_path_factory.mktemp("model") / "1"
     module = Staged()
     tf.saved_model.save(module, str(path), signatures={
-        "serving_default": module.staged, "plain": module.plain})
+        "serving_default": module.staged, "plain": module.plain, "several": module.several})
     return SavedModelServable(path)
 
 
@@ -85,3 +93,30 @@ def test_a_traced_run_fails_like_any_other(servable: SavedModelServable) -> None
 def test_a_servable_says_whether_it_can_be_traced(servable: SavedModelServable) -> None:
     assert isinstance(servable, Traceable)
     assert not isinstance(EchoServable(), Traceable)
+
+
+def operations(servable: SavedModelServable, *outputs: str) -> set[str]:
+    """Return the names of the operations that run for some outputs."""
+    steps = pywrap_tf_session.TF_NewBuffer()
+    options = tf.compat.v1.RunOptions(trace_level=tf.compat.v1.RunOptions.SOFTWARE_TRACE)
+    found = servable._run("several", {"x": np.float32([3])}, outputs, options.SerializeToString(),
+                          steps)
+    assert list(found) == list(outputs)
+    told = tf.compat.v1.RunMetadata.FromString(pywrap_tf_session.TF_GetBuffer(steps))
+    pywrap_tf_session.TF_DeleteBuffer(steps)
+    return {node.node_name for device in told.step_stats.dev_stats for node in device.node_stats}
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "foreign"])
+def test_any_choice_of_outputs_of_ours_runs_the_graph_that_warm_up_has_run(
+        servable: SavedModelServable, ours: bool) -> None:
+    manifest = ModelManifest(name="m", version=1, signatures=(), grid=ShapeGrid(),
+                             task=ClassifierConfig(classes=("a", "b")))
+    servable.manifest = manifest if ours else None
+    try:
+        every = operations(servable, "double", "square", "text")
+        assert (operations(servable, "text", "double") == every) is ours
+        assert servable.run("several", {"x": np.float32([3])}, outputs=["square"],
+                            timeout_s=None)["square"].tolist() == [9]
+    finally:
+        servable.manifest = None
