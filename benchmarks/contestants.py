@@ -58,15 +58,15 @@ class Contestant:
     peer: bool = True
 
 
-def ours(model: Path, *flags: str, name: str, rest: bool = False,
+def ours(model: Path, *flags: str, name: str, rest: bool = False, warm: bool = False,
          files: Mapping[str, str] | None = None) -> Contestant:
-    """Return our server for one model, asked over gRPC or REST."""
+    """Return our server for one model, asked over gRPC or REST, with warm-up only if `warm`."""
     ports = ("--port={port}", "--rest_api_port={second}") if rest else ("--port={port}",)
     return Contestant(
         name=name, peer=False, protocol="http" if rest else "grpc",
         path=f"/v1/models/{model.name}:predict", form="instances", files=files or {},
         command=(sys.executable, "-m", "tf_infer", "serve", *ports, f"--model_name={model.name}",
-                 f"--model_base_path={model}", *NO_WARMUP, *flags))
+                 f"--model_base_path={model}", *(() if warm else NO_WARMUP), *flags))
 
 
 BATCHING = """max_batch_size {{ value: 32 }} batch_timeout_micros {{ value: {wait_us} }}

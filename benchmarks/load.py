@@ -4,6 +4,7 @@
 
 prints one JSON object. One process, no thread beyond gRPC's own: HTTP/1.1 with keep-alive written
 straight on asyncio's transports, the same for every server; gRPC with futures on one channel.
+(`tf_infer.profiling.load` has a thread for each caller, which two cores would feel.)
 Closed loop: `callers` each send their next request when they have their answer. Open loop: requests
 start at random times of a given mean rate, whether or not earlier ones have been answered, and
 their latency counts from the time they were due.
@@ -20,13 +21,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 MAX_CONNECTIONS = 256
 GRACE_S = 20.0  # for the answers that are still due at the end
+STOP = Path(sys.argv[1]) if sys.argv[1:] and __name__ == "__main__" else None  # ends an open loop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class Load:
         seconds, warm_s: measured, and before that not measured.
         seed: of the order and of the open loop's times.
         deadline_s: of each gRPC call.
+        trace: whether the result holds every call: when it was due on the clock of `time.time`,
+            milliseconds, and the failure or "".
     """
 
     protocol: str
@@ -58,6 +63,7 @@ class Load:
     warm_s: float = 0.0
     seed: int = 0
     deadline_s: float = 30.0
+    trace: bool = False
 
 
 HTTP_FORMS: dict[str, Callable[[Any], Any]] = {
@@ -78,6 +84,7 @@ class Tally:
     started_cpu_s: float = field(default_factory=time.process_time)
     latencies: list[float] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
+    calls: list[tuple[float, float, str]] = field(default_factory=list)
 
     @property
     def from_s(self) -> float:
@@ -92,6 +99,9 @@ class Tally:
     def done(self, due_s: float, failure: str = "") -> None:
         """Count a call that was due at a time and has just been answered."""
         now_s = time.perf_counter()
+        if self.load.trace:
+            self.calls.append((round(time.time() - (now_s - due_s), 4),
+                               round(1000 * (now_s - due_s), 3), failure))
         measured_s = now_s if self.load.callers else due_s
         if not self.from_s <= measured_s < self.until_s:
             return
@@ -112,19 +122,24 @@ class Tally:
         found: dict[str, Any] = {"calls": len(spent), "failures": self.failures,
                                  "per_s": round(len(spent) / self.load.seconds, 1),
                                  "load_cpus": round(cpu_share, 2)}
+        if self.load.trace:
+            found["trace"] = self.calls
         if spent:
             found |= {"p50_ms": round(1000 * statistics.median(spent), 3), "p90_ms": at(0.9),
                       "p99_ms": at(0.99), "max_ms": round(1000 * spent[-1], 3)}
         return found
 
 
-def due_times(load: Load) -> list[float]:
-    """Return the seconds after the start at which an open loop sends."""
-    draw, times, now = random.Random(load.seed), [], 0.0
+def due_times(load: Load) -> Iterator[float]:
+    """Yield the seconds after the start at which an open loop sends, until it ends or STOP is."""
+    draw, now, looked = random.Random(load.seed), 0.0, 0.0
     while now < load.warm_s + load.seconds:
         now += draw.expovariate(load.rate)
-        times.append(now)
-    return times
+        if now > looked + 0.1:
+            looked = now
+            if STOP is not None and STOP.exists():
+                return
+        yield now
 
 
 # ---------------------------------------------------------------------------- HTTP
@@ -186,7 +201,7 @@ async def over_http(load: Load) -> dict[str, Any]:
     order = random.Random(load.seed)
     waiting: deque[float] = deque()  # due times of the open loop without a free connection
     free: list[_Connection] = []
-    ended = asyncio.Event()
+    ended, sent_all = asyncio.Event(), False
 
     def answered(connection: _Connection, failure: str) -> None:
         if connection.due_s:
@@ -201,7 +216,7 @@ async def over_http(load: Load) -> dict[str, Any]:
             connection.send(order.choice(requests), waiting.popleft())
         else:
             free.append(connection)
-            if len(free) == count and now_s >= tally.until_s:
+            if len(free) == count and (sent_all or (load.callers and now_s >= tally.until_s)):
                 ended.set()
 
     count = load.callers or MAX_CONNECTIONS
@@ -222,7 +237,10 @@ async def over_http(load: Load) -> dict[str, Any]:
                 free.pop().send(order.choice(requests), due_s)
             else:
                 waiting.append(due_s)
-    left = tally.until_s - time.perf_counter()
+        sent_all = True
+        if len(free) == count:
+            ended.set()
+    left = tally.until_s - time.perf_counter() if load.callers else 0.0
     try:
         await asyncio.wait_for(ended.wait(), max(0.0, left) + GRACE_S)
     except asyncio.TimeoutError:
