@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -585,6 +587,30 @@ def test_LI07_a_drain_lets_running_requests_end_and_is_bounded(tmp_path: Path) -
                 time.sleep(0.005)
             assert server.stop(drain_s) is ended
             assert (running_call.code() is grpc.StatusCode.OK) is ended
+
+
+def test_arrays_of_a_request_go_with_its_answer_and_wait_for_no_collection(tmp_path: Path) -> None:
+    models = (ModelConfig(name="m", base_path=str(make_versions(tmp_path, "1"))),)
+    arrays_seen: list[weakref.ref[Any]] = []
+
+    class Noting(EchoServable):
+        def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],
+                timeout_s: float | None) -> dict[str, np.ndarray]:
+            made = {name: inputs[name].copy() for name in outputs}
+            arrays_seen.extend(map(weakref.ref, (*inputs.values(), *made.values())))
+            return made
+
+    with running(models, lambda path: (Noting(), LoadTimes())) as (_, channel):
+        gc.collect()
+        gc.disable()
+        try:
+            call(channel, PREDICT, predict_request(text=[b"x"]))
+            end = time.monotonic() + 10
+            while any(seen() is not None for seen in arrays_seen) and time.monotonic() < end:
+                time.sleep(0.01)
+            assert [seen() is None for seen in arrays_seen] == [True, True]
+        finally:
+            gc.enable()
 
 
 def test_LI07_what_a_call_still_uses_is_freed_when_it_ends(tmp_path: Path) -> None:

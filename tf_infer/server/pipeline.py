@@ -210,6 +210,7 @@ class _Request(Generic[T]):
             self._open -= 1
             last = self._open == 0
         if last:
+            self._jobs, self._outcomes = [], {}  # jobs know us: arrays would wait for a collection
             if self._lease is not None:
                 self._pipeline.versions.give_back(self._lease)
             self._pipeline.left()
