@@ -66,12 +66,11 @@ class ElasticThreads:
             self._started += 1
             thread = threading.Thread(target=self._work, daemon=True,
                                       name=f"{self._name}-{self._started}")
+            try:
+                thread.start()  # within the lock: `close` joins all that are alive
+            except RuntimeError:  # the machine gives no more; `_watch` asks again while work waits
+                return
             self._alive.add(thread)
-        try:
-            thread.start()
-        except RuntimeError:  # the machine gives no more; `_watch` asks again while work waits
-            with self._lock:
-                self._alive.discard(thread)
 
     def _work(self) -> None:
         while True:
