@@ -103,6 +103,7 @@ def test_bfloat16_equals_ml_dtypes() -> None:
     ("float_val", pb.DT_FLOAT, [], [0.0, 0.0, 0.0, 0.0]),
     ("int_val", pb.DT_INT32, [7], [7, 7, 7, 7]),
     ("string_val", pb.DT_STRING, [b"x", b"y"], [b"x", b"y", b"y", b"y"]),
+    ("string_val", pb.DT_STRING, [b"x", b"\0y\0"], [b"x", b"\0y\0", b"\0y\0", b"\0y\0"]),
     ("string_val", pb.DT_STRING, [], [b"", b"", b"", b""]),
     ("bool_val", pb.DT_BOOL, [True], [True] * 4),
     ("half_val", pb.DT_HALF, [0x3C00], [1.0] * 4),
@@ -115,6 +116,14 @@ def test_a_typed_field_is_filled_with_its_last_value(
     proto.tensor_shape.dim.add(size=4)
     getattr(proto, field).extend(given_values)
     assert tensors.to_array(proto).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 10])
+def test_strings_are_filled_in_parts(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "_FILLED_AT_ONCE", 3)
+    proto = pb.TensorProto(dtype=pb.DT_STRING, string_val=[b"x", b"y\0"])
+    proto.tensor_shape.dim.add(size=size)
+    assert tensors.to_array(proto).tolist() == [b"x", *[b"y\0"] * (size - 1)]
 
 
 def test_unpacked_fields_are_read_too() -> None:
