@@ -67,8 +67,6 @@ FILES: dict[str, set[str]] = {
     "server/http_server.py": {"aiohttp"},
     "server/session_config.py": {"tensorflow"},
     "server/profiler.py": {"tensorflow"},  # at the first profile, never before
-    "server/grpc_service.py": {"grpc_health"},
-    "server/app.py": {"grpc_health"},
 }
 
 

@@ -1,6 +1,6 @@
 """SavedModelServable: one version of any SavedModel in a version-1 session.
 
-The only file of the server that knows TensorFlow. Why a session, and why its own run call: see
+The file of the server that runs TensorFlow. Why a session, and why its own run call: see
 docs/runtime.md.
 """
 
@@ -36,6 +36,7 @@ from tf_infer.manifest import (
     check_files,
     read_manifest,
 )
+from tf_infer.server import cpus
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import Arrays, LoadTimes, StageTimes
 from tf_infer.server.logs import event
@@ -249,7 +250,8 @@ def _pass_over_lite(path: Path) -> None:
 
 
 def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = None,
-                 settings: Any = None) -> tuple[SavedModelServable, LoadTimes]:
+                 settings: Any = None, *, gently: bool = False,
+                 ) -> tuple[SavedModelServable, LoadTimes]:
     """Load a version, check its files, warm it up and replay its golden samples.
 
     Args:
@@ -257,6 +259,9 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         config: how to load it.
         metrics: is told of the load, the warm-up and every run.
         settings: ConfigProto of the session; None takes what `config` asks for.
+        gently: others are being answered meanwhile. This thread gives way to theirs from the
+            warm-up on, and one row of each record runs where rows are no shapes: of a version of
+            ours that is not compiled.
 
     Raises:
         ServingError, ConfigError, ExportError: any of these fails; the version is closed again.
@@ -275,8 +280,11 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
     servable.manifest = manifest
     try:
         loaded = time.perf_counter()
-        records = warm_up(servable, path, iterations=config.warmup_iterations, metrics=metrics) \
-            if config.warmup else 0
+        if gently:
+            cpus.give_way()
+        few = gently and manifest is not None and manifest.compiled == "none"
+        records = warm_up(servable, path, iterations=config.warmup_iterations, metrics=metrics,
+                          most_rows=1 if few else None) if config.warmup else 0
         warm = time.perf_counter()
         samples = replay_golden(servable, path) if config.golden_replay else 0
         proven = time.perf_counter()
