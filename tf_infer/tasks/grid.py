@@ -66,23 +66,19 @@ def in_slices(core: Callable[..., dict[str, tf.Tensor]], dense: Mapping[str, tf.
                          input_signature=tuple(specs.values()), autograph=False)
     outputs = traced.get_concrete_function().structured_outputs
 
-    def sliced() -> dict[str, tf.Tensor]:
-        count = -(-rows // most)
-        arrays = {name: tf.TensorArray(value.dtype, count, infer_shape=False,
-                                       element_shape=value.shape)
-                  for name, value in outputs.items()}
+    # One call of `traced` in the graph, in a loop of one turn mostly: a second one beside it, for
+    # the usual case, would double the graph that is optimised and kept.
+    count = tf.maximum(1, -(-rows // most))
+    arrays = {name: tf.TensorArray(value.dtype, count, infer_shape=False,
+                                   element_shape=value.shape) for name, value in outputs.items()}
 
-        def some(i: tf.Tensor, written: dict[str, tf.TensorArray]) -> Any:
-            part = traced(*(tensor[i * most:(i + 1) * most] for tensor in ordered))
-            return i + 1, {name: array.write(i, part[name]) for name, array in written.items()}
+    def some(i: tf.Tensor, written: dict[str, tf.TensorArray]) -> Any:
+        part = traced(*(tensor[i * most:(i + 1) * most] for tensor in ordered))
+        return i + 1, {name: array.write(i, part[name]) for name, array in written.items()}
 
-        _, written = tf.while_loop(lambda i, _: i < count, some, (0, arrays),
-                                   parallel_iterations=1)
-        return {name: tf.ensure_shape(written[name].concat(), value.shape)
-                for name, value in outputs.items()}
-
-    found: dict[str, tf.Tensor] = tf.cond(rows <= most, lambda: traced(*ordered), sliced)
-    return found
+    _, written = tf.while_loop(lambda i, _: i < count, some, (0, arrays), parallel_iterations=1)
+    return {name: tf.ensure_shape(written[name].concat(), value.shape)
+            for name, value in outputs.items()}
 
 
 def _cut(tensor: tf.Tensor, chunks: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
