@@ -96,6 +96,7 @@ def dataset(rows: Rows, batches: Plan, *, pad_id: int) -> tf.data.Dataset:
     """Return a dataset of (ids [B, T], mask [B, T], segments [B, T], targets [B, ...])."""
     targets = tf.constant(rows.targets)
 
+    @tf.autograph.experimental.do_not_convert  # traced anew for each epoch
     def gather(batch: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, ...]:
         ids = tf.gather(rows.ids, batch)
         mask = tf.sequence_mask(ids.row_lengths(), width)  # [B, T]
@@ -113,8 +114,13 @@ def dataset(rows: Rows, batches: Plan, *, pad_id: int) -> tf.data.Dataset:
 def vector_dataset(rows: Vectors, batches: Plan) -> tf.data.Dataset:
     """Return a dataset of (vectors [B, D], targets [B, ...])."""
     vectors, targets = tf.constant(rows.vectors), tf.constant(rows.targets)
-    return _numbers(batches).map(
-        lambda batch, _: (tf.gather(vectors, batch), tf.gather(targets, batch))).prefetch(2)
+
+    @tf.autograph.experimental.do_not_convert
+    def gather(batch: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        del width
+        return tf.gather(vectors, batch), tf.gather(targets, batch)
+
+    return _numbers(batches).map(gather).prefetch(2)
 
 
 def _numbers(batches: Plan) -> tf.data.Dataset:

@@ -141,7 +141,7 @@ class _Judge:
         self.plan = plan(rows.lengths(), objective.buckets, batch_rows=EVALUATION_ROWS, seed=None)
         self.data = objective.dataset(rows, self.plan)
         self.read = tf.function(functools.partial(objective.losses, training=False),
-                                input_signature=[self.data.element_spec])
+                                input_signature=[self.data.element_spec], autograph=False)
 
     def __call__(self, ticker: Any) -> dict[str, Any]:
         total = weight = 0.0
@@ -178,7 +178,8 @@ class _Run:
         self.epochs: list[dict[str, Any]] = []
         self.best = values(self.variables)
         data = objective.dataset(rows, self._plan(0))
-        self.step = tf.function(self._step, input_signature=[data.element_spec])
+        self.step = tf.function(self._step, input_signature=[data.element_spec],
+                                autograph=False)
 
     def start(self, *, resume: bool) -> None:
         """Read the checkpoint if there is one, and run the epochs that are left."""

@@ -186,7 +186,7 @@ class Head(Classifier):
         batches = plan(rows.lengths(), self.read_buckets, batch_rows=FEATURE_ROWS, seed=None)
         data = dataset(rows, batches, pad_id=self.pad_id)
 
-        @tf.function(input_signature=[data.element_spec[:3]])
+        @tf.function(input_signature=[data.element_spec[:3]], autograph=False)
         def read(batch: Batch) -> tf.Tensor:
             ids, mask, segments = batch
             hidden = self.network.encoder(ids, mask, segments, training=False)
