@@ -37,7 +37,8 @@ def test_every_command_that_needs_a_package_exists() -> None:
     assert set(main.ASK_THEMSELVES) <= set(backend.NEEDS)
 
 
-@pytest.mark.parametrize("words", [["train", "runs/x"], ["export", "x", "--base-dir", "y"],
+@pytest.mark.parametrize("words", [["quickstart"], ["train", "runs/x"],
+                                   ["export", "x", "--base-dir", "y"],
                                    ["serve", "--model_base_path=/models/m"]])
 def test_a_command_without_tensorflow_says_what_to_install(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]

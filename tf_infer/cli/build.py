@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -102,7 +101,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build, write, and say what it is."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     check(not (arguments.config and arguments.checkpoint), "--config",
           "either --config or --checkpoint", "both")
     check(bool(arguments.task) or bool(arguments.config), "--task",

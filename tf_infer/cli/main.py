@@ -28,7 +28,7 @@ COMMANDS: dict[str, str] = {
 }
 
 # commands that can do some of their work without TensorFlow, and load it themselves for the rest
-ASK_THEMSELVES = ("serve",)
+ASK_THEMSELVES = ("quickstart", "serve")
 
 EPILOG = """examples:
   tf-infer quickstart

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import signal
 import socket
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tf_infer.cli.backend import load_tensorflow, require_models
 from tf_infer.errors import ConfigError, ServerFailure
 
 if TYPE_CHECKING:
@@ -59,12 +59,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the road; return 0 only if every step worked."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    require_models("quickstart")
     began = time.monotonic()
     _open_port(arguments.port)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)  # as Ctrl-C: the server must not outlive us
     _say("importing TensorFlow")
+    load_tensorflow()
     with tempfile.TemporaryDirectory(prefix="tf-infer-") as scratch:
         folders = [_export(task, arguments.output, name, texts)
                    for name, task, texts in _models(Path(scratch))]

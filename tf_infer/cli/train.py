@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -111,7 +110,6 @@ def run(arguments: argparse.Namespace) -> int:
                           "got neither.")
     run_dir = arguments.run_dir or Path("runs") / arguments.model_dir.resolve().name
     config = train_config(arguments)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if not arguments.quiet:
         _log_to_stderr()
     try:
