@@ -26,7 +26,7 @@ ADDED = AddedTokens([
                normalized=late) for i, (text, left, right, single, late) in enumerate(FLAGS)])
 
 
-@tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+@tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
 def encode(texts: tf.Tensor) -> Tokens:
     return encode_around(texts, ADDED, lambda part: BYTES.encode(part, offsets=True), offsets=True)
 

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.text.codecs import ask_export, decode, encoder
 from tf_infer.config import AddedToken, BytePairConfig
 from tf_infer.errors import CheckpointError
 from tf_infer.text.bytepair import BytePairCodec
@@ -35,29 +35,26 @@ def golden(name: str) -> dict[str, Any]:
     return found
 
 
-def decode(codec: BytePairCodec, rows: list[list[int]]) -> list[str]:
-    ids = tf.ragged.constant(rows, tf.int32)
-    return [text.decode() for text in codec.decode(
-        ids.to_tensor(), tf.cast(ids.row_lengths(), tf.int32)).numpy()]
-
-
 @pytest.fixture(scope="module")
 def gpt2() -> BytePairCodec:
     return BytePairCodec(CONFIGS["gpt2"], FOLDER)
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_ids_offsets_and_texts_are_those_of_tokenizers(name: str) -> None:
+def pairs_of(starts: list[list[int]], ends: list[list[int]]) -> list[list[list[int]]]:
+    return [[[s, e] for s, e in zip(*row)] for row in zip(starts, ends)]
+
+
+@pytest.mark.parametrize(("name", "graph"), [  # gpt2's graph is exported below
+    *((name, False) for name in sorted(CONFIGS)), ("llama3", True)])
+def test_ids_offsets_and_texts_are_those_of_tokenizers(name: str, graph: bool) -> None:
     codec, expected = BytePairCodec(CONFIGS[name], FOLDER), golden(name)
-    with_offsets = tf.function(lambda texts: codec.encode(texts, offsets=True),
-                               input_signature=[tf.TensorSpec([None], tf.string)])
-    tokens = with_offsets(tf.constant(TEXTS))
+    texts = tf.constant(TEXTS)
+    tokens = encoder(codec)(texts) if graph else codec.encode(texts, offsets=True)
     ids, starts, ends = (part.to_list() for part in tokens)
-    for row, text in enumerate(TEXTS):
-        assert ids[row] == expected["ids"][row], ascii(text)
-        spans = [[s, e] for s, e in zip(starts[row], ends[row])]
-        assert spans == expected["offsets"][row], ascii(text)
-    alone = codec.encode(tf.constant(TEXTS))
+    for text, *found in zip(TEXTS, ids, pairs_of(starts, ends), expected["ids"],
+                            expected["offsets"]):
+        assert found[:2] == found[2:], ascii(text)
+    alone = codec.encode(texts)
     assert alone.ids.to_list() == expected["ids"]
     assert alone.starts is None and alone.ends is None
     assert decode(codec, expected["ids"]) == expected["decoded"]
@@ -188,28 +185,12 @@ def test_bytes_without_an_id_give_the_unknown_token_or_nothing(tmp_path: Path) -
 
 
 def test_the_export_needs_no_file(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
+    source, expected = tmp_path / "source", golden("gpt2")
     shutil.copytree(FOLDER, source)
     codec = BytePairCodec(CONFIGS["gpt2"], source)
-    module = tf.Module()
-    module.codec = codec
-    module.ids = tf.function(
-        lambda texts: {"ids": codec.encode(texts, offsets=True).ids.to_tensor(-1)},
-        input_signature=[tf.TensorSpec([None], tf.string)])
-    tf.saved_model.save(module, str(target), signatures=module.ids)
-    shutil.rmtree(source)
-    rows = golden("gpt2")["ids"]
-    width = max(map(len, rows))
-    expected = [row + [-1] * (width - len(row)) for row in rows]
-    signature = tf.saved_model.load(str(target)).signatures["serving_default"]
-    assert signature(tf.constant(TEXTS))["ids"].numpy().tolist() == expected
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        meta = tf.compat.v1.saved_model.load(session, ["serve"], str(target))
-        signature = meta.signature_def["serving_default"]
-        (name_in,) = (tensor.name for tensor in signature.inputs.values())
-        (name_out,) = (tensor.name for tensor in signature.outputs.values())
-        found = session.run(name_out, {name_in: np.array([t.encode() for t in TEXTS], object)})
-    assert found.tolist() == expected
+    for found in ask_export(codec, source, tmp_path / "target", TEXTS):
+        assert found["ids"] == expected["ids"]
+        assert pairs_of(found["starts"], found["ends"]) == expected["offsets"]
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tests.text import hostile
+from tests.text.codecs import encoder
 from tests.text.test_bytepair import random_table, write_table
 from tests.text.test_wordpiece_reference import ROOT, differences, texts_of
 from tf_infer.config import AddedToken, BytePairConfig
@@ -81,8 +82,7 @@ def test_any_merge_table_gives_what_tokenizers_gives(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_unseen_words_leave_the_memory_as_it_was() -> None:
     codec = codec_of("gpt2")
-    encode = tf.function(lambda texts: codec.encode(texts).ids,
-                         input_signature=[tf.TensorSpec([None], tf.string)])
+    encode = encoder(codec, offsets=False)
     draw = random.Random(0)
 
     def feed(words: int) -> int:
@@ -98,14 +98,13 @@ def test_unseen_words_leave_the_memory_as_it_was() -> None:
 @pytest.mark.slow
 def test_parallel_calls_give_what_single_ones_give() -> None:
     codec = codec_of("gpt2")
-    encode = tf.function(lambda texts: codec.encode(texts).ids,
-                         input_signature=[tf.TensorSpec([None], tf.string)])
+    encode = encoder(codec, offsets=False)
     batches = [hostile.texts(100, seed=seed, long_chars=0) for seed in range(8)]
-    alone = [encode(tf.constant(batch)).to_list() for batch in batches]
+    alone = [encode(tf.constant(batch)).ids.to_list() for batch in batches]
     found: dict[int, Any] = {}
 
     def call(number: int) -> None:
-        found[number] = [encode(tf.constant(batches[number])).to_list() for _ in range(5)]
+        found[number] = [encode(tf.constant(batches[number])).ids.to_list() for _ in range(5)]
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
     for thread in threads:

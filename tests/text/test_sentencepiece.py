@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.text.codecs import ask_export, decode, encoder
 from tf_infer.config import AddedToken, SentencePieceConfig
 from tf_infer.errors import CheckpointError
 from tf_infer.text.byte_decoding import checked_bytes
@@ -31,18 +31,10 @@ def golden(name: str) -> dict[str, Any]:
     return found
 
 
-def decode(codec: SentencePieceCodec, rows: list[list[int]]) -> list[str]:
-    ids = tf.ragged.constant(rows, tf.int32)
-    return [text.decode() for text in codec.decode(
-        ids.to_tensor(), tf.cast(ids.row_lengths(), tf.int32)).numpy()]
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_offsets_and_texts_are_those_of_the_library(name: str, tmp_path: Path) -> None:
     codec, expected = build(tmp_path, name), golden(name)
-    with_offsets = tf.function(lambda texts: codec.encode(texts, offsets=True),
-                               input_signature=[tf.TensorSpec([None], tf.string)])
-    tokens = with_offsets(tf.constant(TEXTS))
+    tokens = encoder(codec)(tf.constant(TEXTS))
     for found, key in ((tokens.ids, "ids"), (tokens.starts, "starts"), (tokens.ends, "ends")):
         assert found.dtype == tf.int32
         for row, (text, numbers) in enumerate(zip(TEXTS, found.to_list())):
@@ -115,28 +107,10 @@ def test_bytes_that_are_no_character_become_one_mark_each() -> None:
 
 @pytest.mark.parametrize("name", ["unigram", "bpe_bytes"])
 def test_the_export_needs_no_file(name: str, tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
+    source, expected = tmp_path / "source", golden(name)
     source.mkdir()
-    codec = build(source, name)
-    module = tf.Module()
-    module.codec = codec
-    module.ids = tf.function(
-        lambda texts: {"ids": codec.encode(texts, offsets=True).ids.to_tensor(-1)},
-        input_signature=[tf.TensorSpec([None], tf.string)])
-    tf.saved_model.save(module, str(target), signatures=module.ids)
-    shutil.rmtree(source)
-    rows = [[*row] for row in golden(name)["ids"]]
-    width = max(map(len, rows))
-    expected = [row + [-1] * (width - len(row)) for row in rows]
-    signature = tf.saved_model.load(str(target)).signatures["serving_default"]
-    assert signature(tf.constant(TEXTS))["ids"].numpy().tolist() == expected
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        meta = tf.compat.v1.saved_model.load(session, ["serve"], str(target))
-        signature = meta.signature_def["serving_default"]
-        (name_in,) = (tensor.name for tensor in signature.inputs.values())
-        (name_out,) = (tensor.name for tensor in signature.outputs.values())
-        found = session.run(name_out, {name_in: np.array([t.encode() for t in TEXTS], object)})
-    assert found.tolist() == expected
+    for found in ask_export(build(source, name), source, tmp_path / "target", TEXTS):
+        assert found == {part: expected[part] for part in ("ids", "starts", "ends")}
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:

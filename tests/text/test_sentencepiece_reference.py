@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tests.text import hostile
+from tests.text.codecs import encoder
 from tests.text.test_wordpiece_reference import ROOT, batches, texts_of
 from tf_infer.config import SentencePieceConfig
 from tf_infer.text.sentencepiece import SentencePieceCodec
@@ -31,13 +32,11 @@ def differences(path: Path, texts: list[str], folder: Path) -> tuple[int, int, i
     library = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(path))
     shutil.copy(path, folder / "tokenizer.model")
     codec = SentencePieceCodec(SentencePieceConfig(), folder)
-    spec = tf.TensorSpec([None], tf.string)
-    quick = tf.function(lambda some: codec.encode(some).ids, input_signature=[spec])
-    full = tf.function(lambda some: codec.encode(some, offsets=True), input_signature=[spec])
+    quick, full = encoder(codec, offsets=False), encoder(codec)
     wrong = [0, 0, 0]
     for batch in batches(texts):
         expected = library.encode(batch, return_type="proto")
-        ids, tokens = quick(tf.constant(batch)), full(tf.constant(batch))
+        ids, tokens = quick(tf.constant(batch)).ids, full(tf.constant(batch))
         lengths = tf.cast(ids.row_lengths(), tf.int32)
         decoded = codec.decode(ids.to_tensor(), lengths).numpy()
         rows: Any = zip(expected, ids.to_list(), tokens.ids.to_list(), tokens.starts.to_list(),

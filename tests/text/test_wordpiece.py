@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.text import hostile
+from tests.text.codecs import ask_export, encoder
 from tf_infer.config import AddedToken, WordPieceConfig
 from tf_infer.errors import CheckpointError
 from tf_infer.text.contracts import Tokens
@@ -38,11 +39,6 @@ def config(options: dict[str, Any], added: tuple[AddedToken, ...] = ()) -> WordP
         split_chinese=options.get("handle_chinese_chars", True), added_tokens=(*SPECIAL, *added))
 
 
-def encoder(codec: WordPieceCodec, *, offsets: bool = True) -> Callable[[tf.Tensor], Tokens]:
-    return tf.function(lambda texts: codec.encode(texts, offsets=offsets),
-                       input_signature=[tf.TensorSpec([None], tf.string)])
-
-
 @pytest.fixture(scope="module")
 def uncased() -> WordPieceCodec:
     return WordPieceCodec(config({}), FOLDER)
@@ -53,18 +49,24 @@ def encode(uncased: WordPieceCodec) -> Callable[[tf.Tensor], Tokens]:
     return encoder(uncased)
 
 
+def pairs_of(starts: list[list[int]], ends: list[list[int]]) -> list[list[list[int]]]:
+    return [[[s, e] for s, e in zip(*row)] for row in zip(starts, ends)]
+
+
 def spans(tokens: Tokens) -> list[list[list[int]]]:
     assert tokens.starts is not None and tokens.ends is not None
-    return [[[s, e] for s, e in zip(starts, ends)]
-            for starts, ends in zip(tokens.starts.to_list(), tokens.ends.to_list())]
+    return pairs_of(tokens.starts.to_list(), tokens.ends.to_list())
 
 
-@pytest.mark.parametrize("name", [*GOLDEN["options"], "with_added"])
-def test_ids_offsets_and_texts_are_those_of_tokenizers(name: str) -> None:
+@pytest.mark.parametrize(("name", "graph"), [  # the graph of with_added is exported below
+    *((name, False) for name in (*GOLDEN["options"], "with_added")), ("uncased", True)])
+def test_ids_offsets_and_texts_are_those_of_tokenizers(
+        name: str, graph: bool, encode: Callable[[tf.Tensor], Tokens]) -> None:
     codec = WordPieceCodec(
         config(GOLDEN["options"].get(name, {}), ADDED if name == "with_added" else ()), FOLDER)
     expected = GOLDEN[name]
-    tokens = encoder(codec)(tf.constant(GOLDEN["texts"]))
+    texts = tf.constant(GOLDEN["texts"])
+    tokens = encode(texts) if graph else codec.encode(texts, offsets=True)
     rows = zip(GOLDEN["texts"], tokens.ids.to_list(), spans(tokens))
     for row, (text, ids, pairs) in enumerate(rows):
         assert ids == expected["ids"][row], ascii(text)
@@ -127,31 +129,14 @@ def test_decode_drops_special_ids_and_ids_out_of_range(uncased: WordPieceCodec) 
     assert uncased.decode(ids, tf.constant([7])).numpy().tolist() == [b"theable the"]
 
 
-def export(codec: WordPieceCodec, folder: Path) -> None:
-    module = tf.Module()
-    module.codec = codec
-    serve = tf.function(lambda text: {"ids": codec.encode(text).ids.to_tensor(-1)},
-                        input_signature=[tf.TensorSpec([None], tf.string, "text")])
-    tf.saved_model.save(module, str(folder), signatures=serve)
-
-
 def test_an_export_works_without_the_vocabulary_file(tmp_path: Path) -> None:
-    source = tmp_path / "tokenizer"
+    source, target, expected = tmp_path / "tokenizer", tmp_path / "model", GOLDEN["with_added"]
     shutil.copytree(FOLDER, source)
-    export(WordPieceCodec(config({}, ADDED), source), tmp_path / "model")
-    shutil.rmtree(source)
-    assert (tmp_path / "model" / "assets" / "vocab.txt").read_bytes() == (
-        FOLDER / "vocab.txt").read_bytes()
-    texts = GOLDEN["texts"]
-    reloaded = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"]
-    first = reloaded(text=tf.constant(texts))["ids"].numpy()
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        meta = tf.compat.v1.saved_model.load(session, ["serve"], str(tmp_path / "model"))
-        signature = meta.signature_def["serving_default"]
-        second = session.run(signature.outputs["ids"].name,
-                             {signature.inputs["text"].name: [text.encode() for text in texts]})
-    for found in (first, second):
-        assert [[n for n in row if n >= 0] for row in found.tolist()] == GOLDEN["with_added"]["ids"]
+    codec = WordPieceCodec(config({}, ADDED), source)
+    for found in ask_export(codec, source, target, GOLDEN["texts"]):
+        assert found["ids"] == expected["ids"]
+        assert pairs_of(found["starts"], found["ends"]) == expected["offsets"]
+    assert (target / "assets" / "vocab.txt").read_bytes() == (FOLDER / "vocab.txt").read_bytes()
 
 
 def test_a_missing_vocabulary_is_refused(tmp_path: Path) -> None:

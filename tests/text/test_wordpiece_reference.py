@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 
 from tests.text import hostile
+from tests.text.codecs import encoder
 from tf_infer.config import WordPieceConfig
 from tf_infer.text import files, vocabulary
 from tf_infer.text.wordpiece import WordPieceCodec
@@ -39,11 +40,6 @@ def codec_of(kind: str) -> WordPieceCodec:
     if kind == "cased":
         config = replace(config, lowercase=False, strip_accents=False)
     return WordPieceCodec(config, folder)
-
-
-def function_of(codec: WordPieceCodec, *, offsets: bool) -> Any:
-    return tf.function(lambda texts: codec.encode(texts, offsets=offsets),
-                       input_signature=[tf.TensorSpec([None], tf.string)])
 
 
 def oracle_of(codec: WordPieceCodec, kind: str) -> Any:
@@ -99,7 +95,7 @@ def batches(texts: list[str]) -> Iterator[list[str]]:
 
 def differences(codec: WordPieceCodec, oracle: Any, texts: list[str]) -> tuple[int, int]:
     """Return how many texts have other ids, other byte offsets than the oracle's."""
-    encode = function_of(codec, offsets=True)
+    encode = encoder(codec)
     ids = offsets = 0
     for batch in batches(texts):
         tokens = encode(tf.constant(batch))
@@ -132,7 +128,7 @@ def test_no_difference_from_transformers(kind: str, tmp_path: Path) -> None:
         str(folder), do_lower_case=codec.config.lowercase)
     texts = hostile.texts(2000, seed=1, long_chars=0)
     expected = theirs(texts, add_special_tokens=False)["input_ids"]
-    assert function_of(codec, offsets=False)(tf.constant(texts)).ids.to_list() == expected
+    assert encoder(codec, offsets=False)(tf.constant(texts)).ids.to_list() == expected
     # What they save is read as the same tokenizer, from tokenizer.json alone.
     theirs.save_pretrained(tmp_path)
     assert files.read(tmp_path) == codec.config
@@ -148,7 +144,7 @@ def test_no_difference_from_transformers(kind: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_unseen_words_leave_no_trace_and_threads_do_not_disturb_each_other() -> None:
     codec = codec_of("uncased")
-    encode = function_of(codec, offsets=False)
+    encode = encoder(codec, offsets=False)
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyzé中", k=12)) for _ in range(200_000)]
     batches = [tf.constant(words[i:i + 1000]) for i in range(0, len(words), 1000)]
