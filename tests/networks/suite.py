@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tf_infer.networks.contracts import Cache
@@ -15,8 +16,8 @@ ATOL, RTOL = 1e-4, 1e-5  # float32 logits; the cached path multiplies other shap
 CAPACITY = 16
 PATHS: dict[str, Any] = {
     "eager": lambda function: function,
-    "graph": tf.function,
-    "xla": lambda function: tf.function(function, jit_compile=True),
+    "graph": lambda function: tf.function(function, autograph=False),
+    "xla": lambda function: tf.function(function, jit_compile=True, autograph=False),
 }
 
 
@@ -148,3 +149,9 @@ def it_runs_from_a_saved_model(decoder: Any, directory: Path) -> None:
             logits = whole(decoder, line, np.array([length + steps]))[0, length - 1:-1]
             chosen = logits[np.arange(steps), got[n]]
             assert (chosen > logits.max(axis=1) - ATOL).all()
+
+
+# Run op by op; every decoder must pass each.
+CHECKS = (idle_rows_keep_their_cache, rolled_back_rows_go_on_as_if_nothing_had_been,
+          a_row_alone_equals_the_row_in_a_crowd)
+on_every_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

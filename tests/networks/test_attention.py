@@ -13,8 +13,8 @@ from tf_infer.networks import attention
 
 PATHS: dict[str, Any] = {
     "eager": lambda function: function,
-    "graph": tf.function,
-    "xla": lambda function: tf.function(function, jit_compile=True),
+    "graph": lambda function: tf.function(function, autograph=False),
+    "xla": lambda function: tf.function(function, jit_compile=True, autograph=False),
 }
 ATOL = 1e-5  # float32, sums of a few dozen products
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,9 @@ def test_steps_equal_the_whole(decoder: Any, path: str) -> None:
     suite.steps_equal_the_whole(decoder, path)
 
 
-def test_idle_rows_keep_their_cache(decoder: Any) -> None:
-    suite.idle_rows_keep_their_cache(decoder)
-
-
-def test_rolled_back_rows_go_on_as_if_nothing_had_been(decoder: Any) -> None:
-    suite.rolled_back_rows_go_on_as_if_nothing_had_been(decoder)
-
-
-def test_a_row_alone_equals_the_row_in_a_crowd(decoder: Any) -> None:
-    suite.a_row_alone_equals_the_row_in_a_crowd(decoder)
+@suite.on_every_check
+def test_it_keeps_the_contract(decoder: Any, check: Callable[[Any], None]) -> None:
+    check(decoder)
 
 
 @pytest.mark.parametrize("name", ["llama3", pytest.param("gpt2", marks=pytest.mark.slow)])
