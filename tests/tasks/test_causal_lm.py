@@ -127,7 +127,7 @@ def test_inputs_of_different_lengths_are_refused_by_name(task: CausalLM) -> None
 
 def test_a_wrong_option_fails_inside_a_graph_too() -> None:
     check = tf.function(lambda values: options.check({"temperature": values}, 7),
-                        input_signature=[tf.TensorSpec([None], tf.float32)])
+                        input_signature=[tf.TensorSpec([None], tf.float32)], autograph=False)
     check(tf.constant([0.0, 2.0]))
     check(tf.zeros([0]))
     with pytest.raises(tf.errors.InvalidArgumentError, match="temperature: expected a finite"):
