@@ -72,6 +72,8 @@ def test_warm_up_runs_each_record_as_often_as_asked(tmp_path: Path) -> None:
     servable = ScriptedServable([{"text": TEXTS}])
     assert warm_up(servable, tmp_path, iterations=3) == 2
     assert len(servable.calls) == 6
+    assert warm_up(servable, tmp_path, most_rows=1) == 2
+    assert [len(inputs["text"]) for _, inputs, _, _ in servable.calls] == [2] * 6 + [1] * 2
 
 
 INFERENCE = {

@@ -73,7 +73,8 @@ class Server:
         self.metrics = Metrics(page=config.monitoring.enabled)
         self.schedulers = Schedulers(config, gauges.batches(self.metrics))
         self.versions = Versions(
-            self.schedulers.reading(load or _saved_model_loader(config, self.metrics)),
+            self.schedulers.reading(load or _saved_model_loader(
+                config, self.metrics, lambda: bool(self._grpc) and self.versions.serving())),
             max_load_retries=config.max_load_retries,
             load_retry_interval_s=config.load_retry_interval_s,
             labels_for_unavailable=config.labels_for_unavailable,
@@ -246,7 +247,8 @@ def _bind(server: grpc.Server, address: str, credentials: tls.MakeCredentials | 
                                 "not allowed. Choose another --port.")
 
 
-def _saved_model_loader(config: ServerConfig, metrics: Metrics) -> LoadFn:
+def _saved_model_loader(config: ServerConfig, metrics: Metrics, serving: Callable[[], bool],
+                        ) -> LoadFn:
     """Return a LoadFn for SavedModels; TensorFlow is imported here, once and not per version."""
     try:
         from tf_infer.server.servable import load_version
@@ -257,7 +259,7 @@ def _saved_model_loader(config: ServerConfig, metrics: Metrics) -> LoadFn:
     settings = session_config(config)
 
     def load(path: Path) -> tuple[Servable, LoadTimes]:
-        return load_version(path, config, metrics, settings)
+        return load_version(path, config, metrics, settings, gently=serving())
 
     return load
 

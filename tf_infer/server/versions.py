@@ -352,6 +352,12 @@ class Versions:
             raise ModelNotFound(f"Could not find any versions of model {name}")
         return tuple(found)
 
+    def serving(self) -> bool:
+        """Whether any version of any model answers now."""
+        with self._changed:
+            return any(entry.state is State.AVAILABLE
+                       for rows in self._table.values() for entry in rows.values())
+
     def names(self) -> tuple[str, ...]:
         """Return the names of the configured models."""
         with self._changed:

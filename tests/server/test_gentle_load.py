@@ -1,0 +1,100 @@
+"""A version that is loaded while others are asked takes little from those who ask."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+pytest.importorskip("tensorflow_serving")
+
+from tensorflow_serving.apis import prediction_log_pb2  # noqa: E402
+
+from tests.server.serverkit import lent, running, wait_until  # noqa: E402
+from tf_infer import config as configs  # noqa: E402
+from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
+from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, ModelManifest  # noqa: E402
+from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
+from tf_infer.server.servable import load_version  # noqa: E402
+from tf_infer.server.versions import ModelRef  # noqa: E402
+
+
+class Counter(tf.Module):
+    """Gives how many rows it has been asked for so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = tf.Variable(0)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+    def count(self, x: Any) -> dict[str, Any]:
+        return {"rows": self.rows.assign_add(tf.size(x))[None]}
+
+
+def save(path: Path, compiled: Literal["none", "xla", "foreign"]) -> None:
+    """Write a version with a warm-up record of three rows."""
+    module = Counter()
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.count})
+    (path / EXTRA_FOLDER).mkdir(exist_ok=True)
+    log = prediction_log_pb2.PredictionLog()
+    log.predict_log.request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.float32([1, 2, 3])))
+    with tf.io.TFRecordWriter(str(path / EXTRA_FOLDER / "tf_serving_warmup_requests")) as writer:
+        writer.write(log.SerializeToString())
+    if compiled != "foreign":
+        configs.dump(ModelManifest(name="m", version=int(path.name), signatures=(),
+                                   grid=ShapeGrid(), compiled=compiled,
+                                   task=ClassifierConfig(classes=("a", "b"))),
+                     path / EXTRA_FOLDER / MANIFEST_FILE)
+
+
+def warmed_rows(server: Any, version: int) -> int:
+    with lent(server.versions, ModelRef("m", version)) as lease:
+        found = lease.servable.run("serving_default", {"x": np.float32([])}, outputs=["rows"],
+                                   timeout_s=None)
+        return int(found["rows"][0])
+
+
+@pytest.mark.parametrize(("compiled", "rows"), [("none", 1), ("xla", 3), ("foreign", 3)])
+def test_only_where_rows_are_no_shapes_a_swap_warms_up_with_one_row_of_each_record(
+        tmp_path: Path, compiled: Literal["none", "xla", "foreign"], rows: int) -> None:
+    base = tmp_path / "m"
+    save(base / "1", compiled)
+    with running((ModelConfig(name="m", base_path=str(base)),)) as (server, _):
+        assert warmed_rows(server, 1) == 3
+        save(tmp_path / "2", compiled)
+        (tmp_path / "2").rename(base / "2")
+        server.versions.poll()
+        assert wait_until(server.versions, lambda: any(
+            row.state.name == "AVAILABLE" for row in server.versions.status("m", 2)), 60)
+        assert warmed_rows(server, 2) == rows
+
+
+def in_a_thread(act: Callable[[], object]) -> int:
+    """Return the niceness of a thread of its own at the end of what it does."""
+    found: list[int] = []
+
+    def work() -> None:
+        act()
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_a_load_gives_way_to_others_only_when_it_shall(tmp_path: Path) -> None:
+    save(tmp_path / "1", "none")
+    settings, usual = ServerConfig(models=()), in_a_thread(lambda: None)
+    assert in_a_thread(lambda: load_version(tmp_path / "1", settings)[0].close()) == usual
+    assert in_a_thread(lambda: load_version(tmp_path / "1", settings, gently=True)[0].close()
+                       ) == max(usual, 10)
+    assert in_a_thread(lambda: None) == usual
