@@ -34,3 +34,6 @@ def _traced(function: Runner, free: tuple[tf.TensorSpec, ...], compiled: bool) -
 
 
 on_all_paths = pytest.mark.parametrize("run", [eager, graph, xla], ids=["eager", "graph", "xla"])
+# where a compile under XLA takes long and another test of the same code has one
+mostly_without_xla = pytest.mark.parametrize(
+    "run", [eager, graph, pytest.param(xla, marks=pytest.mark.slow)], ids=["eager", "graph", "xla"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.decoding.paths import Runner, eager, on_all_paths
+from tests.decoding.paths import Runner, eager, graph, xla
 from tests.fakes.steps import WideTreeModel, random_trees
 from tf_infer.decoding import greedy, loop, sampling, speculative
 from tf_infer.decoding.contracts import Limits, SamplingOptions
@@ -62,8 +62,10 @@ def same(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(found.scores, expected.scores, atol=SCORE_ATOL)
 
 
-@on_all_paths
-@pytest.mark.parametrize(("temperature", "width"), [(0.0, 2), (1.0, 3)])
+@pytest.mark.parametrize(("run", "temperature", "width"), [
+    (eager, 0.0, 2), (graph, 1.0, 2), (xla, 1.0, 1),
+    *(pytest.param(run, temperature, 3, marks=pytest.mark.slow)
+      for run in (graph, xla) for temperature in (0.0, 1.0))])
 def test_a_draft_model_changes_no_token(run: Runner, temperature: float, width: int) -> None:
     deep = DEPTH + width + 1  # a draft may guess beyond the end
     trees = random_trees(ROWS, VOCAB, deep, seed=1)
