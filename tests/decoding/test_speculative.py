@@ -29,6 +29,8 @@ def options(seeds: tf.Tensor, temperature: float) -> SamplingOptions:
 
 
 def chooser(seeds: tf.Tensor, temperature: float) -> loop.Choose:
+    if temperature == 0.0:
+        return greedy.choose  # traced in no time
     return lambda logits, produced: sampling.choose(logits, options(seeds, temperature), produced)
 
 
@@ -63,9 +65,8 @@ def same(found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(("run", "temperature", "width"), [
-    (eager, 0.0, 2), (graph, 1.0, 2), (xla, 1.0, 1),
-    *(pytest.param(run, temperature, 3, marks=pytest.mark.slow)
-      for run in (graph, xla) for temperature in (0.0, 1.0))])
+    (eager, 1.0, 2), (graph, 0.0, 2), (xla, 0.0, 2),
+    *(pytest.param(run, 1.0, 3, marks=pytest.mark.slow) for run in (graph, xla))])
 def test_a_draft_model_changes_no_token(run: Runner, temperature: float, width: int) -> None:
     deep = DEPTH + width + 1  # a draft may guess beyond the end
     trees = random_trees(ROWS, VOCAB, deep, seed=1)
