@@ -21,6 +21,7 @@ from tf_infer.server.profiler import Profiler  # noqa: E402
 from tf_infer.wire import methods  # noqa: E402
 from tf_infer.wire import profiler_pb2 as pb  # noqa: E402
 
+UNLIMITED = [("grpc.max_receive_message_length", -1)]
 MILLISECONDS = 400
 
 
@@ -95,7 +96,7 @@ def test_levels_are_not_heard_by_tensorflow_yet(address: str) -> None:
     """On the day this fails, TensorFlow takes them: change what server/profiler.py says of it."""
     asked = pb.ProfileRequest(emit_xspace=True, opts=pb.ProfileOptions(
         version=1, host_tracer_level=0, duration_ms=MILLISECONDS))
-    with grpc.insecure_channel(address) as channel, multiplying():
+    with grpc.insecure_channel(address, UNLIMITED) as channel, multiplying():
         assert not call(channel, methods.PROFILE, asked).empty_trace
 
 
@@ -112,8 +113,7 @@ def test_a_recording_holds_no_text(address: str) -> None:
             numbers(tf.constant([secret] * 2000))
 
     asked = pb.ProfileRequest(emit_xspace=True, opts=pb.ProfileOptions(duration_ms=MILLISECONDS))
-    options = [("grpc.max_receive_message_length", -1)]
-    with grpc.insecure_channel(address, options) as channel, repeating(fail):
+    with grpc.insecure_channel(address, UNLIMITED) as channel, repeating(fail):
         answer = call(channel, methods.PROFILE, asked)
     assert b"StringLower:StringLower" in event_names(pb.XSpace.FromString(answer.xspace))
     assert not any(word in answer.xspace for word in (secret, b"secret", b"nobody"))
