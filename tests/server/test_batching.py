@@ -17,7 +17,6 @@ from tf_infer.server.batching import (
     Waiting,
     after_failure,
     bytes_per_token,
-    expired,
     limits_for,
     next_batch,
 )
@@ -186,13 +185,6 @@ def test_byte_tokenizers_have_a_token_a_byte() -> None:
 def test_limits_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         TextLimits(**wrong)  # type: ignore[arg-type]
-
-
-def test_a_request_expires_at_its_deadline() -> None:
-    waiting = [Waiting(0, "k", 1, 5, 2.0), Waiting(1, "k", 1, 5), Waiting(2, "k", 1, 5, 3.0)]
-    assert expired(waiting, now_s=1.9) == ()
-    assert expired(waiting, now_s=2.0) == (0,)
-    assert expired(waiting, now_s=9.0) == (0, 2)
 
 
 # ------------------------------------------------------------------ any arrivals, any limits

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from tests.server.serverkit import call, make_versions, predict_request, refused, running
-from tf_infer.errors import InvalidRequest, ServingError
+from tf_infer.errors import DeadlineExceeded, InvalidRequest, ServingError
 from tf_infer.server.app import Server
 from tf_infer.server.config import ModelConfig
-from tf_infer.server.contracts import LoadTimes, Servable
+from tf_infer.server.contracts import LoadTimes, Plan, Run, Servable
 from tf_infer.server.fakes import EchoServable, signature
+from tf_infer.server.pipeline import Call
 from tf_infer.server.serving_batching import PER_MODEL_FILE, BatchingParameters
+from tf_infer.server.versions import ModelRef
 from tf_infer.wire import methods, serving_pb2, tensors
 
 FLOAT, TEXT = serving_pb2.DT_FLOAT, serving_pb2.DT_STRING
@@ -239,20 +241,17 @@ def test_BA16_an_error_goes_to_every_request_of_the_batch(tmp_path: Path) -> Non
 
 
 def test_BA17_time_that_ran_out_in_the_queue_is_RESOURCE_EXHAUSTED(tmp_path: Path) -> None:
-    from tf_infer.server.contracts import Plan, Run
-    from tf_infer.server.pipeline import Call
-    from tf_infer.server.versions import ModelRef
-
     model = Doubler(hold=True)
+    outcomes: list[Any] = []
     with serving(tmp_path, model) as (server, channel):
         hold(channel, model)
         run = Run("other", {"x": np.float32([1])}, ("y",))
-        with pytest.raises(ServingError, match="timeout exceeded while waiting in batching queue"
-                           ) as caught:
-            server.pipeline.answer(Call("predict", ModelRef("m"), lambda _: Plan(
-                (run,), lambda found: found[0]), time.monotonic() + 0.05, "REST"))
-        assert caught.value.code.name == "RESOURCE_EXHAUSTED"
+        ticket = server.pipeline.submit(Call("predict", ModelRef("m"), lambda _: Plan(
+            (run,), lambda found: found[0]), entrypoint="REST"), outcomes.append)
+        ticket.give_up(DeadlineExceeded("Timed out"))
         model.held.set()
+    assert outcomes[0].code.name == "RESOURCE_EXHAUSTED"
+    assert "timeout exceeded while waiting in batching queue" in outcomes[0].details
     assert len(model.runs) == 1
 
 

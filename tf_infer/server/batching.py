@@ -48,14 +48,12 @@ class Waiting:
             `rows.form_of` its inputs.
         rows: >= 0; a request of 0 rows runs alone.
         cost_tokens: estimated tokens of its longest row, >= 0; see `rows.longest_row`.
-        deadline_s: on the clock of `expired`; None for none.
     """
 
     ticket: int
     key: Hashable
     rows: int
     cost_tokens: int
-    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,12 +227,6 @@ def _first_fit(items: Sequence[Waiting], room: int) -> list[Waiting]:
             chosen.append(item)
             room -= item.rows
     return chosen
-
-
-def expired(waiting: Iterable[Waiting], *, now_s: float) -> tuple[int, ...]:
-    """Return the tickets whose deadline has passed."""
-    return tuple(item.ticket for item in waiting
-                 if item.deadline_s is not None and item.deadline_s <= now_s)
 
 
 def after_failure(tickets: Sequence[int], code: Code) -> tuple[tuple[int, ...], ...]:

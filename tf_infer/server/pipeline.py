@@ -10,15 +10,14 @@ from __future__ import annotations
 import functools
 import operator
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from tf_infer.errors import Cancelled, DeadlineExceeded, ServingError
+from tf_infer.errors import Cancelled, ServingError
 from tf_infer.server.contracts import Arrays, Plan, Run, Servable, Signatures, StageTimes
 from tf_infer.server.metrics import Metrics
-from tf_infer.server.scheduler import TIMED_OUT, Job, Scheduler, as_serving_error
+from tf_infer.server.scheduler import Job, Scheduler, as_serving_error
 from tf_infer.server.versions import Lease, ModelRef, Versions
 
 T = TypeVar("T")
@@ -255,28 +254,6 @@ class Pipeline:
         request = _Request(self, call, done)
         request.start()
         return Ticket(request.give_up)
-
-    def answer(self, call: Call[T]) -> Answer[T]:
-        """Answer one call, and wait for it, no longer than its deadline.
-
-        Raises:
-            ServingError: with the code and text that go back to the caller.
-        """
-        outcomes: list[Answer[T] | ServingError] = []
-        answered = threading.Event()
-
-        def done(outcome: Answer[T] | ServingError) -> None:
-            outcomes.append(outcome)
-            answered.set()
-
-        ticket = self.submit(call, done)
-        left = None if call.deadline_s is None else max(0.0, call.deadline_s - time.monotonic())
-        if not answered.wait(left):
-            ticket.give_up(DeadlineExceeded(TIMED_OUT))
-            answered.wait()
-        if isinstance(outcomes[0], ServingError):
-            raise outcomes[0]
-        return outcomes[0]
 
     def in_flight(self) -> int:
         """Return how many calls are being answered."""

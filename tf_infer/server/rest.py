@@ -76,7 +76,6 @@ class _Record:
     """What metrics and log want to know of a request below /v1/."""
 
     started_s: float
-    method: str
     request_id: str | None
     route: Route | None = None
     size: int = 0
@@ -236,12 +235,13 @@ class RestServer:
     # ------------------------------------------------------------------ below /v1/
 
     async def _api(self, request: Any, target: str) -> Reply:
-        record = _Record(time.monotonic(), request.method, request.headers.get("X-Request-Id"))
+        record = _Record(time.monotonic(), request.headers.get("X-Request-Id"))
         code = Code.OK
         try:
             body = await self._body_of(request, target, record)
         except ServingError as error:
             code, body = error.code, rest_json.error_json(error.details)
+            error.with_traceback(None)  # its frames hold the body
         except BaseException:
             code = Code.CANCELLED  # the caller has gone, or his body does not come
             raise

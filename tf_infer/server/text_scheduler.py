@@ -117,7 +117,7 @@ class TextScheduler:
         with self._changed:
             kind = self._kind(job.servable, manifest, key)
             ticket = next(self._tickets)
-            self._places[ticket] = _Place(job, Waiting(ticket, kind, count, cost, job.deadline_s))
+            self._places[ticket] = _Place(job, Waiting(ticket, kind, count, cost))
             self._numbers[job] = ticket
             self._changed.notify()
 
