@@ -23,6 +23,7 @@ from google.protobuf import text_format
 from tests.fakes import model_server
 from tf_infer import config
 from tf_infer.cli import main as cli
+from tf_infer.cli import model_server as cli_model_server
 from tf_infer.client.client import Client
 from tf_infer.config import ClassifierConfig, ShapeGrid
 from tf_infer.manifest import (
@@ -33,7 +34,7 @@ from tf_infer.manifest import (
     Sample,
     write_samples,
 )
-from tf_infer.server import launcher
+from tf_infer.server import flags, launcher
 from tf_infer.server.fakes import signature
 from tf_infer.wire import serving_pb2 as pb
 
@@ -200,6 +201,38 @@ def test_a_signal_while_it_starts_ends_both(tmp_path: Path, binary: Path, models
     assert one.process.returncode == 143
     assert "Failed" not in printed
     assert not processes(str(binary))
+
+
+def test_a_signal_that_comes_while_the_process_is_made_reaches_it(
+        tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+
+    class Slow:
+        def __init__(self, command: object) -> None:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+        def send(self, number: int) -> None:
+            sent.append(number)
+
+        def wait(self) -> int:
+            return 138
+
+        def stop(self) -> None:
+            sent.append(0)
+
+    missed: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: missed.append(number))
+    try:
+        monkeypatch.setattr(cli_model_server, "SIGNALS", (signal.SIGUSR1,))
+        monkeypatch.setattr(launcher, "Child", Slow)
+        values = flags.parse([f"--saved_models={models}", "--ready_seconds=0"]).values
+        monkeypatch.setattr(launcher, "find", lambda named: launcher.Binary("/x", "2.20.0"))
+        assert cli_model_server.run(values, []) == 138
+        assert (sent, missed) == ([signal.SIGUSR1, 0], [])
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert missed == [signal.SIGUSR1]  # the handler from before is back
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_the_code_of_a_server_that_ends_is_ours(tmp_path: Path, binary: Path, models: Path) -> None:

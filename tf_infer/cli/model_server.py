@@ -71,15 +71,21 @@ def _serve(launch: Any, values: Mapping[str, Any], models: Sequence[Any], found:
     from tf_infer.client.client import Client
     from tf_infer.server import launcher
 
-    child = launcher.Child(launch.command)
+    started: list[Child] = []
     told: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
         told.append(number)
-        child.send(number)
+        for one in started:
+            one.send(number)
 
+    # before it starts, so that no signal ends us and leaves it behind
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
+        child = launcher.Child(launch.command)
+        started.append(child)
+        for number in told:
+            child.send(number)
         lines = [f"{launcher.BINARY} {release} answers gRPC at port {values['port']}"
                  if values["port"] else f"{launcher.BINARY} {release} answers gRPC"]
         if values["ready_seconds"] > 0:
@@ -93,7 +99,8 @@ def _serve(launch: Any, values: Mapping[str, Any], models: Sequence[Any], found:
     else:
         return child.wait()
     finally:
-        child.stop()
+        for one in started:
+            one.stop()
         for number, handler in before.items():
             signal.signal(number, handler)
 
