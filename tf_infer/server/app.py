@@ -281,8 +281,11 @@ def run(config: ServerConfig, *, load: LoadFn | None = None) -> int:
     and the process ends all the same. Call it from the main thread of a process of its own.
     """
     reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    # A signal may reach any thread; its number in the pipe wakes this one.
+    signal.set_wakeup_fd(writer)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os.write(writer, b"s"))
+        signal.signal(number, lambda *_: None)
     failures: list[TfInferError] = []
     server: list[Server] = []
 
