@@ -32,7 +32,7 @@ from tf_infer.errors import (
     ServingError,
     TfInferError,
 )
-from tf_infer.server import gauges, tls
+from tf_infer.server import gauges, memory, tls
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.config_file import ConfigFileWatch
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
@@ -291,7 +291,9 @@ def run(config: ServerConfig, *, load: LoadFn | None = None) -> int:
 
     def start() -> None:
         try:
+            memory.allow_connections()
             server.append(Server(config, load=load))
+            memory.settle()
             server[0].start()
             os.write(writer, b"r")
         except TfInferError as error:

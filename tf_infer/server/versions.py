@@ -24,6 +24,7 @@ from tf_infer.errors import (
     ModelNotFound,
     ServingError,
 )
+from tf_infer.server import memory
 from tf_infer.server.config import ModelConfig, check_models
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import Seen, State, aspired, plan, start_outcome, versions_in
@@ -292,6 +293,8 @@ class Versions:
             servable, entry.servable = entry.servable, None
         if servable is not None:
             servable.close()
+            del servable
+            memory.give_back()
         self._metrics.unloaded(entry.name, entry.version)
         with self._changed:
             entry.error, entry.tried = None, False
