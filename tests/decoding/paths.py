@@ -30,7 +30,8 @@ def _free(arguments: tuple[tf.Tensor, ...]) -> tuple[tf.TensorSpec, ...]:
 
 @lru_cache(maxsize=None)
 def _traced(function: Runner, free: tuple[tf.TensorSpec, ...], compiled: bool) -> Runner:
-    return tf.function(function, input_signature=free, jit_compile=compiled)
+    return tf.function(function, input_signature=free, jit_compile=compiled,
+                       autograph=False)
 
 
 on_all_paths = pytest.mark.parametrize("run", [eager, graph, xla], ids=["eager", "graph", "xla"])

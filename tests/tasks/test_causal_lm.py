@@ -224,7 +224,8 @@ def test_score_after_an_empty_prompt_without_a_start_id_counts_every_id() -> Non
     np.testing.assert_allclose(found["score"], wanted, atol=ATOL)
 
 
-@pytest.mark.parametrize("graph", [False, True])
+# tests/tasks/test_slices.py runs the slices themselves in a graph
+@pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_logits_of_every_place_are_made_for_a_few_rows_at_a_time(
         monkeypatch: pytest.MonkeyPatch, graph: bool) -> None:
     task = build(small.SHALLOW_DECODER, seed=7)
