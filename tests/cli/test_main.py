@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,25 @@ def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> 
     shown = capsys.readouterr().out
     assert f"tf-infer {command} " in shown.split("examples:")[1]
     assert "--json" in shown
+
+
+INTERRUPTED = """
+import sys
+from tf_infer.cli import main, status
+def run(arguments):
+    exec("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)")
+status.run = run
+sys.exit(main.main(["status", "intents"]))
+"""
+
+
+def test_ctrl_c_gives_its_exit_code_also_where_python_would_end_by_the_signal(
+        tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    ended = subprocess.run(
+        [sys.executable, "-m", "interrupted"], capture_output=True, text=True, cwd=tmp_path,
+        timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (ended.returncode, ended.stderr) == (130, "tf-infer status: interrupted\n")
 
 
 def test_versions_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

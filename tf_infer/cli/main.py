@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from tf_infer.cli.backend import NEEDS, load_tensorflow, require_models
 from tf_infer.errors import TfInferError
@@ -36,6 +39,19 @@ EPILOG = """examples:
   tf-infer predict intents "where is my parcel?" --address localhost:8500
   tf-infer COMMAND --help
 """
+
+
+class Interrupted(KeyboardInterrupt):
+    """What Ctrl-C raises in a command.
+
+    Once a KeyboardInterrupt of that very class has passed through the `exec` of a text, of which
+    importing TensorFlow has some, `python -m` ends by SIGINT, whatever exit code it is given.
+    """
+
+
+def interrupt(*_: object) -> None:
+    """Handle a signal by raising Interrupted."""
+    raise Interrupted
 
 
 def _versions() -> str:
@@ -89,12 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     called = next((word for word in argv if not word.startswith("-")), "")
     arguments = build_parser(only=called).parse_args(argv)
     try:
-        command = importlib.import_module(f"tf_infer.cli.{arguments.command}")
-        if arguments.command in NEEDS and arguments.command not in ASK_THEMSELVES:
-            require_models(arguments.command)
-            load_tensorflow()
-        code: int = command.run(arguments)
-        return code
+        with _interruptible():
+            return _run(arguments)
     except TfInferError as error:
         print(f"tf-infer {arguments.command}: {error}", file=sys.stderr)
         return 1
@@ -104,6 +116,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    command = importlib.import_module(f"tf_infer.cli.{arguments.command}")
+    if arguments.command in NEEDS and arguments.command not in ASK_THEMSELVES:
+        require_models(arguments.command)
+        load_tensorflow()
+    code: int = command.run(arguments)
+    return code
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise Interrupted, unless it is not ours to say."""
+    if (threading.current_thread() is not threading.main_thread()
+            or signal.getsignal(signal.SIGINT) is not signal.default_int_handler):
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

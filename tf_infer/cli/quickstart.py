@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer.cli.backend import load_tensorflow, require_models
+from tf_infer.cli.main import interrupt
 from tf_infer.errors import ConfigError, ServerFailure
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     _open_port(arguments.port)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)  # as Ctrl-C: the server must not outlive us
+        signal.signal(number, interrupt)  # as Ctrl-C: the server must not outlive us
     _say("importing TensorFlow")
     load_tensorflow()
     with tempfile.TemporaryDirectory(prefix="tf-infer-") as scratch:
@@ -230,10 +231,6 @@ def _open_port(port: int) -> int:
                               f"{error.strerror}. Leave it out to take a free one.") from error
         opened: int = probe.getsockname()[1]
         return opened
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager
