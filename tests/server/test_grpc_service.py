@@ -129,12 +129,14 @@ def test_GE05_GE06_CF19_unknown_model_version_label(channel: grpc.Channel) -> No
     assert refused(channel, PREDICT, predict_request("M", text=["x"])) == (
         "NOT_FOUND", "Servable not found for request: Latest(M)")  # GE12 too
     request = predict_request(text=["x"])
-    request.model_spec.version.value = 4
-    assert refused(channel, PREDICT, request) == (
-        "NOT_FOUND", "Servable not found for request: Specific(m, 4)")
-    request.model_spec.version_label = "stable"
-    assert refused(channel, PREDICT, request) == (
-        "INVALID_ARGUMENT", "Unrecognized servable version label: stable")
+    for version in (4, -1, 2**63 - 1):
+        request.model_spec.version.value = version
+        assert refused(channel, PREDICT, request) == (
+            "NOT_FOUND", f"Servable not found for request: Specific(m, {version})")
+    for label in ("stable", ""):
+        request.model_spec.version_label = label
+        assert refused(channel, PREDICT, request) == (
+            "INVALID_ARGUMENT", f"Unrecognized servable version label: {label}")
 
 
 def test_GE07_the_later_of_version_and_label_wins(channel: grpc.Channel) -> None:

@@ -66,7 +66,11 @@ class VersionStatus(NamedTuple):
 
 
 class ModelRef(NamedTuple):
-    """Which version a request asks for; neither version nor label: the highest available."""
+    """Which version a request asks for; neither version nor label: the highest available.
+
+    Not `wire.messages.ModelRef`, which the client builds and which refuses a negative version or an
+    empty label: who sends them gets TensorFlow Serving's own answer.
+    """
 
     name: str
     version: int | None = None
