@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.load import Load
 
@@ -81,28 +81,47 @@ def in_arrival_order(model: Path, *, wait_us: int = 2000, threads: int = 1) -> C
                 files={"batching.txt": BATCHING.format(wait_us=wait_us, threads=threads)})
 
 
-# What `python -m benchmarks.server --tune` tries, the one that did best first: milliseconds that a
-# batch stays open (BentoML: the latency that its own rule aims at), batches or workers at once.
-SETTINGS: dict[str, tuple[tuple[float, int], ...]] = {
-    "fastapi": ((5.0, 1), (0.0, 1), (2.0, 1), (0.0, 2), (2.0, 2)),
-    "litserve": ((5.0, 1), (0.0, 1), (2.0, 1), (10.0, 1), (5.0, 2)),
-    "mlserver": ((5.0, 1), (1.0, 1), (2.0, 1), (10.0, 1)),
-    "bentoml": ((60000.0, 1), (1000.0, 1), (200.0, 1), (60000.0, 2)),
-    "ray": ((5.0, 1), (0.0, 1), (10.0, 1), (5.0, 2))}
+class Setting(NamedTuple):
+    """How a peer is run.
+
+    Attributes:
+        wait_ms: how long a batch stays open; of BentoML the latency that its own rule aims at.
+        workers: batches, or processes, at once.
+        threads: of TensorFlow inside one operation; 0 for its own choice.
+    """
+
+    wait_ms: float
+    workers: int = 1
+    threads: int = 0
 
 
-def peer(name: str, model: Path, venvs: Path, *, wait_ms: float, workers: int) -> Contestant:
+# What `python -m benchmarks.server --tune` tries; the one that did best comes first.
+SETTINGS: dict[str, tuple[Setting, ...]] = {
+    "fastapi": tuple(Setting(wait, *more) for more in ((2, 1), (1, 0), (1, 1), (2, 0))
+                     for wait in (2.0, 0.0, 5.0)),
+    "litserve": tuple(Setting(wait, *more) for more in ((2, 1), (1, 0), (1, 1))
+                      for wait in (5.0, 0.0, 2.0, 10.0)),
+    "mlserver": tuple(Setting(wait, 1, threads) for threads in (0, 1)
+                      for wait in (5.0, 1.0, 2.0, 10.0)),
+    "bentoml": tuple(Setting(wait, *more) for more in ((1, 0), (1, 1), (2, 1))
+                     for wait in (60000.0, 1000.0, 200.0)),
+    "ray": tuple(Setting(wait, *more) for more in ((1, 0), (1, 1), (2, 1))
+                 for wait in (5.0, 0.0, 10.0))}
+
+
+def peer(name: str, model: Path, venvs: Path, setting: Setting) -> Contestant:
     """Return a peer with its settings."""
     where = (venvs / name / "bin").resolve()
-    environment = {"MODEL": str(model / "1"), "PORT": "{port}", "WAIT_MS": str(wait_ms),
-                   "WORKERS": str(workers), "PYTHONPATH": str(HERE / "peers"),
+    environment = {"MODEL": str(model / "1"), "PORT": "{port}", "WAIT_MS": str(setting.wait_ms),
+                   "WORKERS": str(setting.workers), "THREADS": str(setting.threads),
+                   "PYTHONPATH": str(HERE / "peers"),
                    "PATH": f"{where}:{os.environ['PATH']}"}
     python = str(where / "python")
     if name == "mlserver":
         return Contestant(
             name=name, command=(str(where / "mlserver"), "start", "{folder}"),
             environment=environment, form="v2", path="/v2/models/classifier/infer",
-            files=_mlserver_files(wait_ms))
+            files=_mlserver_files(setting.wait_ms))
     if name == "bentoml":
         return Contestant(
             name=name, form="texts", environment=environment | {"BENTOML_HOME": "{folder}"},

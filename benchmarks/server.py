@@ -205,9 +205,8 @@ def texts_part(arguments: argparse.Namespace) -> dict[str, Any]:
              contestants.ours(model, "--scheduler=none", name=ALONE),
              contestants.in_arrival_order(model)]
     if arguments.peers:
-        group += [contestants.peer(name, model, arguments.peers, wait_ms=best[0], workers=best[1])
-                  for name, (best, *_) in contestants.SETTINGS.items()
-                  if (arguments.peers / name).is_dir()]
+        group += [contestants.peer(name, model, arguments.peers, best) for name, (best, *_)
+                  in contestants.SETTINGS.items() if (arguments.peers / name).is_dir()]
     group = [one for one in group if chosen(one.name, arguments.only)]
     found: dict[str, Any] = {}
     with started(group, PROBE) as running:
@@ -250,13 +249,13 @@ def tune_part(arguments: argparse.Namespace) -> dict[str, Any]:
         if not (arguments.peers / name).is_dir() or not chosen(name, arguments.only):
             continue
         cells: Cells = {}
-        for wait_ms, workers in settings:
-            one = contestants.peer(name, model, arguments.peers, wait_ms=wait_ms, workers=workers)
+        for setting in settings:
+            one = contestants.peer(name, model, arguments.peers, setting)
             with started([one], PROBE) as running:
                 for count in CALLERS[1:] * arguments.rounds:
                     load = running[0].load(models.short_texts(), callers=count, warm_s=1.0,
                                            seconds=arguments.seconds)
-                    result, key = measure(running[0], load), f"{wait_ms} ms, {workers} at once"
+                    result, key = measure(running[0], load), str(setting)
                     say(f"{name} {key} {count} {result}")
                     cells.setdefault(f"closed {count}", {}).setdefault(key, []).append(result)
         found[name] = medians(cells)
