@@ -12,11 +12,17 @@ tf = pytest.importorskip("tensorflow")
 
 from tests.server.test_flags import platform_file  # noqa: E402
 from tf_infer.errors import InvalidRequest, NotOffered  # noqa: E402
+from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE  # noqa: E402
 from tf_infer.server import cpus, flags  # noqa: E402
 from tf_infer.server.app import Server  # noqa: E402
-from tf_infer.server.config import ServerConfig  # noqa: E402
+from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
 from tf_infer.server.servable import SavedModelServable, load_version  # noqa: E402
-from tf_infer.server.session_config import MIN_INTER_OP_THREADS, session_config  # noqa: E402
+from tf_infer.server.session_config import (  # noqa: E402
+    FEW_CPUS,
+    MIN_INTER_OP_THREADS,
+    only_ours,
+    session_config,
+)
 
 BF16_RELATIVE_ERROR = 2e-4  # of float32 it is 1e-7, of 8 bits of mantissa 4e-3
 
@@ -38,6 +44,22 @@ def test_without_flags_TensorFlow_chooses_within_the_quota() -> None:
     made = settings()
     assert made.inter_op_parallelism_threads == max(MIN_INTER_OP_THREADS, cpus.usable())
     assert made.intra_op_parallelism_threads == cpus.limit()
+
+
+@pytest.mark.parametrize(("models", "ours"), [
+    (["a"], True), (["a", "b"], True), (["a", "foreign"], False), (["empty"], False), ([], False)])
+def test_few_cpus_and_nothing_but_texts_of_ours_have_one_thread_inside_an_operation(
+        tmp_path: Path, models: list[str], ours: bool) -> None:
+    for name in ("a/1", "a/2", "b/7", "foreign/1", "empty"):
+        (tmp_path / name / EXTRA_FOLDER).mkdir(parents=True)
+    for name in ("a/2", "b/7"):
+        write(tmp_path / name / EXTRA_FOLDER / MANIFEST_FILE, "{}")
+    served = tuple(ModelConfig(name=name, base_path=str(tmp_path / name)) for name in models)
+    assert only_ours(served) is ours
+    made = session_config(ServerConfig(models=served)).intra_op_parallelism_threads
+    assert made == (1 if ours and cpus.usable() <= FEW_CPUS else cpus.limit())
+    asked = ServerConfig(models=served, intra_op_threads=3)
+    assert session_config(asked).intra_op_parallelism_threads == 3
 
 
 def test_FL24_FL44_flags_go_before_the_file(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Flag(NamedTuple):
 
 
 CPUS = cpus.usable()
-BATCH_WORKERS = 1
+BATCH_WORKERS = min(2, CPUS)  # one answers while the other runs: docs/runtime.md
 EMBEDDED = "embedded"
 OF_LAUNCHER = frozenset({"server_binary", "server_config_dir", "ready_seconds", "enable_preflight",
                          "tls_server_name"})  # mean nothing to the embedded server
@@ -120,7 +120,7 @@ FLAGS: tuple[Flag, ...] = (
          "requests of one model that may wait; more get RESOURCE_EXHAUSTED; 0: no limit", "ours"),
     Flag("scheduler", "text", "how requests to models with a manifest are joined: text (by length) "
          "or none; --enable_batching goes before it", "ours"),
-    Flag("batch_workers", 0, "batches of that scheduler that run at once; 0: chosen", "ours"),
+    Flag("batch_workers", 0, "batches of that scheduler that run at once; 0: two, on one CPU one", "ours"),
     Flag("drain_seconds", 10.0, "how long running requests are waited for at the end", "ours"),
     Flag("verbose", False, "log every call (never its data)", "ours"),
     Flag("log_format", "text", "of the lines on standard error: text or json", "ours"),

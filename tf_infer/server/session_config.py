@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import tensorflow as tf
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 
+from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE
 from tf_infer.server import cpus
-from tf_infer.server.config import ServerConfig
+from tf_infer.server.config import ModelConfig, ServerConfig
 from tf_infer.server.platform_config import ADAPTER, adapter_in
 from tf_infer.server.protos import read_text_proto
 from tf_infer.wire import serving_pb2
 
+FEW_CPUS = 2  # there two runs with a thread each did 1.3 times one with two: docs/runtime.md
 MIN_INTER_OP_THREADS = 8  # a run without a limit holds one of them: docs/runtime.md
 
 
@@ -23,7 +26,8 @@ def session_config(config: ServerConfig) -> Any:
 
     Flags go before --tensorflow_session_config_file; with a --platform_config_file neither counts
     (FL46). Threads that nobody asks for: TensorFlow's own choice within the container's quota, but
-    at least `MIN_INTER_OP_THREADS` between operations.
+    at least `MIN_INTER_OP_THREADS` between operations, and one inside them where there are
+    `FEW_CPUS` and nothing but texts of ours.
 
     Raises:
         InvalidRequest: a file is missing or does not parse (FL25).
@@ -38,8 +42,15 @@ def session_config(config: ServerConfig) -> Any:
     if not settings.inter_op_parallelism_threads:
         settings.inter_op_parallelism_threads = max(MIN_INTER_OP_THREADS, cpus.usable())
     if not settings.intra_op_parallelism_threads:
-        settings.intra_op_parallelism_threads = cpus.limit()
+        few = cpus.usable() <= FEW_CPUS and only_ours(config.models)
+        settings.intra_op_parallelism_threads = 1 if few else cpus.limit()
     return settings
+
+
+def only_ours(models: Sequence[ModelConfig]) -> bool:
+    """Whether every model has a version with our manifest, and there is one."""
+    return bool(models) and all(
+        any(Path(model.base_path).glob(f"*/{EXTRA_FOLDER}/{MANIFEST_FILE}")) for model in models)
 
 
 def _set_flags(settings: Any, config: ServerConfig) -> None:
