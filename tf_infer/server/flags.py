@@ -120,7 +120,8 @@ FLAGS: tuple[Flag, ...] = (
          "requests of one model that may wait; more get RESOURCE_EXHAUSTED; 0: no limit", "ours"),
     Flag("scheduler", "text", "how requests to models with a manifest are joined: text (by length) "
          "or none; --enable_batching goes before it", "ours"),
-    Flag("batch_workers", 0, "batches of that scheduler that run at once; 0: two, on one CPU one", "ours"),
+    Flag("batch_workers", 0, "batches of that scheduler that run at once; 0: two, on one CPU one",
+         "ours"),
     Flag("drain_seconds", 10.0, "how long running requests are waited for at the end", "ours"),
     Flag("verbose", False, "log every call (never its data)", "ours"),
     Flag("log_format", "text", "of the lines on standard error: text or json", "ours"),
