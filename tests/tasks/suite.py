@@ -166,8 +166,9 @@ def cut_padding(outputs: Arrays, spec: SignatureSpec, wanted: Arrays) -> dict[st
 
 def every_operation_has_a_stage(paths: Paths, path: str) -> None:
     """Traces tell the stages apart; only inputs, captured weights and outputs are of none."""
-    paths.ask(path, "serving_default", inputs_for(paths.task, "serving_default", [b"a text"]))
-    operations = paths.traced(path, "serving_default").graph.get_operations()
+    first = traced(paths.task)[0]
+    paths.ask(path, first, inputs_for(paths.task, first, [b"a text"]))
+    operations = paths.traced(path, first).graph.get_operations()
     assert {stage_of(one.name) for one in operations} == {None, *STAGES}
     outside = {one.type for one in operations if stage_of(one.name) is None}
     assert outside <= {"Placeholder", "Identity", "NoOp", *DEFAULTS}
