@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tf_infer"
 
 EVERYTHING = {"errors", "version", "stages", "config", "manifest", "equality", "wire", "client",
-              "text", "networks", "decoding", "tasks", "train", "verify", "export", "server",
-              "profiling", "cli"}
+              "text", "networks", "decoding", "tasks", "engines", "train", "optimize", "verify",
+              "export", "server", "profiling", "cli"}
 
 # package -> what it may import from tf_infer
 INSIDE: dict[str, set[str]] = {
@@ -29,10 +29,12 @@ INSIDE: dict[str, set[str]] = {
     "networks": {"config", "errors"},
     "decoding": {"config", "errors", "stages"},
     "tasks": {"text", "networks", "decoding", "config", "manifest", "errors", "stages"},
+    "engines": {"manifest", "config", "errors"},
     "train": {"tasks", "config", "errors"},
+    "optimize": {"tasks", "networks", "config", "manifest", "errors"},
     "verify": {"client", "equality", "manifest", "config", "errors"},
     "export": {"tasks", "wire", "manifest", "config", "errors", "version"},
-    "server": {"wire", "equality", "manifest", "config", "errors", "version", "stages"},
+    "server": {"engines", "wire", "equality", "manifest", "config", "errors", "version", "stages"},
     "profiling": {"client", "wire", "stages", "errors"},
     "cli": EVERYTHING,
 }
@@ -51,7 +53,9 @@ OUTSIDE: dict[str, set[str]] = {
     "networks": {"numpy", "tensorflow", "keras", "keras_hub", "safetensors"},
     "decoding": {"numpy", "tensorflow"},
     "tasks": {"numpy", "tensorflow", "keras"},
+    "engines": {"numpy"},
     "train": {"numpy", "tensorflow", "keras", "tqdm"},
+    "optimize": {"numpy", "tensorflow", "keras"},
     "verify": {"numpy"},
     "export": {"numpy", "tensorflow", "keras", "tensorflow_serving", "tensorflow_text"},
     "server": {"numpy", "google", "grpc"},

@@ -48,6 +48,22 @@ class Limits(NamedTuple):
     pad_id: int
 
 
+class Processor(NamedTuple):
+    """Changes logits before a token is chosen, and remembers for each row what it needs for that.
+
+    Attributes:
+        state: before the first token: a nest of tensors with the row axis first in every leaf.
+        change: logits [N, V] float32, produced [N] int32, state -> logits [N, V]. `produced` is
+            how many tokens each row has. A row's result depends on that row alone.
+        accept: state, tokens [N] int32, live [N] bool -> state, after each choice; only live rows
+            have chosen, end ids included.
+    """
+
+    state: Any
+    change: Callable[[tf.Tensor, tf.Tensor, Any], tf.Tensor]
+    accept: Callable[[Any, tf.Tensor, tf.Tensor], Any]
+
+
 class SamplingOptions(NamedTuple):
     """How the next token is drawn, for each row for itself.
 

@@ -1,0 +1,64 @@
+"""What an engine promises: StepEngine, a decoder whose caches stay in slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class StepEngine(Protocol):
+    """A decoder outside the graph: a cache row a slot, written in place, each at its own position.
+
+    What stands in a slot behind its position may be anything. One thread at a time may call it; a
+    call lets other Python threads run while it computes. A slot's logits depend on that slot alone.
+
+    Attributes:
+        slots: S, rows of a step.
+        positions: P, ids that a slot can hold.
+        chunk: most ids of one `read`.
+        vocab_size: V.
+    """
+
+    slots: int
+    positions: int
+    chunk: int
+    vocab_size: int
+
+    def read(self, slot: int, ids: np.ndarray, start: int) -> np.ndarray:
+        """Read part of a prompt into a slot.
+
+        Args:
+            slot: 0 .. slots - 1.
+            ids: [n] int32, 1 <= n <= chunk, start + n <= positions.
+            start: positions that the slot holds already.
+
+        Returns:
+            [V] float32, logits of the id after the last one; valid until the next call.
+        """
+
+    def step(self, tokens: np.ndarray, lengths: np.ndarray, active: Sequence[int]) -> np.ndarray:
+        """Read one more token of each active slot.
+
+        Args:
+            tokens: [S] int32; those of other slots are not looked at.
+            lengths: [S] int32, positions each slot holds before this token.
+            active: the slots that read, at least one.
+
+        Returns:
+            [S, V] float32, logits; rows of other slots may hold anything; valid until the next
+            call.
+        """
+
+    def save(self, slot: int, length: int) -> Any:
+        """Return what the first `length` positions of a slot hold, for `restore`.
+
+        It has an attribute `nbytes`.
+        """
+
+    def restore(self, slot: int, saved: Any) -> None:
+        """Make a slot begin with what was saved, from any slot of the same engine."""
+
+    def close(self) -> None:
+        """Free what the engine holds; no call follows."""
