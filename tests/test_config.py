@@ -108,6 +108,7 @@ def test_an_int_may_stand_for_a_float_but_not_the_other_way() -> None:
     ({"average_decay": 1.0}, "TrainConfig.average_decay"),
     ({"weight_decay": -1.0}, "TrainConfig.weight_decay"),
     ({"patience": 0}, "TrainConfig.patience"), ({"block_tokens": 1}, "TrainConfig.block_tokens"),
+    ({"epoch_steps": 0}, "TrainConfig.epoch_steps"),
 ])
 def test_training_rules(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -430,6 +430,8 @@ class TrainConfig:
         validation_fraction: taken from the training rows when no validation rows are given; 0 takes
             none: every epoch is run and the last weights are kept.
         block_tokens: length of a training row of a decoder.
+        epoch_steps: of a decoder: an epoch is this many steps over rows that begin at random
+            places of the texts; None reads every text once, cut at the same places.
     """
 
     epochs: int = 10
@@ -447,6 +449,7 @@ class TrainConfig:
     seed: int = 0
     validation_fraction: float = 0.1
     block_tokens: int = 128
+    epoch_steps: int | None = None
 
     def __post_init__(self) -> None:
         where = "TrainConfig"
@@ -472,6 +475,8 @@ class TrainConfig:
         check(self.patience is None or self.patience >= 1, f"{where}.patience", "None or >= 1",
               self.patience)
         check(self.block_tokens >= 2, f"{where}.block_tokens", ">= 2", self.block_tokens)
+        check(self.epoch_steps is None or self.epoch_steps >= 1, f"{where}.epoch_steps",
+              "None or >= 1", self.epoch_steps)
 
 
 # ---------------------------------------------------------------------------- JSON

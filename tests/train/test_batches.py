@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tf_infer.train.batches import Rows, Vectors, dataset, plan, split, vector_dataset
+from tf_infer.train.batches import (
+    Rows,
+    Vectors,
+    dataset,
+    draw,
+    plan,
+    split,
+    vector_dataset,
+)
 
 BUCKETS = (4, 8, 16)
 PAD = 99
@@ -78,6 +86,26 @@ def test_vectors_have_one_bucket() -> None:
     assert sorted(len(part[1]) for part in parts) == [2, 4, 4]
     for vectors, targets in parts:
         np.testing.assert_array_equal(vectors, rows.vectors[targets.numpy()])
+
+
+def test_drawn_rows_begin_anywhere_and_long_documents_come_more_often() -> None:
+    documents, starts = draw(np.array([1, 5, 21, 81]), block_tokens=10, count=5_000, seed=1,
+                             epoch=0)
+    shares = np.bincount(documents, minlength=4) / 5_000
+    assert shares[0] == 0
+    np.testing.assert_allclose(shares[1:], np.array([4, 20, 80]) / 104, atol=0.02)
+    assert set(starts[documents == 1]) == {0}
+    for document, length in ((2, 21), (3, 81)):
+        assert set(starts[documents == document]) == set(range(length - 10 + 1))
+
+
+def test_a_seed_and_an_epoch_fix_what_is_drawn() -> None:
+    def drawn(seed: int, epoch: int) -> list[int]:
+        return draw(np.array([500]), block_tokens=10, count=20, seed=seed, epoch=epoch)[1].tolist()
+
+    assert drawn(1, 0) == drawn(1, 0)
+    assert drawn(1, 0) != drawn(1, 1)
+    assert drawn(1, 0) != drawn(2, 0)
 
 
 def test_split_parts_all_rows_and_keeps_one_for_each_side() -> None:

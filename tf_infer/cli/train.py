@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   tf-infer train models/intents --data train.jsonl --resume     go on after Ctrl-C
   tf-infer train models/intents --test test.jsonl               evaluate only
   tf-infer train models/writer --data stories.txt --block-tokens 256 --learning-rate 2e-3
+  tf-infer train models/writer --data novel.txt.gz --validation val.txt --epoch-steps 500
 
 files: .jsonl with "text" and "label" (or "labels", "text_pair"), .csv with the same names in its
 first line, .txt (one document, for decoders); each also as .gz.
@@ -48,6 +49,7 @@ HELP = {
     "seed": "of order and dropout",
     "validation_fraction": "taken from the data without --validation; 0 runs every epoch",
     "block_tokens": "length of a decoder's training row",
+    "epoch_steps": "of a decoder: steps of an epoch, over rows from random places, or none",
 }
 
 

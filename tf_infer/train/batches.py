@@ -130,6 +130,27 @@ def _numbers(batches: Plan) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices((numbers, tf.constant(batches.widths, tf.int32)))
 
 
+def draw(lengths: np.ndarray, *, block_tokens: int, count: int, seed: int, epoch: int
+         ) -> tuple[np.ndarray, np.ndarray]:
+    """Decide where rows begin that are cut out of documents at random places.
+
+    Args:
+        lengths: [N], ids of each document.
+        block_tokens: length of a row; a shorter document is a row as a whole.
+        count: rows to draw.
+        seed, epoch: the same two give the same rows.
+
+    Returns:
+        documents: [count] int64, which document each row is of; one that asks for twice the ids
+            (all but its first) comes twice as often. One without any does not come.
+        starts: [count] int64, its first id; every place that leaves a whole row is as likely.
+    """
+    random = np.random.default_rng([seed, epoch])
+    asked = np.maximum(lengths - 1, 0)
+    documents = random.choice(len(lengths), size=count, p=asked / asked.sum())
+    return documents, random.integers(0, np.maximum(lengths[documents] - block_tokens, 0) + 1)
+
+
 def split(count: int, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Part rows into (training, validation) numbers, each ascending and with at least one.
 

@@ -83,6 +83,10 @@ def fit(task: Task, examples: Sequence[Example], config: TrainConfig, *,
     if not examples:
         raise DataError("examples: expected at least one, got none.")
     if validation is None and config.validation_fraction:
+        if config.epoch_steps is not None:
+            raise ConfigError("TrainConfig.validation_fraction: expected 0 or validation rows of "
+                              "their own with epoch_steps, whose rows begin anywhere, got "
+                              f"{config.validation_fraction!r}.")
         rows, held_rows = _held_out(objective, examples, config, ticker)
     else:
         rows = objective.rows(examples, training=True, ticker=ticker)
@@ -165,19 +169,20 @@ class _Run:
         self.variables = objective.variables
         self.random_states = random_states(task.network)
         self.judge = _Judge(objective, held_rows) if held_rows is not None else None
-        self.epoch_steps = len(self._plan(0).rows)
+        first = objective.epoch_rows(rows, 0)
+        self.epoch_steps = len(self._plan(first, 0).rows)
         self.steps = self.epoch_steps * config.epochs
         self.optimizer = optimizer(config, self.variables, self.steps)
         self.average = ([keras.Variable(variable, trainable=False) for variable in self.variables]
                         if config.average_decay else [])
         # A batch is divided by the mean weight of all batches, so that every row of an epoch
         # counts the same, in a batch that is not full too.
-        self.scale = float(objective.weights(rows).sum()) / self.epoch_steps
+        self.scale = float(objective.weights(first).sum()) / self.epoch_steps
         self.started_with = {"config": to_json(config), "task": to_json(task.config),
                              "data": digest(rows, held_rows)}
         self.epochs: list[dict[str, Any]] = []
         self.best = values(self.variables)
-        data = objective.dataset(rows, self._plan(0))
+        data = objective.dataset(first, self._plan(first, 0))
         self.step = tf.function(self._step, input_signature=[data.element_spec],
                                 autograph=False)
 
@@ -204,15 +209,16 @@ class _Run:
 
     # ------------------------------------------------------------------ one epoch
 
-    def _plan(self, epoch: int) -> Plan:
-        return plan(self.rows.lengths(), self.objective.buckets, seed=self.config.seed,
+    def _plan(self, rows: Any, epoch: int) -> Plan:
+        return plan(rows.lengths(), self.objective.buckets, seed=self.config.seed,
                     batch_rows=self.config.batch_rows, epoch=epoch)
 
     def _epoch(self, epoch: int) -> list[float]:
         """Run the steps of an epoch; return the loss of each."""
         seed_states(self.random_states, self.config.seed, epoch)
         step_losses: list[float] = []
-        batches = self.objective.dataset(self.rows, self._plan(epoch))
+        rows = self.objective.epoch_rows(self.rows, epoch)
+        batches = self.objective.dataset(rows, self._plan(rows, epoch))
         for batch in self.ticker(batches, f"epoch {epoch + 1}/{self.config.epochs}"):
             loss = float(self.step(batch))
             if not math.isfinite(loss):

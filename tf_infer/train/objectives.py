@@ -19,6 +19,7 @@ from tf_infer.train.batches import (
     Rows,
     Vectors,
     dataset,
+    draw,
     plan,
     vector_dataset,
 )
@@ -46,6 +47,9 @@ class Objective(Protocol):
 
     def rows(self, examples: Sequence[Example], *, training: bool, ticker: Ticker) -> RowSet:
         """Encode examples once; with `training`, check that something can be learned from them."""
+
+    def epoch_rows(self, rows: Any, epoch: int) -> RowSet:
+        """Return the rows that an epoch reads, of those that `rows` gave for training."""
 
     def weights(self, rows: RowSet) -> np.ndarray:
         """Return how much each row counts in the mean loss, [N]."""
@@ -87,6 +91,9 @@ class Classifier:
 
     def __init__(self, task: Task, config: TrainConfig) -> None:
         assert isinstance(task.config, ClassifierConfig)
+        if config.epoch_steps is not None:
+            raise ConfigError("TrainConfig.epoch_steps: expected None for a classifier, which "
+                              f"reads every text as a whole, got {config.epoch_steps!r}.")
         self.task = task
         self.config: ClassifierConfig = task.config
         self.train = config
@@ -117,6 +124,11 @@ class Classifier:
         if self.config.pair:
             inputs["text_pair"] = tf.constant([to_bytes(e.text_pair or "") for e in examples])
         return inputs
+
+    def epoch_rows(self, rows: Any, epoch: int) -> RowSet:
+        """All of them."""
+        del epoch
+        return rows
 
     def weights(self, rows: RowSet) -> np.ndarray:
         """Every row counts 1."""
@@ -218,7 +230,8 @@ class NextId:
 
     Every text is a document of its own: start id (where the packing has one), ids, end id. A long
     one is cut into rows of `TrainConfig.block_tokens` that overlap by one id, so that each id but
-    the document's first is asked for once.
+    the document's first is asked for once. With `TrainConfig.epoch_steps` training rows are drawn
+    anew for each epoch, and begin anywhere.
     """
 
     def __init__(self, task: Task, config: TrainConfig) -> None:
@@ -232,29 +245,42 @@ class NextId:
         self.train = config
         self.network = task.network
         self.variables = list(self.network.trainable_variables)
-        self.buckets = (*(width for width in self.config.grid.tokens
-                          if width < config.block_tokens), config.block_tokens)
+        # Drawn rows are all of one bucket, so that their number fixes the number of steps.
+        shorter = self.config.grid.tokens if config.epoch_steps is None else ()
+        self.buckets = (*(width for width in shorter if width < config.block_tokens),
+                        config.block_tokens)
         self.pad_id = pad_id(task)
         self.hidden_id = hidden_id(task, config)
 
     def rows(self, examples: Sequence[Example], *, training: bool, ticker: Ticker) -> RowSet:
-        """Encode documents and cut them; the targets are empty, [N, 0]."""
+        """Encode documents and cut them; the targets are empty, [N, 0].
+
+        Training rows that each epoch draws anew are the whole documents.
+        """
         codec = self.task.codec
         start = [codec.start_id] if self.config.packing.start else []
         ends = self.config.end_ids[:1] or ((codec.end_id,) if codec.end_id is not None else ())
-        step = self.train.block_tokens - 1
+        whole = training and self.train.epoch_steps is not None
+        step = None if whole else self.train.block_tokens - 1
         blocks: list[np.ndarray] = []
         for example in ticker(examples, "encode"):
             # As a whole, as serving reads a prompt: cut, each part would begin like a text.
             ids = codec.encode(tf.constant([to_bytes(example.text)])).ids.values.numpy()
-            document = np.concatenate([start, ids, ends]).astype(np.int32)
-            blocks += [document[begin:begin + step + 1]
-                       for begin in range(0, max(len(document) - 1, 0), step)]
+            blocks += cut(np.concatenate([start, ids, ends]).astype(np.int32), step)
         if not blocks:
             raise DataError("text: expected texts of at least two ids, got none.")
-        ids = tf.RaggedTensor.from_row_lengths(
-            np.concatenate(blocks), [len(block) for block in blocks])
-        return Rows(ids, tf.zeros_like(ids), np.zeros((len(blocks), 0), np.float32))
+        return _id_rows(blocks)
+
+    def epoch_rows(self, rows: Any, epoch: int) -> RowSet:
+        """All of them, or as many as `epoch_steps` steps take, drawn from the documents."""
+        steps, width = self.train.epoch_steps, self.train.block_tokens
+        if steps is None:
+            return rows
+        drawn = draw(rows.lengths(), block_tokens=width, count=steps * self.train.batch_rows,
+                     seed=self.train.seed, epoch=epoch)
+        values, splits = rows.ids.values.numpy(), rows.ids.row_splits.numpy()
+        return _id_rows([values[splits[document] + start:splits[document + 1]][:width]
+                         for document, start in zip(*drawn)])
 
     def weights(self, rows: RowSet) -> np.ndarray:
         """Every id that is asked for counts 1."""
@@ -283,6 +309,23 @@ class NextId:
 
 
 # ---------------------------------------------------------------------------- ids
+
+
+def cut(document: np.ndarray, step: int | None) -> list[np.ndarray]:
+    """Cut ids [T] into rows of at most step + 1 that overlap by one id; None cuts nothing.
+
+    A document of fewer than two ids asks for none, and gives no row.
+    """
+    asked = max(len(document) - 1, 0)
+    step = step or max(asked, 1)
+    return [document[begin:begin + step + 1] for begin in range(0, asked, step)]
+
+
+def _id_rows(blocks: Sequence[np.ndarray]) -> Rows:
+    """Ids of each row, one segment, no targets."""
+    ids = tf.RaggedTensor.from_row_lengths(
+        np.concatenate(blocks), [len(block) for block in blocks])
+    return Rows(ids, tf.zeros_like(ids), np.zeros((len(blocks), 0), np.float32))
 
 
 def hide(ids: tf.Tensor, mask: tf.Tensor, hidden_id: int, share: float, seed: tf.Tensor | None
