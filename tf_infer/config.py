@@ -23,6 +23,8 @@ from tf_infer.errors import ConfigError
 
 T = TypeVar("T")
 
+MAX_TEMPLATE_CHARS = 64 * 1024  # of a chat's; the longest known ones have 10,000
+
 
 def check(rule: bool, where: str, expected: str, got: object, hint: str = "") -> None:
     """Raise ConfigError in the house form unless `rule` holds."""
@@ -325,6 +327,26 @@ class ClassifierConfig:
         check(all(width >= 1 for width in self.hidden), f"{where}.hidden", "widths >= 1",
               self.hidden)
         check_grid(self.grid, self.packing, where)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatFormat:
+    """How the messages of a chat become one prompt; `chat.json` beside a tokenizer and a manifest.
+
+    Attributes:
+        template: Jinja, as Hugging Face's tokenizer_config.json has it under `chat_template`.
+        tokens: special tokens that the template may name ("bos_token" -> its text).
+        start: the codec puts its start id before every prompt, so that a start token at the
+            beginning of what the template writes is left out.
+    """
+
+    template: str
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    start: bool = False
+
+    def __post_init__(self) -> None:
+        check(0 < len(self.template) <= MAX_TEMPLATE_CHARS, "ChatFormat.template",
+              f"1 to {MAX_TEMPLATE_CHARS} characters", len(self.template))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

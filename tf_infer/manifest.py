@@ -1,7 +1,8 @@
 """What travels with a model: its manifest, its golden samples, its verification report.
 
 Files of `<version>/assets.extra/`: `tf_infer.json` (ModelManifest), `golden.jsonl` (Samples),
-`report.json` (Report). Standard library and numpy only, so that a client can read them.
+`report.json` (Report), `chat.json` (config.ChatFormat, of some decoders). Standard library and
+numpy only, so that a client can read them.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from tf_infer import config as configs
-from tf_infer.config import ShapeGrid, TaskConfig
+from tf_infer.config import ChatFormat, ShapeGrid, TaskConfig
 from tf_infer.errors import ConfigError, ExportError
 
 EXTRA_FOLDER = "assets.extra"
 MANIFEST_FILE = "tf_infer.json"
 GOLDEN_FILE = "golden.jsonl"
 REPORT_FILE = "report.json"
+CHAT_FILE = "chat.json"
 WARMUP_FILE = "tf_serving_warmup_requests"
 MANIFEST_FORMAT = 1
 FILL_SIZE = 64  # elements; fewer are written one by one even when all are the same
@@ -194,6 +196,19 @@ def read_manifest(version_dir: Path) -> ModelManifest:
     manifest: ModelManifest = configs.load(
         ModelManifest, Path(version_dir) / EXTRA_FOLDER / MANIFEST_FILE)
     return manifest
+
+
+def read_chat(version_dir: Path) -> ChatFormat | None:
+    """Read `chat.json` of a version directory; None where there is none.
+
+    Raises:
+        ConfigError: it cannot be read; the message names the file.
+    """
+    path = Path(version_dir) / EXTRA_FOLDER / CHAT_FILE
+    if not path.is_file():
+        return None
+    found: ChatFormat = configs.load(ChatFormat, path)
+    return found
 
 
 def hash_files(version_dir: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from tf_infer.config import ChatFormat
 from tf_infer.errors import ServingError
 
 
@@ -116,3 +117,37 @@ class Generator(Protocol):
 
     def close(self) -> None:
         """End what runs with UNAVAILABLE, and free what the generator holds."""
+
+
+class Lent(Protocol):
+    """A generator that is lent to one request: its version stays until it is given back.
+
+    Attributes:
+        name, version: of the model that answers.
+        generator: what answers.
+        chat: how messages become a prompt (`manifest.read_chat`); None where the model was exported
+            without a template.
+    """
+
+    name: str
+    version: int
+    generator: Generator
+    chat: ChatFormat | None
+
+    def give_back(self) -> None:
+        """Let the version go; called once."""
+
+
+class Generators(Protocol):
+    """The generators of a server's models."""
+
+    def of(self, model: str, version: int | None, label: str | None) -> Lent:
+        """Lend the generator of a version, as `Versions.borrow` finds it.
+
+        Raises:
+            ServingError: NOT_FOUND, INVALID_ARGUMENT (such a label), UNIMPLEMENTED (the version
+                does not generate).
+        """
+
+    def names(self) -> tuple[str, ...]:
+        """Return the models of which a version is available that generates."""
