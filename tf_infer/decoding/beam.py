@@ -5,15 +5,21 @@ same number of tokens and so are ranked by their sums. `done` holds the K best f
 their rank, the sum divided by a power of the length; nothing is ever added to them. A row ends when
 its limit is reached or when no live hypothesis can come to rank before the last of `done`, which
 is decided by a bound that holds for every continuation; so ending early changes no answer.
+
+Sums and ranks are the model's own. Of what a processor makes of the logits only its bans count: a
+token it leaves with `processors.BANNED` is not taken.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_infer.decoding.contracts import Cache, Hypotheses, Limits, Start, StepFn
+from tf_infer.decoding.contracts import Cache, Hypotheses, Limits, Processor, Start, StepFn
+from tf_infer.decoding.loop import with_shapes_of
+from tf_infer.decoding.processors import BANNED
 from tf_infer.decoding.score import finite
 from tf_infer.stages import DECODING
 
@@ -52,10 +58,19 @@ class _State(NamedTuple):
     ids: tf.Tensor        # [B, G, K, L] int32, live
     sums: tf.Tensor       # [B, G, K] float32, live
     done: _Table
+    states: tuple[Any, ...]  # what each processor remembers of each live hypothesis
+
+
+class _Rules(NamedTuple):
+    """What a search is held to, the same in every step."""
+
+    limits: Limits
+    options: BeamOptions
+    processors: Sequence[Processor]
 
 
 def search(step: StepFn, start: Start, limits: Limits, options: BeamOptions, *, beams: int,
-           groups: int = 1) -> Hypotheses:
+           groups: int = 1, processors: Sequence[Processor] = ()) -> Hypotheses:
     """Find the `beams` best continuations of each row.
 
     Args:
@@ -66,6 +81,7 @@ def search(step: StepFn, start: Start, limits: Limits, options: BeamOptions, *, 
         beams: hypotheses of a row, fixed when traced; a multiple of `groups`.
         groups: > 1 searches in groups of `beams / groups`, each avoiding the tokens of those before
             it (diverse beam search, Vijayakumar et al. 2016, arXiv:1610.02424).
+        processors: whose bans hold; their states have B rows.
 
     Returns:
         Hypotheses with K = `beams`, best rank first, groups put together. `scores` are sums. Where
@@ -82,7 +98,8 @@ def search(step: StepFn, start: Start, limits: Limits, options: BeamOptions, *, 
     if beams < 1 or groups < 1 or beams % groups:
         raise ValueError(f"beams: expected a multiple of groups = {groups}, got {beams}.")
     shape = (groups, beams // groups)
-    state, cache = _first(start, limits, options, shape)
+    rules = _Rules(limits, options, processors)
+    state, cache = _first(start, rules, shape)
 
     def going(state: _State, cache: Cache) -> tf.Tensor:
         del cache
@@ -93,22 +110,21 @@ def search(step: StepFn, start: Start, limits: Limits, options: BeamOptions, *, 
         tokens = tf.gather(state.ids, place, axis=-1)                        # [B, G, K]
         live = state.going[:, None, None] & (state.sums > VOID / 2)
         logits, moved = step(tf.reshape(tokens, [-1]), tf.reshape(live, [-1]), cache)
-        moved = tf.nest.map_structure(lambda new, old: tf.ensure_shape(new, old.shape),
-                                      moved, cache)
+        moved = with_shapes_of(moved, cache)
         with tf.name_scope(DECODING):
             logits = tf.reshape(logits, tf.concat([tf.shape(tokens), [tf.shape(logits)[1]]], 0))
             # Places that are not live may hold anything, NaN included.
             logits = tf.where(live[..., None], logits, 0.0)
-            state, parents = _advance(state, logits, limits, options)
-            return state, _gathered(moved, parents)
+            after, parents = _advance(state, logits, rules)
+            return with_shapes_of(after, state), _gathered(moved, parents)
 
     state, _ = tf.while_loop(going, once, (state, cache))
     return _best_first(state.done)
 
 
-def _first(start: Start, limits: Limits, options: BeamOptions, shape: tuple[int, int],
-           ) -> tuple[_State, Cache]:
+def _first(start: Start, rules: _Rules, shape: tuple[int, int]) -> tuple[_State, Cache]:
     """Spread each row over its hypotheses and let them take their first tokens."""
+    limits = rules.limits
     with tf.name_scope(DECODING):
         logits = tf.convert_to_tensor(start.logits)
         rows = tf.shape(logits)[0]
@@ -122,23 +138,28 @@ def _first(start: Start, limits: Limits, options: BeamOptions, shape: tuple[int,
                          & (tf.range(groups) == 0)[:, None], 0.0, void)
         done = _Table(ids, nothing, empty, empty, tf.zeros_like(nothing, tf.bool))
         root = tf.where(tf.range(width) == 0, 0.0, void)
-        state = _State(tf.constant(0), allowed > 0, ids, root, done)
+
+        def repeated(nest: Any) -> Any:
+            return tf.nest.map_structure(lambda leaf: tf.repeat(leaf, groups * width, axis=0), nest)
+
+        state = _State(tf.constant(0), allowed > 0, ids, root, done,
+                       tuple(repeated(processor.state) for processor in rules.processors))
         spread = tf.broadcast_to(logits[:, None, None, :],
                                  tf.concat([tf.shape(nothing), [tf.shape(logits)[1]]], 0))
-        state, _ = _advance(state, spread, limits, options)
-        repeats = groups * width
-        cache = tf.nest.map_structure(lambda leaf: tf.repeat(leaf, repeats, axis=0), start.cache)
-        return state, cache
+        state, _ = _advance(state, spread, rules)
+        return state, repeated(start.cache)
 
 
-def _advance(state: _State, logits: tf.Tensor, limits: Limits, options: BeamOptions,
-             ) -> tuple[_State, tf.Tensor]:
+def _advance(state: _State, logits: tf.Tensor, rules: _Rules) -> tuple[_State, tf.Tensor]:
     """Let every live hypothesis take one token: new state, and parents [B, G, K] int32.
 
     A parent is the place 0 .. K - 1 within the group that a live hypothesis continues.
     """
+    limits, options, processors = rules
     log_probs = tf.nn.log_softmax(finite(logits))                            # [B, G, K, V]
     sums = tf.maximum(state.sums[..., None] + log_probs, VOID)
+    if processors:
+        sums = tf.where(_allowed(state, logits, processors), sums, VOID)
     count = state.count + 1
     done = state.done
     if limits.end_ids:
@@ -157,9 +178,21 @@ def _advance(state: _State, logits: tf.Tensor, limits: Limits, options: BeamOpti
     done = _Table(*(tf.where(held[..., None] if new.shape.rank == 4 else held, new, old)
                     for new, old in zip(done, state.done)))
     going = state.going & (count < allowed) & _can_improve(chosen, done, count, allowed, options)
+    taken, live = tf.reshape(tokens, [-1]), tf.reshape(held & (chosen > VOID / 2), [-1])
+    states = tuple(processor.accept(before, taken, live) for processor, before
+                   in zip(processors, _gathered(state.states, parents), strict=True))
     # A row that has ended keeps its ids; what its places read is not looked at.
     return _State(count, going, tf.where(held[..., None], ids, state.ids),
-                  tf.where(held, chosen, state.sums), done), parents
+                  tf.where(held, chosen, state.sums), done, states), parents
+
+
+def _allowed(state: _State, logits: tf.Tensor, processors: Sequence[Processor]) -> tf.Tensor:
+    """[B, G, K, V] bool: what no processor bans to a live hypothesis."""
+    flat = tf.reshape(finite(logits), [-1, tf.shape(logits)[-1]])            # [B * G * K, V]
+    produced = tf.fill([tf.shape(flat)[0]], state.count)
+    for processor, remembered in zip(processors, state.states, strict=True):
+        flat = processor.change(flat, produced, remembered)
+    return tf.reshape(flat, tf.shape(logits)) > BANNED / 2
 
 
 def _ended(state: _State, sums: tf.Tensor, limits: Limits, options: BeamOptions) -> _Table:

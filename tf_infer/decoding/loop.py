@@ -3,17 +3,20 @@
 `advance` takes the logits of all rows, chooses, and writes down what follows from it; `decode` puts
 `advance` and a `StepFn` in a row inside the graph. A loop on the host (an engine's step, continuous
 batching) calls `begin`, then its own step and `advance` by turns. Nothing is remembered between
-calls but `Progress`, whose every field has the row axis first, so that rows may join and leave.
+calls but `Progress`, whose every tensor has the row axis first, so that rows may join and leave.
+
+`Processor`s change the logits that the choice is made from, in the order in which they are given;
+scores are taken from the logits before, so they stay the model's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
-from tf_infer.decoding.contracts import Cache, Hypotheses, Limits, Start, StepFn
+from tf_infer.decoding.contracts import Cache, Hypotheses, Limits, Processor, Start, StepFn
 from tf_infer.decoding.score import token_log_probs
 from tf_infer.stages import DECODING
 
@@ -31,6 +34,7 @@ class Progress(NamedTuple):
         lengths: [N] int32, how many; the end token does not count.
         scores: [N] float32, nats, of these and the end token.
         finished: [N] bool, ended with an end id.
+        states: what each processor remembers.
     """
 
     tokens: tf.Tensor
@@ -39,18 +43,21 @@ class Progress(NamedTuple):
     lengths: tf.Tensor
     scores: tf.Tensor
     finished: tf.Tensor
+    states: tuple[Any, ...] = ()
 
 
-def begin(limits: Limits) -> Progress:
+def begin(limits: Limits, processors: Sequence[Processor] = ()) -> Progress:
     """Return the progress of rows that have produced nothing; N is that of `max_new_tokens`."""
     nothing = tf.zeros_like(limits.max_new_tokens)                           # [N] int32
     ids = tf.fill([tf.shape(nothing)[0], limits.capacity], limits.pad_id)    # [N, L]
     return Progress(
         tokens=nothing + limits.pad_id, live=limits.max_new_tokens > 0, ids=ids, lengths=nothing,
-        scores=tf.zeros_like(nothing, tf.float32), finished=tf.zeros_like(nothing, tf.bool))
+        scores=tf.zeros_like(nothing, tf.float32), finished=tf.zeros_like(nothing, tf.bool),
+        states=tuple(processor.state for processor in processors))
 
 
-def advance(progress: Progress, logits: tf.Tensor, limits: Limits, choose: Choose) -> Progress:
+def advance(progress: Progress, logits: tf.Tensor, limits: Limits, choose: Choose,
+            processors: Sequence[Processor] = ()) -> Progress:
     """Choose the next token of every live row and write it down; the other rows stay as they are.
 
     Args:
@@ -58,16 +65,23 @@ def advance(progress: Progress, logits: tf.Tensor, limits: Limits, choose: Choos
         logits: [N, V] float32; those of rows that are not live are not looked at.
         limits: capacity, limits and end ids.
         choose: the decision.
+        processors: change the logits that `choose` sees; those that `begin` was given.
 
     A row stays live until it chooses an end id or holds min(max_new_tokens, capacity) tokens.
     """
     with tf.name_scope(DECODING):
-        return _advanced(progress, logits, limits, choose(logits, progress.lengths))
+        changed = logits
+        for processor, state in zip(processors, progress.states, strict=True):
+            changed = processor.change(changed, progress.lengths, state)
+        moved = _advanced(progress, logits, limits, choose(changed, progress.lengths))
+        states = tuple(processor.accept(state, moved.tokens, progress.live)
+                       for processor, state in zip(processors, progress.states, strict=True))
+        return moved._replace(states=states)
 
 
 def _advanced(progress: Progress, logits: tf.Tensor, limits: Limits, chosen: tf.Tensor
               ) -> Progress:
-    """Write down what `chosen` [N] int32 means for every row."""
+    """Write down what `chosen` [N] int32 means for every row; processors have not heard of it."""
     tokens = tf.where(progress.live, chosen, limits.pad_id)
     ends = progress.live & _is_end(chosen, limits.end_ids)
     kept = progress.live & ~ends
@@ -78,7 +92,7 @@ def _advanced(progress: Progress, logits: tf.Tensor, limits: Limits, chosen: tf.
         tokens=tokens, live=kept & (lengths < allowed),
         ids=tf.where(here & kept[:, None], tokens[:, None], progress.ids), lengths=lengths,
         scores=progress.scores + tf.where(progress.live, token_log_probs(logits, chosen), 0.0),
-        finished=progress.finished | ends)
+        finished=progress.finished | ends, states=progress.states)
 
 
 def _is_end(tokens: tf.Tensor, end_ids: tuple[int, ...]) -> tf.Tensor:
@@ -88,7 +102,8 @@ def _is_end(tokens: tf.Tensor, end_ids: tuple[int, ...]) -> tf.Tensor:
     return tf.reduce_any(tokens[:, None] == tf.constant(end_ids, tf.int32), axis=-1)
 
 
-def decode(step: StepFn, start: Start, limits: Limits, choose: Choose) -> Hypotheses:
+def decode(step: StepFn, start: Start, limits: Limits, choose: Choose,
+           processors: Sequence[Processor] = ()) -> Hypotheses:
     """Produce tokens until every row has ended or reached its limit.
 
     Args:
@@ -96,6 +111,7 @@ def decode(step: StepFn, start: Start, limits: Limits, choose: Choose) -> Hypoth
         start: what prefill gave, B rows.
         limits: capacity, limits and end ids.
         choose: the decision.
+        processors: change the logits that `choose` sees.
 
     Returns:
         Hypotheses with K = 1.
@@ -103,13 +119,14 @@ def decode(step: StepFn, start: Start, limits: Limits, choose: Choose) -> Hypoth
     Runs eagerly, in a tf.function (trace it with a free row axis), and under XLA. The last token
     of a row is never read by `step`: a row that produces n tokens takes n - 1 steps.
     """
-    progress, _ = run(step, start, limits, choose)
+    progress, _ = run(step, start, limits, choose, processors)
     return hypotheses(progress)
 
 
-def run(step: StepFn, start: Start, limits: Limits, choose: Choose) -> tuple[Progress, Cache]:
+def run(step: StepFn, start: Start, limits: Limits, choose: Choose,
+        processors: Sequence[Processor] = ()) -> tuple[Progress, Cache]:
     """Do what `decode` does, and return the progress and the cache that the last step left."""
-    first = advance(begin(limits), start.logits, limits, choose)
+    first = advance(begin(limits, processors), start.logits, limits, choose, processors)
 
     def going(progress: Progress, cache: Cache) -> tf.Tensor:
         del cache
@@ -117,16 +134,25 @@ def run(step: StepFn, start: Start, limits: Limits, choose: Choose) -> tuple[Pro
 
     def once(progress: Progress, cache: Cache) -> tuple[Progress, Cache]:
         logits, moved = step(progress.tokens, progress.live, cache)
-        moved = tf.nest.map_structure(_with_shape_of, moved, cache)
-        return advance(progress, logits, limits, choose), moved
+        after = advance(progress, logits, limits, choose, processors)
+        return with_shapes_of(after, progress), with_shapes_of(moved, cache)
 
     progress, cache = tf.while_loop(going, once, (first, start.cache))
     return progress, cache
 
 
-def _with_shape_of(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
-    # A loop's variables keep their static shapes; a step may know less of them than prefill did.
-    return tf.ensure_shape(new, old.shape)
+def with_shapes_of(new: Any, old: Any) -> Any:
+    """Give a nest of tensors the static shapes of another one.
+
+    A loop's variables keep theirs; a step may know less of them than prefill did.
+    """
+    return tf.nest.map_structure(lambda n, o: tf.ensure_shape(n, o.shape), new, old)
+
+
+def in_rows(rows: tf.Tensor, new: Any, old: Any) -> Any:
+    """Take the tensors of `new` in some `rows` [N] bool and those of `old` in the others."""
+    return tf.nest.map_structure(
+        lambda n, o: tf.where(tf.reshape(rows, [-1, *[1] * (n.shape.rank - 1)]), n, o), new, old)
 
 
 def hypotheses(progress: Progress) -> Hypotheses:

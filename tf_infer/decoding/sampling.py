@@ -13,12 +13,20 @@ A branch that no row of the batch needs is not run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from tf_infer.decoding.argmax import best
-from tf_infer.decoding.contracts import Hypotheses, Limits, SamplingOptions, Start, StepFn
+from tf_infer.decoding.contracts import (
+    Hypotheses,
+    Limits,
+    Processor,
+    SamplingOptions,
+    Start,
+    StepFn,
+)
 from tf_infer.decoding.loop import decode
 from tf_infer.decoding.random import uniforms
 from tf_infer.decoding.score import finite
@@ -27,7 +35,8 @@ SHORTLIST = 256  # best tokens in which nearly every nucleus ends; a full sort c
 BLOCK = 128      # tokens whose probabilities are summed before the row's are
 
 
-def sample(step: StepFn, start: Start, limits: Limits, options: SamplingOptions) -> Hypotheses:
+def sample(step: StepFn, start: Start, limits: Limits, options: SamplingOptions,
+           processors: Sequence[Processor] = ()) -> Hypotheses:
     """Draw one continuation for each row (Monte Carlo decoding); temperature 0 is greedy.
 
     Args:
@@ -35,12 +44,13 @@ def sample(step: StepFn, start: Start, limits: Limits, options: SamplingOptions)
         start: what prefill gave, B rows.
         limits: buffer size, tokens allowed for each row, end ids.
         options: temperature, top_k, top_p, seed of each row.
+        processors: change the logits before the temperature.
 
     Returns:
-        Hypotheses with K = 1; `scores` are the model's own, before temperature and filters.
+        Hypotheses with K = 1; `scores` are the model's own, before processors and temperature.
     """
     return decode(step, start, limits,
-                  lambda logits, produced: choose(logits, options, produced))
+                  lambda logits, produced: choose(logits, options, produced), processors)
 
 
 def choose(logits: tf.Tensor, options: SamplingOptions, produced: tf.Tensor) -> tf.Tensor:

@@ -12,13 +12,21 @@ fixed, which is the same, and a little less often when a draft model draws it.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
-from tf_infer.decoding.contracts import Cache, Hypotheses, Limits, Start, StepFn
-from tf_infer.decoding.loop import Choose, Progress, advance, begin, hypotheses
+from tf_infer.decoding.contracts import Cache, Hypotheses, Limits, Processor, Start, StepFn
+from tf_infer.decoding.loop import (
+    Choose,
+    Progress,
+    advance,
+    begin,
+    hypotheses,
+    in_rows,
+    with_shapes_of,
+)
 from tf_infer.stages import DECODING
 
 State: TypeAlias = Any  # what a proposer remembers: tensors with the rows first, or an empty tuple
@@ -75,9 +83,17 @@ class _State(NamedTuple):
     guessing: Guessing
 
 
+class _Rules(NamedTuple):
+    """What decides a token, the same in every round."""
+
+    limits: Limits
+    choose: Choose
+    processors: Sequence[Processor]
+
+
 def decode(target: Target, start: Start, limits: Limits, choose: Choose, proposer: Proposer,
-           ) -> tuple[Hypotheses, Guessing]:
-    """Produce what `loop.decode` produces with the same `choose`, in fewer rounds.
+           processors: Sequence[Processor] = ()) -> tuple[Hypotheses, Guessing]:
+    """Produce what `loop.decode` produces with the same decision, in fewer rounds.
 
     Args:
         target: the model.
@@ -85,6 +101,7 @@ def decode(target: Target, start: Start, limits: Limits, choose: Choose, propose
         limits: capacity, limits and end ids.
         choose: the decision, from logits [N, V] and the tokens produced [N].
         proposer: who guesses.
+        processors: change the logits that `choose` sees; a draft's guesses do without them.
 
     Returns:
         Hypotheses with K = 1, and how well the guesses did.
@@ -93,7 +110,8 @@ def decode(target: Target, start: Start, limits: Limits, choose: Choose, propose
     takes at most n - 1 rounds, and n / (1 + width) when every guess is right. A batch goes on
     until its last row has ended.
     """
-    first = advance(begin(limits), start.logits, limits, choose)
+    rules = _Rules(limits, choose, processors)
+    first = advance(begin(limits, processors), start.logits, *rules)
     none = tf.zeros_like(first.lengths)
     state = _State(first, start.cache, proposer.state, Guessing(none, none, none))
 
@@ -101,17 +119,15 @@ def decode(target: Target, start: Start, limits: Limits, choose: Choose, propose
         return tf.reduce_any(state.progress.live)
 
     def once(state: _State) -> tuple[_State]:
-        new = _round(target, state, limits, choose, proposer)
-        return (tf.nest.map_structure(lambda n, o: tf.ensure_shape(n, o.shape), new, state),)
+        return (with_shapes_of(_round(target, state, rules, proposer), state),)
 
     (state,) = tf.while_loop(going, once, (state,))
     return hypotheses(state.progress), state.guessing
 
 
-def _round(target: Target, state: _State, limits: Limits, choose: Choose, proposer: Proposer,
-           ) -> _State:
+def _round(target: Target, state: _State, rules: _Rules, proposer: Proposer) -> _State:
     """Guess, read, choose at every place, keep what fits."""
-    before = state.progress
+    before, limits = state.progress, rules.limits
     with tf.name_scope(DECODING):
         guesses, counts, remembered = proposer.propose(before, state.proposer)
         # The last token of a row is never read, so no more than that need be guessed.
@@ -121,7 +137,7 @@ def _round(target: Target, state: _State, limits: Limits, choose: Choose, propos
     logits, cache = target.extend(
         tf.concat([before.tokens[:, None], guesses], axis=1), reads, state.cache)
     with tf.name_scope(DECODING):
-        progress, written = _written(before, logits, guesses, counts, limits, choose)
+        progress, written = _written(before, logits, guesses, counts, rules)
         guessing = Guessing(
             state.guessing.rounds + tf.cast(before.live, tf.int32),
             state.guessing.proposed + counts,
@@ -132,7 +148,7 @@ def _round(target: Target, state: _State, limits: Limits, choose: Choose, propos
 
 
 def _written(before: Progress, logits: tf.Tensor, guesses: tf.Tensor, counts: tf.Tensor,
-             limits: Limits, choose: Choose) -> tuple[Progress, tf.Tensor]:
+             rules: _Rules) -> tuple[Progress, tf.Tensor]:
     """Choose place by place while the guesses are what was chosen: progress, tokens written [N]."""
     progress, follows = before, before.live
     written = tf.zeros_like(before.lengths)
@@ -140,9 +156,7 @@ def _written(before: Progress, logits: tf.Tensor, guesses: tf.Tensor, counts: tf
     for place in range(width + 1):
         # Places beyond a row's reads hold no logits of its own.
         own = tf.where(follows[:, None], logits[:, place], 0.0)
-        moved = advance(progress, own, limits, choose)
-        progress = Progress(*(tf.where(follows[:, None] if new.shape.rank == 2 else follows,
-                                       new, old) for new, old in zip(moved, progress)))
+        progress = in_rows(follows, advance(progress, own, *rules), progress)
         written += tf.cast(follows, tf.int32)
         if place < width:
             follows &= (progress.live & (place < counts)
