@@ -27,6 +27,7 @@ from tf_infer.errors import (
     BackendMissing,
     Code,
     ConfigError,
+    NotOffered,
     ServerFailure,
     ServerUnavailable,
     ServingError,
@@ -37,6 +38,8 @@ from tf_infer.server.config import ServerConfig
 from tf_infer.server.config_file import ConfigFileWatch
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import State
+from tf_infer.server.generation import Generator
+from tf_infer.server.generators import Generators, Make
 from tf_infer.server.grpc_service import Service
 from tf_infer.server.logs import event, say
 from tf_infer.server.metrics import Metrics
@@ -44,7 +47,7 @@ from tf_infer.server.pipeline import Pipeline
 from tf_infer.server.profiler import Profiler
 from tf_infer.server.schedulers import Schedulers
 from tf_infer.server.threads import ElasticExecutor
-from tf_infer.server.versions import Versions
+from tf_infer.server.versions import Lease, Versions
 from tf_infer.version import __version__
 from tf_infer.wire import methods
 
@@ -56,6 +59,7 @@ log = logging.getLogger("tf_infer.server")
 START_FAILED = 255
 MAX_READERS = 1024  # for large requests and those that wait; others need no thread: reading.py
 MAX_MESSAGE_BYTES = 2**31 - 1  # LI01
+TELL_S = 1.0  # for the last words of what was being generated when a server stops
 
 
 class Server:
@@ -64,11 +68,13 @@ class Server:
     Args:
         config: what to serve and how.
         load: version directory -> servable; None loads SavedModels, which needs TensorFlow.
+        generate: what generates for a version; None takes the slot engine.
 
     `start` returns when every model is available and the port is open (FL27).
     """
 
-    def __init__(self, config: ServerConfig, *, load: LoadFn | None = None) -> None:
+    def __init__(self, config: ServerConfig, *, load: LoadFn | None = None,
+                 generate: Make | None = None) -> None:
         self.config = config
         self.metrics = Metrics(page=config.monitoring.enabled)
         self.schedulers = Schedulers(config, gauges.batches(self.metrics))
@@ -79,7 +85,9 @@ class Server:
             load_retry_interval_s=config.load_retry_interval_s,
             labels_for_unavailable=config.labels_for_unavailable,
             load_threads=config.load_threads, start_load_threads=config.start_load_threads,
-            poll_s=config.poll_s, metrics=self.metrics)
+            poll_s=config.poll_s, metrics=self.metrics,
+            unloading=lambda servable: self.generators.unload(servable))
+        self.generators = Generators(self.versions, generate or _no_generator)
         self.pipeline = Pipeline(self.versions, self.schedulers.of, self.metrics)
         gauges.register(self.metrics, self.versions, in_flight=self.pipeline.in_flight,
                         waiting=self.schedulers.waiting.count)
@@ -171,10 +179,14 @@ class Server:
         if self._profiler is not None:
             self._profiler.close()
         self._config_file.stop()
-        rest = self._rest.stop(drain_s) if self._rest is not None else None
+        # What is generated then ends with UNAVAILABLE; callers hear of it before gRPC cancels.
+        generating = threading.Thread(target=self.generators.stop, args=(drain_s,), daemon=True)
+        generating.start()
+        grace_s = drain_s + (TELL_S if self.generators.running() else 0.0)
+        rest = self._rest.stop(grace_s) if self._rest is not None else None
         if self._grpc:
             end = time.monotonic() + drain_s
-            for stopped in [server.stop(drain_s) for server in self._grpc]:
+            for stopped in [server.stop(grace_s) for server in self._grpc]:
                 stopped.wait(max(0.0, end - time.monotonic()) + 5.0)
             # gRPC gives cancelled calls up at once; their runs may go on.
             ended = self.pipeline.wait_idle(max(0.0, end - time.monotonic()))
@@ -182,6 +194,7 @@ class Server:
         if rest is not None:
             ended = bool(wait([rest], drain_s + 5.0).done) and rest.result() and ended
             self._rest = None
+        generating.join(max(0.0, drain_s) + 5.0)
         self._readers.shutdown(wait=ended)
         self.schedulers.close()
         self.versions.stop()
@@ -211,6 +224,10 @@ class Server:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.stop(0.0)
+
+
+def _no_generator(lease: Lease) -> Generator:
+    raise NotOffered(f"model {lease.name}: this server does not generate piece by piece yet.")
 
 
 def _shown(host: str) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tf_infer.errors import ServerUnavailable, ServingError
 from tf_infer.manifest import ModelManifest
 from tf_infer.server.contracts import Arrays, LoadTimes
+from tf_infer.server.generation import GenerationRequest, Listener, Piece, Token
 from tf_infer.wire import serving_pb2
 
 
@@ -79,3 +83,77 @@ class ScriptedServable(EchoServable):
 def load_echo(path: Path) -> tuple[EchoServable, LoadTimes]:
     """A LoadFn whose every version directory is an EchoServable."""
     return EchoServable(), LoadTimes()
+
+
+class FakeGenerator:
+    """Says the words of the prompt again, one a token, then stops; a `generation.Generator`.
+
+    `max_new_tokens` ends it with "length". Every request has a thread of its own.
+
+    Args:
+        pause_s: between two pieces.
+        error: what every request ends with behind `error_after` pieces; None for none.
+
+    Attributes:
+        requests: what was asked so far.
+        cancelled: how many were given up.
+    """
+
+    def __init__(self, *, pause_s: float = 0.0, error: ServingError | None = None,
+                 error_after: int = 0) -> None:
+        self._pause_s, self._error, self._error_after = pause_s, error, error_after
+        self.requests: list[GenerationRequest] = []
+        self.cancelled = 0
+        self._closed = threading.Event()
+
+    def submit(self, request: GenerationRequest, listener: Listener) -> FakeTicket:
+        """Start to answer."""
+        self.requests.append(request)
+        ticket = FakeTicket(self)
+        threading.Thread(target=self._answer, args=(request, listener, ticket.given_up),
+                         daemon=True).start()
+        return ticket
+
+    def _answer(self, request: GenerationRequest, listener: Listener, given_up: threading.Event,
+                ) -> None:
+        words = request.prompt.split()
+        most = int(request.options.get("max_new_tokens", len(words)))
+        for place, word in enumerate(words[:most]):
+            time.sleep(self._pause_s)
+            if given_up.is_set():
+                return
+            if self._closed.is_set():
+                listener(ServerUnavailable("The server is stopping."))
+                return
+            if self._error is not None and place == self._error_after:
+                listener(self._error)
+                return
+            before = request.prompt if request.echo and not place else b""
+            top = tuple((place + other, word, -1.0 - other)
+                        for other in range(request.top_logprobs or 0))
+            asked = request.top_logprobs is not None
+            token = Token(id=place, piece=b" " + word, logprob=-1.0 if asked else float("nan"),
+                          top=top)
+            listener(Piece(text=before + b" " + word, tokens=(token,), prompt_tokens=len(words),
+                           new_tokens=place + 1, score=-1.0 * (place + 1)))
+        new = min(most, len(words))
+        listener(Piece(text=b"", finish_reason="stop" if most >= len(words) else "length",
+                       prompt_tokens=len(words), new_tokens=new, score=-1.0 * new))
+
+    def close(self) -> None:
+        """End what runs with UNAVAILABLE."""
+        self._closed.set()
+
+
+class FakeTicket:
+    """A request of a FakeGenerator."""
+
+    def __init__(self, generator: FakeGenerator) -> None:
+        self._generator = generator
+        self.given_up = threading.Event()
+
+    def cancel(self) -> None:
+        """Let no further piece come."""
+        if not self.given_up.is_set():
+            self.given_up.set()
+            self._generator.cancelled += 1

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,13 +88,16 @@ class Versions:
         start_load_threads: ... while the first configuration is loaded; 0 for the same (VR20).
         poll_s: how often the folders are looked at; 0 once per configuration, negative never.
         metrics: is told which models and versions there are.
+        unloading: told of a servable that nobody uses any more, before it is closed.
     """
 
     def __init__(self, load: LoadFn, *, max_load_retries: int = 5,
                  load_retry_interval_s: float = 60.0, labels_for_unavailable: bool = False,
                  load_threads: int = 4, start_load_threads: int = 0, poll_s: float = 1.0,
-                 metrics: Metrics | None = None) -> None:
+                 metrics: Metrics | None = None,
+                 unloading: Callable[[Servable], None] | None = None) -> None:
         self._load = load
+        self._unloading = unloading
         self._metrics = metrics or Metrics(page=False)
         self._retries = max_load_retries
         self._interval_s = load_retry_interval_s
@@ -296,6 +299,8 @@ class Versions:
             self._changed.wait_for(lambda: entry.users == 0)
             servable, entry.servable = entry.servable, None
         if servable is not None:
+            if self._unloading is not None:
+                self._unloading(servable)
             servable.close()
             del servable
             memory.give_back()

@@ -1,0 +1,175 @@
+"""Generators: a version is lent while a request runs, and what runs at the end is told so."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.serverkit import make_versions
+from tf_infer.config import CausalLMConfig, ShapeGrid
+from tf_infer.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ServerUnavailable,
+    ServingError,
+)
+from tf_infer.manifest import ModelManifest, SignatureSpec
+from tf_infer.server.config import ModelConfig
+from tf_infer.server.contracts import LoadTimes
+from tf_infer.server.decide import State
+from tf_infer.server.fakes import EchoServable, FakeGenerator
+from tf_infer.server.generation import GenerationRequest, Generator, Piece
+from tf_infer.server.generators import NEEDED, Generators
+from tf_infer.server.versions import Lease, ModelRef, Versions
+
+
+class Heard:
+    """What a listener was told."""
+
+    def __init__(self) -> None:
+        self.told: list[Piece | ServingError] = []
+        self.first, self.end = threading.Event(), threading.Event()
+
+    def __call__(self, piece: Piece | ServingError) -> None:
+        assert not self.end.is_set(), "told something behind the end"
+        self.told.append(piece)
+        self.first.set()
+        if isinstance(piece, ServingError) or piece.finish_reason is not None:
+            self.end.set()
+
+    def text(self) -> bytes:
+        assert self.end.wait(10)
+        return b"".join(piece.text for piece in self.told if isinstance(piece, Piece))
+
+    def error(self) -> ServingError:
+        assert self.end.wait(10)
+        assert isinstance(self.told[-1], ServingError)
+        return self.told[-1]
+
+
+def manifest(names: tuple[str, ...]) -> ModelManifest:
+    signatures = tuple(SignatureSpec(name=name, inputs=(), outputs=()) for name in names)
+    return ModelManifest(name="m", version=1, task=CausalLMConfig(), signatures=signatures,
+                         grid=ShapeGrid())
+
+
+class Stage:
+    """A table of versions, and generators that are fakes."""
+
+    def __init__(self, base: Path) -> None:
+        make_versions(base, "writer/1", "other/1")
+        self.loaded: dict[str, EchoServable] = {}
+        self.made: list[tuple[str, FakeGenerator]] = []
+        self.pause_s, self.error = 0.0, None
+        self.versions = Versions(self._load, max_load_retries=0, poll_s=0,
+                                 unloading=lambda servable: self.generators.unload(servable))
+        self.generators = Generators(self.versions, self._make)
+        self.base = base
+        self.configure("writer", "other")
+
+    def configure(self, *names: str) -> None:
+        self.versions.configure([ModelConfig(name=name, base_path=str(self.base / name))
+                                 for name in names])
+
+    def _load(self, path: Path) -> tuple[EchoServable, LoadTimes]:
+        servable = self.loaded[path.parent.name] = EchoServable()
+        servable.manifest = manifest(NEEDED if path.parent.name == "writer" else ("encode",))
+        return servable, LoadTimes()
+
+    def _make(self, lease: Lease) -> Generator:
+        self.made.append((lease.name, FakeGenerator(pause_s=self.pause_s, error=self.error)))
+        return self.made[-1][1]
+
+    def users(self) -> int:
+        return self.versions._table["writer"][1].users
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path)
+    yield made
+    made.generators.stop(0.0)
+    made.versions.stop()
+
+
+def asked(stage: Stage, prompt: bytes = b"one two three", **options: int) -> Heard:
+    heard = Heard()
+    stage.generators.of(ModelRef("writer")).submit(
+        GenerationRequest(prompt=prompt, options=options), heard)
+    return heard
+
+
+def test_a_version_has_one_generator_and_is_lent_until_the_last_piece(stage: Stage) -> None:
+    stage.pause_s = 0.05
+    heard = asked(stage)
+    assert stage.users() == 1
+    assert heard.text() == b" one two three"
+    again = asked(stage, max_new_tokens=1)
+    assert again.text() == b" one"
+    assert again.told[-1].finish_reason == "length"  # type: ignore[union-attr]
+    _until(lambda: stage.users() == 0 and stage.generators.running() == 0)
+    assert [name for name, _ in stage.made] == ["writer"]
+
+
+def _until(condition: object) -> None:
+    event = threading.Event()
+    for _ in range(1000):
+        if condition():  # type: ignore[operator]
+            return
+        event.wait(0.01)
+    raise AssertionError("did not come to hold in 10 s")
+
+
+def test_it_says_which_version_it_is_and_which_models_generate(stage: Stage) -> None:
+    found = stage.generators.of(ModelRef("writer"))
+    assert (found.name, found.version, found.path.name) == ("writer", 1, "1")
+    assert found.manifest is stage.loaded["writer"].manifest
+    assert stage.generators.offered() == (("writer", 1),)
+    with pytest.raises(InvalidRequest, match="model other version 1: expected a decoder"):
+        stage.generators.of(ModelRef("other"))
+    with pytest.raises(ModelNotFound):
+        stage.generators.of(ModelRef("nobody"))
+
+
+def test_an_error_and_a_cancellation_give_the_version_back(stage: Stage) -> None:
+    stage.error = DeadlineExceeded("late")
+    assert asked(stage).error() is stage.error
+    stage.made[0][1]._error, stage.made[0][1]._pause_s = None, 0.2
+    heard = Heard()
+    ticket = stage.generators.of(ModelRef("writer")).submit(
+        GenerationRequest(prompt=b"a b c"), heard)
+    assert heard.first.wait(10)
+    ticket.cancel()
+    ticket.cancel()
+    _until(lambda: stage.users() == 0)
+    assert stage.generators.running() == 0 and stage.made[0][1].cancelled == 1
+
+
+def test_an_unload_waits_for_the_requests_of_its_version(stage: Stage) -> None:
+    stage.pause_s = 0.05
+    generator = stage.generators.of(ModelRef("writer"))
+    heard = asked(stage)
+    servable = stage.loaded["writer"]
+    stage.configure("other")
+    assert stage.versions._table["writer"][1].state is State.UNLOADING
+    assert heard.text() == b" one two three"
+    _until(lambda: servable.closed)
+    assert stage.made[0][1]._closed.is_set()
+    with pytest.raises(ModelNotFound):
+        generator.submit(GenerationRequest(prompt=b""), Heard())
+    assert stage.generators.running() == 0
+
+
+def test_the_end_of_a_server_waits_then_tells_those_that_still_run(stage: Stage) -> None:
+    stage.pause_s = 0.05
+    quick, slow = asked(stage, b"one"), asked(stage, b"x " * 500)
+    assert slow.first.wait(10)
+    assert not stage.generators.stop(0.2)
+    assert quick.text() == b" one"
+    assert isinstance(slow.error(), ServerUnavailable)
+    with pytest.raises(ServerUnavailable):
+        asked(stage)
