@@ -69,7 +69,7 @@ def test_an_epoch_of_steps_reads_rows_from_anywhere_in_the_documents(decoder: Ta
 
 
 def test_an_epoch_has_as_many_steps_as_asked_for(decoder: Task) -> None:
-    texts = [Example("0123456789" * 12), Example("abcdefg")]
+    texts = [Example("0123456789" * 5), *[Example("abcdefg")] * 8]
     config = replace(TRAIN, epochs=2, epoch_steps=3, batch_rows=4, validation_fraction=0.0,
                      learning_rate=0.5, warmup_fraction=0.0)
     history = loop.fit(decoder, texts, config, progress=False)
