@@ -30,6 +30,17 @@ def test_wrong_ids_are_dropped_in_the_graph(codec: TextCodec) -> None:  # noqa: 
     assert decode(tf.zeros([2, 0], tf.int32), tf.constant([0, 0])).numpy().tolist() == [b"", b""]
 
 
+def test_spellings_are_what_ids_add_to_a_text_that_has_begun(codec: TextCodec) -> None:  # noqa: F811
+    (ids,) = codec.encode(tf.constant(["ab ab é 中 🙂 a"])).ids.to_list()
+    spellings = codec.spellings().numpy().tolist()
+    assert len(spellings) == codec.vocab_size
+    first, whole = codec.decode(tf.constant([ids, ids]), tf.constant([1, len(ids)])).numpy()
+    assert first + b"".join(spellings[i] for i in ids[1:]) == whole
+    assert first and spellings[ids[0]].endswith(first)
+    for special in (codec.pad_id, codec.start_id, codec.end_id):
+        assert special is None or spellings[special] == b""
+
+
 # Somebody else's tf.function converts our code by autograph, which takes seconds; ours do not.
 @pytest.mark.parametrize("autograph", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_texts_of_another_rank_are_refused(codec: TextCodec, autograph: bool) -> None:  # noqa: F811

@@ -112,6 +112,10 @@ class BytePairCodec(tf.Module):
         return tf.strings.unicode_transcode(joined, "UTF-8", "UTF-8", errors="replace",
                                             replacement_char=0xFFFD)
 
+    def spellings(self) -> tf.Tensor:
+        """Return the bytes of each id; see `TextCodec.spellings`."""
+        return self._bytes
+
 
 class _Symbols(NamedTuple):
     """What the merges work on: strings of the code points U+0000 to U+00FF, one for each byte.

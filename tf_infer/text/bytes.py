@@ -44,3 +44,7 @@ class BytesCodec(tf.Module):
         alphabet = tf.constant([b""] + [bytes([byte]) for byte in range(256)])    # [257]
         letters = tf.gather(alphabet, tf.where(live, ids - FIRST + 1, 0))
         return tf.strings.reduce_join(letters, axis=-1)
+
+    def spellings(self) -> tf.Tensor:
+        """Return the byte of each id; see `TextCodec.spellings`."""
+        return tf.constant([b""] * FIRST + [bytes([byte]) for byte in range(256)])

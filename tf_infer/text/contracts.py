@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 import tensorflow as tf
 
+from tf_infer.token_bytes import TokenBytes
+
 
 class Tokens(NamedTuple):
     """Encoded texts before packing: no special ids, no padding.
@@ -65,3 +67,13 @@ class TextCodec(Protocol):
 
         Special added tokens, start, end and padding ids are dropped; ids out of range are dropped.
         """
+
+    def spellings(self) -> tf.Tensor:
+        """Return [vocab_size] strings: the bytes that each id adds to a text that has begun.
+
+        Ids that `decode` drops add none. Part of a character stays what it is; joined, they are
+        what `decode` gives but for its first space and ill-formed bytes.
+        """
+
+    def token_bytes(self) -> TokenBytes:
+        """Return what each id adds to a text; called outside of graphs."""

@@ -62,6 +62,10 @@ class SentencePieceCodec(tf.Module):
         """Join ids [..., L] into strings [...]; see `TextCodec.decode`."""
         return self._decoder.decode(tf.convert_to_tensor(ids), tf.convert_to_tensor(lengths))
 
+    def spellings(self) -> tf.Tensor:
+        """Return the bytes of each id; see `TextCodec.spellings`."""
+        return self._decoder.spellings
+
 
 class _Ordinary(tf.Module):
     """BPE, word and character models: TF-Text's op gives what the library gives."""
@@ -106,6 +110,8 @@ class _Decoder(tf.Module):
                                       for text, byte in zip(vanishing, bytes_)])
         self._whole, self._stripped = tf.constant(whole), tf.constant(stripped)
         self._bytes = tf.constant(bytes_, tf.int32) if model.byte_fallback else None
+        self.spellings = self._whole if not model.byte_fallback else tf.constant(
+            [bytes([byte]) if byte >= 0 else text.encode() for text, byte in zip(whole, bytes_)])
 
     def decode(self, ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
         shape = tf.shape(lengths)

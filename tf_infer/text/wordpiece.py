@@ -70,6 +70,10 @@ class WordPieceCodec(tf.Module):
         """
         return self._decoder(ids, lengths)
 
+    def spellings(self) -> tf.Tensor:
+        """Return what each id adds behind the first one; see `TextCodec.spellings`."""
+        return self._decoder.later[:self.vocab_size]
+
 
 class Encode(Protocol):
     """A function of [S] well-formed strings that gives [S, (T)] tokens."""
@@ -172,8 +176,8 @@ class _Decoder(tf.Module):
                  if text not in hidden}
         self._size = codec.vocab_size
         self._first = _strings({n: _clean(text) for n, text in shown.items()}, self._size)
-        self._later = _strings({n: _clean(_joined(text, config.prefix))
-                                for n, text in shown.items()}, self._size)
+        self.later = _strings({n: _clean(_joined(text, config.prefix))
+                               for n, text in shown.items()}, self._size)
         self._shown = tf.constant([number in shown for number in range(self._size)] + [False])
 
     def __call__(self, ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
@@ -181,7 +185,7 @@ class _Decoder(tf.Module):
         known = tf.where(live & (ids >= 0) & (ids < self._size), ids, self._size)
         shown = tf.gather(self._shown, known)
         leading = shown & (tf.cumsum(tf.cast(shown, tf.int32), axis=-1) == 1)
-        parts = tf.where(leading, tf.gather(self._first, known), tf.gather(self._later, known))
+        parts = tf.where(leading, tf.gather(self._first, known), tf.gather(self.later, known))
         return tf.strings.reduce_join(parts, axis=-1)
 
 
