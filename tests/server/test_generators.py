@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.server.serverkit import make_versions
-from tf_infer.config import CausalLMConfig, ShapeGrid
+from tf_infer import config as configs
+from tf_infer.config import CausalLMConfig, ChatFormat, ShapeGrid
 from tf_infer.errors import (
-    DeadlineExceeded,
     InvalidRequest,
     ModelNotFound,
+    NotOffered,
     ServerUnavailable,
     ServingError,
 )
-from tf_infer.manifest import ModelManifest, SignatureSpec
+from tf_infer.manifest import CHAT_FILE, EXTRA_FOLDER, ModelManifest, SignatureSpec
 from tf_infer.server.config import ModelConfig
 from tf_infer.server.contracts import LoadTimes
 from tf_infer.server.decide import State
 from tf_infer.server.fakes import EchoServable, FakeGenerator
 from tf_infer.server.generation import GenerationRequest, Generator, Piece
-from tf_infer.server.generators import NEEDED, Generators
-from tf_infer.server.versions import Lease, ModelRef, Versions
+from tf_infer.server.generators import NEEDED, VersionGenerators
+from tf_infer.server.versions import Lease, Versions
 
 
 class Heard:
     """What a listener was told."""
 
-    def __init__(self) -> None:
+    def __init__(self, done: Callable[[], None]) -> None:
         self.told: list[Piece | ServingError] = []
+        self._done = done
         self.first, self.end = threading.Event(), threading.Event()
 
     def __call__(self, piece: Piece | ServingError) -> None:
@@ -39,6 +41,7 @@ class Heard:
         self.told.append(piece)
         self.first.set()
         if isinstance(piece, ServingError) or piece.finish_reason is not None:
+            self._done()
             self.end.set()
 
     def text(self) -> bytes:
@@ -64,10 +67,10 @@ class Stage:
         make_versions(base, "writer/1", "other/1")
         self.loaded: dict[str, EchoServable] = {}
         self.made: list[tuple[str, FakeGenerator]] = []
-        self.pause_s, self.error = 0.0, None
+        self.pause_s = 0.0
         self.versions = Versions(self._load, max_load_retries=0, poll_s=0,
                                  unloading=lambda servable: self.generators.unload(servable))
-        self.generators = Generators(self.versions, self._make)
+        self.generators = VersionGenerators(self.versions, self._make)
         self.base = base
         self.configure("writer", "other")
 
@@ -81,7 +84,7 @@ class Stage:
         return servable, LoadTimes()
 
     def _make(self, lease: Lease) -> Generator:
-        self.made.append((lease.name, FakeGenerator(pause_s=self.pause_s, error=self.error)))
+        self.made.append((lease.name, FakeGenerator(pause_s=self.pause_s)))
         return self.made[-1][1]
 
     def users(self) -> int:
@@ -97,71 +100,70 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 def asked(stage: Stage, prompt: bytes = b"one two three", **options: int) -> Heard:
-    heard = Heard()
-    stage.generators.of(ModelRef("writer")).submit(
-        GenerationRequest(prompt=prompt, options=options), heard)
+    """Ask as a protocol does: lend, submit, give back behind the last piece."""
+    lent = stage.generators.of("writer", None, None)
+    heard = Heard(lent.give_back)
+    lent.generator.submit(GenerationRequest(prompt=prompt, options=options), heard)
     return heard
 
 
-def test_a_version_has_one_generator_and_is_lent_until_the_last_piece(stage: Stage) -> None:
-    stage.pause_s = 0.05
-    heard = asked(stage)
-    assert stage.users() == 1
-    assert heard.text() == b" one two three"
-    again = asked(stage, max_new_tokens=1)
-    assert again.text() == b" one"
-    assert again.told[-1].finish_reason == "length"  # type: ignore[union-attr]
-    _until(lambda: stage.users() == 0 and stage.generators.running() == 0)
-    assert [name for name, _ in stage.made] == ["writer"]
-
-
-def _until(condition: object) -> None:
+def until(condition: Callable[[], bool]) -> None:
     event = threading.Event()
     for _ in range(1000):
-        if condition():  # type: ignore[operator]
+        if condition():
             return
         event.wait(0.01)
     raise AssertionError("did not come to hold in 10 s")
 
 
-def test_it_says_which_version_it_is_and_which_models_generate(stage: Stage) -> None:
-    found = stage.generators.of(ModelRef("writer"))
-    assert (found.name, found.version, found.path.name) == ("writer", 1, "1")
-    assert found.manifest is stage.loaded["writer"].manifest
-    assert stage.generators.offered() == (("writer", 1),)
-    with pytest.raises(InvalidRequest, match="model other version 1: expected a decoder"):
-        stage.generators.of(ModelRef("other"))
+def test_a_version_has_one_generator_and_is_lent_until_it_is_given_back(stage: Stage) -> None:
+    stage.pause_s = 0.05
+    heard = asked(stage)
+    assert stage.users() == 1 and stage.generators.lent() == 1
+    assert heard.text() == b" one two three"
+    again = asked(stage, max_new_tokens=1)
+    assert again.text() == b" one"
+    assert again.told[-1].finish_reason == "length"  # type: ignore[union-attr]
+    until(lambda: stage.users() == 0 and stage.generators.lent() == 0)
+    assert [name for name, _ in stage.made] == ["writer"]
+    lent = stage.generators.of("writer", 1, None)
+    lent.give_back()
+    lent.give_back()
+    assert stage.users() == 0 and stage.generators.lent() == 0
+
+
+def test_it_says_which_version_it_is_how_to_chat_and_which_models_generate(stage: Stage) -> None:
+    folder = stage.base / "writer" / "1" / EXTRA_FOLDER
+    folder.mkdir()
+    chat = ChatFormat(template="{{ messages }}")
+    configs.dump(chat, folder / CHAT_FILE)
+    lent = stage.generators.of("writer", None, None)
+    assert (lent.name, lent.version, lent.chat) == ("writer", 1, chat)
+    lent.give_back()
+    assert stage.generators.names() == ("writer",)
+    with pytest.raises(NotOffered, match="model other version 1: expected a decoder"):
+        stage.generators.of("other", None, None)
     with pytest.raises(ModelNotFound):
-        stage.generators.of(ModelRef("nobody"))
-
-
-def test_an_error_and_a_cancellation_give_the_version_back(stage: Stage) -> None:
-    stage.error = DeadlineExceeded("late")
-    assert asked(stage).error() is stage.error
-    stage.made[0][1]._error, stage.made[0][1]._pause_s = None, 0.2
-    heard = Heard()
-    ticket = stage.generators.of(ModelRef("writer")).submit(
-        GenerationRequest(prompt=b"a b c"), heard)
-    assert heard.first.wait(10)
-    ticket.cancel()
-    ticket.cancel()
-    _until(lambda: stage.users() == 0)
-    assert stage.generators.running() == 0 and stage.made[0][1].cancelled == 1
+        stage.generators.of("nobody", None, None)
+    with pytest.raises(InvalidRequest, match="label"):
+        stage.generators.of("writer", None, "stable")
+    assert stage.users() == 0 and stage.generators.lent() == 0
 
 
 def test_an_unload_waits_for_the_requests_of_its_version(stage: Stage) -> None:
     stage.pause_s = 0.05
-    generator = stage.generators.of(ModelRef("writer"))
     heard = asked(stage)
     servable = stage.loaded["writer"]
     stage.configure("other")
     assert stage.versions._table["writer"][1].state is State.UNLOADING
+    assert not stage.made[0][1]._closed.is_set()
     assert heard.text() == b" one two three"
-    _until(lambda: servable.closed)
-    assert stage.made[0][1]._closed.is_set()
+    until(lambda: servable.closed)
+    assert stage.made[0][1]._closed.is_set(), "the generator ends before the version is closed"
+    assert stage.generators.names() == ()
     with pytest.raises(ModelNotFound):
-        generator.submit(GenerationRequest(prompt=b""), Heard())
-    assert stage.generators.running() == 0
+        asked(stage)
+    assert stage.generators.lent() == 0
 
 
 def test_the_end_of_a_server_waits_then_tells_those_that_still_run(stage: Stage) -> None:
@@ -173,3 +175,4 @@ def test_the_end_of_a_server_waits_then_tells_those_that_still_run(stage: Stage)
     assert isinstance(slow.error(), ServerUnavailable)
     with pytest.raises(ServerUnavailable):
         asked(stage)
+    until(lambda: stage.generators.stop(0.0))

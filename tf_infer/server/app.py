@@ -39,7 +39,7 @@ from tf_infer.server.config_file import ConfigFileWatch
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import State
 from tf_infer.server.generation import Generator
-from tf_infer.server.generators import Generators, Make
+from tf_infer.server.generators import Make, VersionGenerators
 from tf_infer.server.grpc_service import Service
 from tf_infer.server.logs import event, say
 from tf_infer.server.metrics import Metrics
@@ -87,7 +87,7 @@ class Server:
             load_threads=config.load_threads, start_load_threads=config.start_load_threads,
             poll_s=config.poll_s, metrics=self.metrics,
             unloading=lambda servable: self.generators.unload(servable))
-        self.generators = Generators(self.versions, generate or _no_generator)
+        self.generators = VersionGenerators(self.versions, generate or _no_generator)
         self.pipeline = Pipeline(self.versions, self.schedulers.of, self.metrics)
         gauges.register(self.metrics, self.versions, in_flight=self.pipeline.in_flight,
                         waiting=self.schedulers.waiting.count)
@@ -182,7 +182,7 @@ class Server:
         # What is generated then ends with UNAVAILABLE; callers hear of it before gRPC cancels.
         generating = threading.Thread(target=self.generators.stop, args=(drain_s,), daemon=True)
         generating.start()
-        grace_s = drain_s + (TELL_S if self.generators.running() else 0.0)
+        grace_s = drain_s + (TELL_S if self.generators.lent() else 0.0)
         rest = self._rest.stop(grace_s) if self._rest is not None else None
         if self._grpc:
             end = time.monotonic() + drain_s

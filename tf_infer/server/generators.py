@@ -1,8 +1,8 @@
-"""Which generator answers for a version of a model; the version is lent while a request runs.
+"""Which generator answers for a version of a model, lent for as long as a request runs.
 
-A protocol asks `Generators.of` for the generator of a model, then calls `submit` of what it got, as
-often as it likes. `of` finds and lends nothing for long: between it and `submit` a version may go,
-and then `submit` raises ModelNotFound. Needs no TensorFlow.
+A protocol asks `VersionGenerators.of`, submits its requests to the `generator` of what it got, and
+gives it back behind the last piece. A version has one generator, made at its first request; it ends
+before the version is closed. Needs no TensorFlow.
 """
 
 from __future__ import annotations
@@ -10,56 +10,55 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from tf_infer.errors import InvalidRequest, ModelNotFound, ServerUnavailable, ServingError
-from tf_infer.manifest import ModelManifest
+from tf_infer.config import ChatFormat
+from tf_infer.errors import NotOffered, ServerUnavailable, ServingError
+from tf_infer.manifest import ModelManifest, read_chat
 from tf_infer.server.contracts import Servable
-from tf_infer.server.generation import GenerationRequest, Generator, Listener, Piece, Ticket
+from tf_infer.server.generation import Generator
 from tf_infer.server.versions import Lease, ModelRef, Versions
 
-NEEDED = ("encode", "decode", "steps")  # signatures of a version that can generate piece by piece
+NEEDED = ("encode", "decode", "steps")  # signatures of a version that generates piece by piece
 STOPPING = "The server is stopping."
 
-# a lent version -> what generates for it; asked once a version, at its first request
+# a lent version -> what generates for it; asked once a version
 Make = Callable[[Lease], Generator]
 
 
 def generates(manifest: ModelManifest | None) -> bool:
-    """Whether a version can answer generation requests: it is a decoder that we exported."""
+    """Whether a version generates piece by piece: it is a decoder that tf_infer exported."""
     names = {spec.name for spec in manifest.signatures} if manifest is not None else set()
     return names.issuperset(NEEDED)
 
 
-class VersionGenerator:
-    """The generator of one version; see `generation.Generator`.
+@dataclass(slots=True)
+class LentGenerator:
+    """A generator that is lent; see `generation.Lent`."""
 
-    Attributes:
-        name, version: what answers.
-        path: its version directory.
-        manifest: of the version.
-    """
+    name: str
+    version: int
+    generator: Generator
+    chat: ChatFormat | None
+    _returning: list[Callable[[], None]] = field(default_factory=list)  # popped: atomic
 
-    def __init__(self, generators: Generators, lease: Lease, manifest: ModelManifest) -> None:
-        self.name, self.version = lease.name, lease.version
-        self.path: Path = lease.entry.path
-        self.manifest = manifest
-        self._generators = generators
-
-    def submit(self, request: GenerationRequest, listener: Listener) -> Ticket:
-        """Take a request; see `generation.Generator.submit`.
-
-        Raises:
-            ServingError: also ModelNotFound, the version has gone; UNAVAILABLE, the server stops.
-        """
-        return self._generators.submit(ModelRef(self.name, self.version), request, listener)
-
-    def close(self) -> None:
-        """Do nothing: the version's generator goes with the version."""
+    def give_back(self) -> None:
+        """Let the version go; a second call does nothing."""
+        try:
+            returning = self._returning.pop()
+        except IndexError:
+            return
+        returning()
 
 
-class Generators:
-    """The generators of one server.
+@dataclass(frozen=True, slots=True)
+class _Made:
+    generator: Generator
+    chat: ChatFormat | None
+
+
+class VersionGenerators:
+    """The generators of one server; see `generation.Generators`.
 
     Args:
         versions: where loaded versions are lent from.
@@ -68,130 +67,88 @@ class Generators:
 
     def __init__(self, versions: Versions, make: Make) -> None:
         self._versions, self._make = versions, make
-        self._made: weakref.WeakKeyDictionary[Servable, Generator] = weakref.WeakKeyDictionary()
+        self._made: weakref.WeakKeyDictionary[Servable, _Made] = weakref.WeakKeyDictionary()
         self._making = threading.Lock()
         self._changed = threading.Condition()
-        self._inside = 0
+        self._lent = 0
         self._stopping = False
 
-    def of(self, ref: ModelRef) -> VersionGenerator:
-        """Return the generator of the version that `ref` names, as any other request finds it.
+    def of(self, model: str, version: int | None, label: str | None) -> LentGenerator:
+        """Lend the generator of a version; see `generation.Generators.of`.
 
         Raises:
-            InvalidRequest: an unknown label, or a version that is no decoder of tf_infer's.
-            ModelNotFound: not loaded.
+            ServingError: also UNAVAILABLE, the server is stopping.
         """
-        lease = self._versions.borrow(ref)
+        with self._changed:
+            if self._stopping:
+                raise ServerUnavailable(STOPPING)
+            self._lent += 1
+        lease = None
         try:
-            manifest = lease.servable.manifest
-            if manifest is None or not generates(manifest):
-                raise InvalidRequest(
-                    f"model {lease.name} version {lease.version}: expected a decoder with the "
-                    f"signatures {', '.join(NEEDED)}, exported by tf_infer. Ask a decoder, or use "
-                    "Predict.")
-            return VersionGenerator(self, lease, manifest)
-        finally:
-            self._versions.give_back(lease)
+            lease = self._versions.borrow(ModelRef(model, version, label))
+            made = self._of(lease)
+        except BaseException:
+            self._returned(lease)
+            raise
+        return LentGenerator(lease.name, lease.version, made.generator, made.chat,
+                             [lambda: self._returned(lease)])
 
-    def offered(self) -> tuple[tuple[str, int], ...]:
-        """Return (name, version) of every configured model whose latest version generates."""
+    def _of(self, lease: Lease) -> _Made:
+        if not generates(lease.servable.manifest):
+            raise NotOffered(
+                f"model {lease.name} version {lease.version}: expected a decoder with the "
+                f"signatures {', '.join(NEEDED)}, exported by tf_infer. Ask a decoder, or use "
+                "Predict.")
+        with self._making:
+            made = self._made.get(lease.servable)
+            if made is None:
+                made = self._made[lease.servable] = _Made(self._make(lease),
+                                                          read_chat(lease.entry.path))
+            return made
+
+    def _returned(self, lease: Lease | None) -> None:
+        if lease is not None:
+            self._versions.give_back(lease)
+        with self._changed:
+            self._lent -= 1
+            self._changed.notify_all()
+
+    def names(self) -> tuple[str, ...]:
+        """Return the models of which a version is available that generates."""
         found = []
         for name in self._versions.names():
             try:
                 lease = self._versions.borrow(ModelRef(name))
-            except ModelNotFound:
+            except ServingError:
                 continue
             if generates(lease.servable.manifest):
-                found.append((lease.name, lease.version))
+                found.append(name)
             self._versions.give_back(lease)
         return tuple(found)
 
-    def submit(self, ref: ModelRef, request: GenerationRequest, listener: Listener) -> Ticket:
-        """Lend the version, and hand the request to its generator; see `Generator.submit`."""
-        with self._changed:
-            if self._stopping:
-                raise ServerUnavailable(STOPPING)
-            self._inside += 1
-        loan = _Loan(self, listener)
-        try:
-            loan.lease = lease = self._versions.borrow(ref)
-            loan.ticket = self._generator(lease).submit(request, loan.hear)
-        except BaseException:
-            loan.give_back()
-            raise
-        return loan
-
-    def _generator(self, lease: Lease) -> Generator:
-        with self._making:
-            generator = self._made.get(lease.servable)
-            if generator is None:
-                generator = self._made[lease.servable] = self._make(lease)
-            return generator
-
-    def returned(self, lease: Lease | None) -> None:
-        """Take the lease of a request that has ended."""
-        if lease is not None:
-            self._versions.give_back(lease)
-        with self._changed:
-            self._inside -= 1
-            self._changed.notify_all()
-
-    def running(self) -> int:
-        """Return how many requests wait or are being answered."""
-        return self._inside
+    def lent(self) -> int:
+        """Return how many are lent now."""
+        return self._lent
 
     def unload(self, servable: Servable) -> None:
         """End the generator of a version that is about to be closed."""
         with self._making:
-            generator = self._made.pop(servable, None)
-        if generator is not None:
-            generator.close()
+            made = self._made.pop(servable, None)
+        if made is not None:
+            made.generator.close()
 
     def stop(self, drain_s: float) -> bool:
-        """Refuse new requests, wait for those that run, end the rest with UNAVAILABLE.
+        """Lend nothing more, wait for what is lent, end what runs then with UNAVAILABLE.
 
         Returns:
-            whether all had ended by themselves.
+            whether all was given back in time.
         """
         with self._changed:
             self._stopping = True
-            ended = self._changed.wait_for(lambda: self._inside == 0, drain_s)
+            ended = self._changed.wait_for(lambda: self._lent == 0, drain_s)
         with self._making:
-            generators = list(self._made.values())
+            made = list(self._made.values())
             self._made.clear()
-        for generator in generators:
-            generator.close()
+        for one in made:
+            one.generator.close()
         return ended
-
-
-class _Loan:
-    """One request and the lease it holds; the ticket that its caller gets."""
-
-    def __init__(self, generators: Generators, listener: Listener) -> None:
-        self._generators, self._listener = generators, listener
-        self._open = [True]  # popped by whoever ends it: a list's pop is atomic
-        self.lease: Lease | None = None
-        self.ticket: Ticket | None = None
-
-    def hear(self, piece: Piece | ServingError) -> None:
-        """Pass a piece on, and give the lease back behind the last one."""
-        last = isinstance(piece, ServingError) or piece.finish_reason is not None
-        try:
-            self._listener(piece)
-        finally:
-            if last:
-                self.give_back()
-
-    def cancel(self) -> None:
-        """See `Ticket.cancel`."""
-        if self.ticket is not None:
-            self.ticket.cancel()
-        self.give_back()
-
-    def give_back(self) -> None:
-        """Return the lease, once."""
-        try:
-            self._open.pop()
-        except IndexError:
-            return
-        self._generators.returned(self.lease)
