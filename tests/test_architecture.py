@@ -11,21 +11,22 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tf_infer"
 
-EVERYTHING = {"errors", "version", "stages", "config", "manifest", "equality", "wire", "client",
-              "text", "networks", "decoding", "tasks", "engines", "train", "optimize", "verify",
-              "export", "server", "profiling", "cli"}
+EVERYTHING = {"errors", "version", "stages", "token_bytes", "config", "manifest", "equality",
+              "wire", "client", "text", "networks", "decoding", "tasks", "engines", "train",
+              "optimize", "verify", "export", "server", "profiling", "cli"}
 
 # package -> what it may import from tf_infer
 INSIDE: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "stages": set(),
+    "token_bytes": {"errors"},
     "config": {"errors"},
     "manifest": {"config", "errors"},
     "equality": {"config", "manifest"},
     "wire": {"errors"},
     "client": {"wire", "manifest", "errors", "version"},
-    "text": {"config", "errors"},
+    "text": {"token_bytes", "config", "errors"},
     "networks": {"config", "errors"},
     "decoding": {"config", "errors", "stages"},
     "tasks": {"text", "networks", "decoding", "config", "manifest", "errors", "stages"},
@@ -33,8 +34,9 @@ INSIDE: dict[str, set[str]] = {
     "train": {"tasks", "config", "errors"},
     "optimize": {"tasks", "networks", "config", "manifest", "errors"},
     "verify": {"client", "equality", "manifest", "config", "errors"},
-    "export": {"tasks", "wire", "manifest", "config", "errors", "version"},
-    "server": {"engines", "wire", "equality", "manifest", "config", "errors", "version", "stages"},
+    "export": {"tasks", "token_bytes", "wire", "manifest", "config", "errors", "version"},
+    "server": {"engines", "token_bytes", "wire", "equality", "manifest", "config", "errors",
+               "version", "stages"},
     "profiling": {"client", "wire", "stages", "errors"},
     "cli": EVERYTHING,
 }
@@ -44,6 +46,7 @@ OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "stages": set(),
+    "token_bytes": set(),
     "config": set(),
     "manifest": {"numpy"},
     "equality": {"numpy"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -39,6 +40,23 @@ def test_spellings_are_what_ids_add_to_a_text_that_has_begun(codec: TextCodec) -
     assert first and spellings[ids[0]].endswith(first)
     for special in (codec.pad_id, codec.start_id, codec.end_id):
         assert special is None or spellings[special] == b""
+
+
+def test_the_bytes_of_random_ids_joined_are_their_text(codec: TextCodec) -> None:  # noqa: F811
+    table = codec.token_bytes()
+    assert len(table.tokens) == len(table.first) == codec.vocab_size
+    draws = np.random.default_rng(3).integers(-2, codec.vocab_size + 2, size=(200, 8))
+    texts = codec.decode(tf.constant(draws, tf.int32), tf.fill([len(draws)], 8)).numpy()
+    whole = 0
+    for ids, text in zip(draws.tolist(), texts):
+        joined = table.join(ids)
+        if "\ufffd".encode() not in text:
+            assert joined == text
+            # Behind other ids: what the text grows by.
+            before = table.join(ids[:4])
+            assert before + table.join(ids[4:], at_start=table.at_start(ids[:4])) == text
+            whole += 1
+    assert whole > 20
 
 
 # Somebody else's tf.function converts our code by autograph, which takes seconds; ours do not.

@@ -41,6 +41,7 @@ from tf_infer.manifest import (
     write_samples,
 )
 from tf_infer.tasks.base import Signature, Task
+from tf_infer.token_bytes import TOKENS_FILE
 from tf_infer.version import __version__
 
 # Of one output in golden.jsonl: a decoder's state of a million numbers is checked, but not kept.
@@ -88,6 +89,8 @@ def save(task: Task, base_dir: Path, *, name: str, check: Callable[[Path], Repor
             extra = stage.folder / EXTRA_FOLDER
             extra.mkdir()
             write_samples(map(_without_large_outputs, golden), extra / GOLDEN_FILE)
+            if isinstance(task.config, config.CausalLMConfig):
+                task.codec.token_bytes().write(extra / TOKENS_FILE)
             progress("writing warm-up requests")
             write_warmup(extra / WARMUP_FILE, signatures, manifest.grid, model=name,
                          text=warmup_text)

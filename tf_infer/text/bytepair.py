@@ -31,6 +31,7 @@ from tf_infer.text.merges import (
 from tf_infer.text.pieces import ModelFile, ModelKind, Piece, PieceKind
 from tf_infer.text.regex_split import MARK, mark_words
 from tf_infer.text.rows import row_ids
+from tf_infer.token_bytes import TokenBytes
 
 VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 
@@ -115,6 +116,11 @@ class BytePairCodec(tf.Module):
     def spellings(self) -> tf.Tensor:
         """Return the bytes of each id; see `TextCodec.spellings`."""
         return self._bytes
+
+    def token_bytes(self) -> TokenBytes:
+        """Return what each id adds to a text, with the first of a text."""
+        tokens = tuple(self._bytes.numpy().tolist())
+        return TokenBytes(tokens=tokens, first=tokens, vanishing=frozenset())
 
 
 class _Symbols(NamedTuple):

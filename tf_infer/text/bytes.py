@@ -8,6 +8,7 @@ from tf_infer.config import BytesConfig
 from tf_infer.text.contracts import Tokens
 from tf_infer.text.rows import row_ids
 from tf_infer.text.utf8 import vector
+from tf_infer.token_bytes import TokenBytes
 
 FIRST = 3  # pad 0, start 1, end 2
 
@@ -48,3 +49,8 @@ class BytesCodec(tf.Module):
     def spellings(self) -> tf.Tensor:
         """Return the byte of each id; see `TextCodec.spellings`."""
         return tf.constant([b""] * FIRST + [bytes([byte]) for byte in range(256)])
+
+    def token_bytes(self) -> TokenBytes:
+        """Return what each id adds to a text, with the first of a text."""
+        tokens = (b"",) * FIRST + tuple(bytes([byte]) for byte in range(256))
+        return TokenBytes(tokens=tokens, first=tokens, vanishing=frozenset())

@@ -76,4 +76,4 @@ class TextCodec(Protocol):
         """
 
     def token_bytes(self) -> TokenBytes:
-        """Return what each id adds to a text; called outside of graphs."""
+        """Return `spellings` and what the first id of a text adds; not inside a graph."""

@@ -14,6 +14,7 @@ from tf_infer.text.byte_decoding import checked_bytes
 from tf_infer.text.contracts import Tokens
 from tf_infer.text.pieces import SPACE, ModelFile, ModelKind, Piece, PieceKind, read_model
 from tf_infer.text.unigram import Unigram
+from tf_infer.token_bytes import TokenBytes
 
 FILE_NAME = "tokenizer.model"
 
@@ -65,6 +66,10 @@ class SentencePieceCodec(tf.Module):
     def spellings(self) -> tf.Tensor:
         """Return the bytes of each id; see `TextCodec.spellings`."""
         return self._decoder.spellings
+
+    def token_bytes(self) -> TokenBytes:
+        """Return what each id adds to a text, with the first of a text."""
+        return self._decoder.token_bytes()
 
 
 class _Ordinary(tf.Module):
@@ -131,6 +136,17 @@ class _Decoder(tf.Module):
         joined = tf.reshape(tf.strings.reduce_join(texts, axis=1), shape)
         joined.set_shape(lengths.shape)
         return joined
+
+    def token_bytes(self) -> TokenBytes:
+        tokens = tuple(self.spellings.numpy().tolist())
+        if not self._strips:
+            return TokenBytes(tokens=tokens, first=tokens, vanishing=frozenset())
+        stripped, vanishes = self._stripped.numpy().tolist(), self._vanishes.numpy()
+        bytes_ = [-1] * len(tokens) if self._bytes is None else self._bytes.numpy().tolist()
+        first = tuple(token if byte >= 0 else text
+                      for token, text, byte in zip(tokens, stripped, bytes_))
+        return TokenBytes(tokens=tokens, first=first,
+                          vanishing=frozenset(vanishes.nonzero()[0].tolist()))
 
 
 def _chosen(configured: int | None, found: int | None) -> int | None:

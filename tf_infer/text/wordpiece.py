@@ -18,6 +18,7 @@ from tf_infer.text.added_tokens import AddedTokens, encode_around
 from tf_infer.text.contracts import Tokens
 from tf_infer.text.normalize import Normalizer, Steps
 from tf_infer.text.offsets import through
+from tf_infer.token_bytes import TokenBytes
 
 # What the decoder takes out, in this order, from each token with the space before it.
 _CLEANUP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
@@ -73,6 +74,10 @@ class WordPieceCodec(tf.Module):
     def spellings(self) -> tf.Tensor:
         """Return what each id adds behind the first one; see `TextCodec.spellings`."""
         return self._decoder.later[:self.vocab_size]
+
+    def token_bytes(self) -> TokenBytes:
+        """Return what each id adds to a text, with the first of a text."""
+        return self._decoder.token_bytes()
 
 
 class Encode(Protocol):
@@ -187,6 +192,12 @@ class _Decoder(tf.Module):
         leading = shown & (tf.cumsum(tf.cast(shown, tf.int32), axis=-1) == 1)
         parts = tf.where(leading, tf.gather(self._first, known), tf.gather(self.later, known))
         return tf.strings.reduce_join(parts, axis=-1)
+
+    def token_bytes(self) -> TokenBytes:
+        first, later, shown = (table.numpy()[:self._size].tolist()
+                               for table in (self._first, self.later, self._shown))
+        vanishing = frozenset(number for number, kept in enumerate(shown) if not kept)
+        return TokenBytes(tokens=tuple(later), first=tuple(first), vanishing=vanishing)
 
 
 def _find(ids: dict[str, int], token: str | None, field: str, path: Path) -> int | None:
