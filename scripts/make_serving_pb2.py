@@ -20,7 +20,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("serving", "profiler")
+NAMES = ("serving", "profiler", "generation")
 PROTOS = tuple(f"tf_infer/wire/{name}.proto" for name in NAMES)
 OUTPUTS = tuple(f"tf_infer/wire/{name}_pb2.{ending}" for name in NAMES for ending in ("py", "pyi"))
 # setuptools: grpcio-tools 1.62 imports pkg_resources.

@@ -39,6 +39,7 @@ from tf_infer.server.config_file import ConfigFileWatch
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import State
 from tf_infer.server.generation import Generator
+from tf_infer.server.generation_service import GenerationService
 from tf_infer.server.generators import Make, VersionGenerators
 from tf_infer.server.grpc_service import Service
 from tf_infer.server.logs import event, say
@@ -149,6 +150,8 @@ class Server:
         public = self._service.handlers(lambda method: method not in moved,
                                         large=self._readers.submit)
         admin = self._service.handlers(lambda method: method.service == methods.MODEL_SERVICE)
+        public.extend(GenerationService(self.generators, self.metrics,
+                                        self._readers.submit).handlers())
         if self._profiler is not None:
             (admin if self.config.admin_port else public).extend(self._profiler.handlers())
         return admin, public

@@ -255,7 +255,7 @@ class Service:
 
             def answer(request: Any) -> None:
                 try:
-                    asked = answering(request, _deadline(context, record.started_s))
+                    asked = answering(request, deadline_of(context, record.started_s))
                     if isinstance(asked, Asked):
                         record.progress = asked.call.progress
                         asked = self._with_timings(asked, context, reply, record.started_s)
@@ -325,7 +325,7 @@ class Service:
                    ms=round(seconds * 1000, 3), model=record.model if known else None,
                    version=record.progress.version, signature=record.progress.signature or None,
                    rows=record.progress.rows, bytes=record.size,
-                   request_id=logs.request_id(_header(record.context, "x-request-id")))
+                   request_id=logs.request_id(header_of(record.context, "x-request-id")))
 
 
 @dataclass(slots=True)
@@ -351,7 +351,7 @@ class _Record:
     progress: Progress = field(default_factory=Progress)
 
 
-def _header(context: Any, name: str) -> str | None:
+def header_of(context: Any, name: str) -> str | None:
     """Return what the caller's metadata says under a name."""
     return next((str(value) for key, value in context.invocation_metadata() or () if key == name),
                 None)
@@ -388,7 +388,7 @@ def _signature(spec: serving_pb2.ModelSpec) -> str:
     return spec.signature_name or messages.SERVING_DEFAULT
 
 
-def _deadline(context: Any, now_s: float) -> Deadline:
+def deadline_of(context: Any, now_s: float) -> Deadline:
     """Return when the caller gives up; None for never (LI05).
 
     Without a deadline grpcio tells 9.2e18 s, which neither a lock nor TensorFlow takes.

@@ -2,7 +2,7 @@
 
 The client calls by these paths, the server registers its generic handlers by them. Sources:
 tensorflow_serving/apis/{prediction_service,model_service}.proto, grpc/health/v1/health.proto,
-tsl/profiler/protobuf/profiler_service.proto.
+tsl/profiler/protobuf/profiler_service.proto; generation.proto is our own.
 """
 
 from __future__ import annotations
@@ -14,28 +14,31 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 
 from tf_infer.errors import InvalidRequest
-from tf_infer.wire import profiler_pb2, serving_pb2
+from tf_infer.wire import generation_pb2, profiler_pb2, serving_pb2
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 PROFILER_SERVICE = "tensorflow.ProfilerService"
+GENERATION_SERVICE = "tf_infer.GenerationService"
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One unary gRPC method.
+    """One gRPC method: unary, or with a stream of responses.
 
     Attributes:
         service: full service name.
         name: method name.
-        request, response: message classes of `serving_pb2` or `profiler_pb2`.
+        request, response: message classes of `serving_pb2`, `profiler_pb2` or `generation_pb2`.
+        streams: whether there are many responses.
     """
 
     service: str
     name: str
     request: Callable[..., Any]
     response: Callable[..., Any]
+    streams: bool = False
 
     @property
     def path(self) -> str:
@@ -64,6 +67,8 @@ PROFILE = Method(PROFILER_SERVICE, "Profile",
                  profiler_pb2.ProfileRequest, profiler_pb2.ProfileResponse)
 TERMINATE = Method(PROFILER_SERVICE, "Terminate",
                    profiler_pb2.TerminateRequest, profiler_pb2.TerminateResponse)
+GENERATE = Method(GENERATION_SERVICE, "Generate", generation_pb2.GenerateRequest,
+                  generation_pb2.GenerateResponse, streams=True)
 
 
 def parse(message_type: Callable[..., Any], data: bytes, *, where: str) -> Any:
