@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,21 @@ def test_another_grpcio_gets_its_streams_through_threads(
     with serving(tmp_path, Writer(SCRIPT, every_s=0.001)) as one:
         pieces = list(one.generate(prompt="Once"))
     assert b"".join(piece.text for piece in pieces).decode() == TEXT
+
+
+def test_a_request_that_takes_long_to_begin_holds_nobody_up(tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Writer):
+        def submit(self, request: Any, listener: Any) -> Any:
+            if request.prompt == b"slow":
+                begun.set()
+                assert go_on.wait(20)
+            return super().submit(request, listener)
+
+    with serving(tmp_path, Slow(SCRIPT)) as one:
+        slow = one.generate(prompt="slow")
+        assert begun.wait(10)
+        assert len(list(one.generate(prompt="quick", timeout=10))) > 0
+        go_on.set()
+        assert len(list(slow)) > 0
