@@ -1,0 +1,151 @@
+"""What benchmarks/decode.py runs: decoders of random weights, prompts, and a form for each peer.
+
+    python -m benchmarks.decoders --peers DIR --shape gpt2 llama
+
+makes all forms in the cache folder; decode.py makes what it needs by itself. One Hugging Face
+directory a shape, weights drawn from a fixed seed; every other form is converted from it by its
+library's own converter. Both shapes have GPT-2's tokenizer (50,257 ids): a prompt is a text.
+
+    gpt2        GPT-2 small, 124 M parameters
+    llama       the proportions of SmolLM-135M: 30 layers, width 576, 9 heads over 3 of keys and
+                values, RMSNorm, rotary positions, gated inner layer of 1,536, tied vocabulary
+    *-tiny      two layers, to try the scripts
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.models import CACHE, SHARED
+
+HERE = Path(__file__).resolve().parent
+PROMPTS, NEW_TOKENS, ROWS, SEED = (32, 256), 64, (1, 8, 32), 0
+POOL = 8 * ROWS[-1]  # prompts of a length: every call of four rounds has its own
+POSITIONS = PROMPTS[-1] + NEW_TOKENS
+NO_END = {"bos_token_id": None, "eos_token_id": None, "vocab_size": 50257}
+GPT2: dict[str, Any] = {"model_type": "gpt2", **NO_END}
+LLAMA: dict[str, Any] = {
+    "model_type": "llama", **NO_END, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True, "rope_theta": 10000.0}
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": GPT2,
+    "llama": LLAMA | {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+                      "num_key_value_heads": 3, "intermediate_size": 1536},
+    "gpt2-tiny": GPT2 | {"n_embd": 128, "n_layer": 2, "n_head": 4},
+    "llama-tiny": LLAMA | {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+                           "num_key_value_heads": 2, "intermediate_size": 768},
+}
+
+
+def form(name: str, shape: str, cache: Path, peers: Path | None) -> Path:
+    """Return one form of a shape, made when it is missing.
+
+    Raises:
+        RuntimeError: its converter failed; what it said is in the message.
+    """
+    target = cache / "decoders" / shape / name
+    if target.exists():
+        return target
+    source = target if name == "checkpoint" else form("checkpoint", shape, cache, peers)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as staged:
+        made = Path(staged) / "made"
+        if name in FORMS:
+            if peers is None:
+                raise RuntimeError(f"{name}: needs --peers to be made")
+            _run(FORMS[name](shape, peers.resolve(), source, made))
+        else:
+            _run([sys.executable, "-m", "benchmarks.decoders", "--export", name, "--shape", shape,
+                  "--from", str(source), "--to", str(made)])
+        made.rename(target)
+    return target
+
+
+def prompts(shape: str, cache: Path, peers: Path | None) -> dict[int, list[dict[str, Any]]]:
+    """Return {"ids", "text"} of POOL prompts, by length."""
+    path = form("checkpoint", shape, cache, peers) / "prompts.json"
+    return {int(length): rows for length, rows in json.loads(path.read_text("utf-8")).items()}
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent,
+                          env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)[:300]}:\n{(done.stderr or done.stdout)[-3000:]}")
+
+
+def _checkpoint(shape: str, peers: Path, source: Path, made: Path) -> list[str]:
+    settings = {"config": SHAPES[shape], "seed": SEED,
+                "text": str(SHARED / "data/tinyshakespeare/val.txt"),
+                "tokenizer": str(SHARED / "weights/tokenizers/gpt2"), "prompts": PROMPTS,
+                "count": POOL}
+    return [str(peers / "torch/bin/python"), str(HERE / "peers/decoder_checkpoint.py"),
+            json.dumps(settings), str(made)]
+
+
+FORMS: dict[str, Callable[[str, Path, Path, Path], list[str]]] = {
+    "checkpoint": _checkpoint,
+    "q8_0.gguf": lambda shape, peers, source, made: [
+        str(peers / "llama/bin/python"),
+        str(peers / "llama/src/vendor/llama.cpp/convert_hf_to_gguf.py"), str(source),
+        "--outtype", "q8_0", "--outfile", str(made)],
+    "openvino-int8": lambda shape, peers, source, made: [
+        str(peers / "openvino/bin/optimum-cli"), "export", "openvino", "-m", str(source), "--task",
+        "text-generation-with-past", "--weight-format", "int8", str(made)],
+    "ct2-int8": lambda shape, peers, source, made: [
+        str(peers / "ct2/bin/ct2-transformers-converter"), "--model", str(source),
+        "--output_dir", str(made), "--quantization", "int8"],
+}
+
+
+# ---------------------------------------------------------------------------- our own forms
+
+
+def task_from(source: Path) -> Any:
+    """Return our task of a checkpoint, with the grid of the benchmark."""
+    from tf_infer.config import GenerationDefaults, ShapeGrid
+    from tf_infer.tasks import build
+
+    return build.from_checkpoint(source, {
+        "kind": "causal_lm", "name": "writer", "capacity": NEW_TOKENS,
+        "grid": ShapeGrid(rows=ROWS, tokens=PROMPTS),
+        "defaults": GenerationDefaults.within(NEW_TOKENS)}, max_tokens=PROMPTS[-1])
+
+
+def export_reference(source: Path, made: Path) -> None:
+    """Write the SavedModel of the network as it is, float32, without `tf-infer export`'s proof."""
+    from tf_infer.export.saved_model import write_saved_model
+
+    write_saved_model(task_from(source), made)
+
+
+EXPORTS: dict[str, Callable[[Path, Path], None]] = {"ours-float32": export_reference}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--peers", type=Path, help="folder of the peers' environments")
+    parser.add_argument("--shape", nargs="+", choices=sorted(SHAPES), default=["gpt2", "llama"])
+    parser.add_argument("--export", choices=sorted(EXPORTS), help=argparse.SUPPRESS)
+    parser.add_argument("--from", dest="source", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.export:
+        EXPORTS[arguments.export](arguments.source, arguments.to)
+        return
+    for shape in arguments.shape:
+        for name in (*FORMS, *EXPORTS):
+            print(form(name, shape, arguments.cache, arguments.peers), flush=True)
+
+
+if __name__ == "__main__":
+    main()

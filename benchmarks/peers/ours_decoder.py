@@ -1,0 +1,86 @@
+"""Our own forms of a decoder, in process; form: "saved_model" or "engine".
+
+saved_model: the signature `generate` of an exported version, texts in and texts out.
+engine: a StepEngine and this file's greedy loop, ids in and ids out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import decoder_common as common
+import numpy as np
+
+
+def saved_model(settings: dict[str, Any]) -> common.Generate:
+    import tensorflow as tf
+    import tensorflow_text  # noqa: F401  registers the ops of the tokenizer
+
+    tf.config.threading.set_intra_op_parallelism_threads(common.THREADS)
+    model = tf.saved_model.load(settings["model"])
+    signature = model.signatures["generate"]
+    inputs = signature.structured_input_signature[1]
+
+    def generate(asked: common.Asked) -> common.Ids:
+        assert model is not None  # the signature alone does not keep its variables
+        count = len(asked.texts)
+        given = {"prompt": tf.constant(asked.texts),
+                 "max_new_tokens": tf.fill([count], asked.new_tokens)}
+        for name, spec in inputs.items():  # the other options at what leaves greedy search alone
+            if name not in given:
+                given[name] = tf.fill([count], _neutral(name, spec.dtype))
+        found = signature(**given)
+        assert set(found["length"].numpy().tolist()) == {asked.new_tokens}
+        return found["ids"].numpy()[:, :asked.new_tokens].tolist()
+
+    return generate
+
+
+def _neutral(name: str, dtype: Any) -> Any:
+    import tensorflow as tf
+
+    if dtype == tf.string:
+        return ""
+    ones = ("top_p", "typical_p", "repetition_penalty")
+    return tf.cast(1 if name in ones else 0, dtype)
+
+
+def engine(settings: dict[str, Any]) -> common.Generate:
+    from tf_infer.engines import litert
+
+    engines: dict[int, Any] = {}
+
+    def generate(asked: common.Asked) -> common.Ids:
+        ids = np.array(asked.ids, np.int32)
+        rows = len(ids)
+        if rows not in engines:
+            engines[rows] = litert.load(settings["model"], slots=rows)
+        return greedy(engines[rows], ids, asked.new_tokens)
+
+    return generate
+
+
+def greedy(engine: Any, ids: np.ndarray, new_tokens: int) -> common.Ids:
+    """Read [B, P] prompts slot by slot, then step all of them together."""
+    rows, width = ids.shape
+    tokens = np.zeros(engine.slots, np.int32)
+    lengths = np.zeros(engine.slots, np.int32)
+    active = list(range(rows))
+    for row in active:
+        for start in range(0, width, engine.chunk):
+            logits = engine.read(row, ids[row, start:start + engine.chunk], start)
+        tokens[row], lengths[row] = logits.argmax(), width
+    found = [tokens[:rows].tolist()]
+    while len(found) < new_tokens:
+        tokens[:rows] = engine.step(tokens, lengths, active)[:rows].argmax(1)
+        lengths[:rows] += 1
+        found.append(tokens[:rows].tolist())
+    return [list(row) for row in zip(*found)]
+
+
+def load(settings: dict[str, Any]) -> common.Generate:
+    return {"saved_model": saved_model, "engine": engine}[settings["form"]](settings)
+
+
+if __name__ == "__main__":
+    common.run(load)
