@@ -69,6 +69,7 @@ OUTSIDE: dict[str, set[str]] = {
 # one file may import more than its package
 FILES: dict[str, set[str]] = {
     "text/learning.py": {"sentencepiece"},
+    "optimize/litert_file.py": {"flatbuffers"},
     "verify/predictors.py": {"tensorflow", "tensorflow_text"},
     "server/servable.py": {"tensorflow", "tensorflow_text"},
     "server/http_server.py": {"aiohttp"},

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,8 @@ GOLDEN_FILE = "golden.jsonl"
 REPORT_FILE = "report.json"
 CHAT_FILE = "chat.json"
 WARMUP_FILE = "tf_serving_warmup_requests"
+ENGINES_FOLDER = "engines"
+ENGINE_FILE = "engine.json"
 MANIFEST_FORMAT = 1
 FILL_SIZE = 64  # elements; fewer are written one by one even when all are the same
 
@@ -110,6 +112,56 @@ class ModelManifest:
         raise ConfigError(f"signature {name!r}: expected one of {known}.")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineManifest:
+    """What an engine of a decoder is: `<version>/assets.extra/engines/<kind>/engine.json`.
+
+    Attributes:
+        format: version of this file's form.
+        kind: which engine reads `file`.
+        file: name of the model file beside it.
+        sha256: of that file.
+        precision: of its weights.
+        vocab_size: V.
+        positions: P, ids that a slot can hold.
+        slots: S, rows of the largest step.
+        rows: sizes of a step, ascending.
+        chunks: sizes of a read, ascending.
+        pages: positions of each page of the cache, which together hold P or more.
+        layers, groups, head_size: of the cache.
+        atol: largest difference of a logit from the network's that was allowed.
+        max_abs: largest difference that was found at export, over the golden prompts.
+        library: what it was checked with, such as "ai-edge-litert 2.3.0".
+    """
+
+    format: int = MANIFEST_FORMAT
+    kind: Literal["litert"]
+    file: str = "model.tflite"
+    sha256: str = ""
+    precision: Literal["int8", "float32"]
+    vocab_size: int
+    positions: int
+    slots: int
+    rows: tuple[int, ...]
+    chunks: tuple[int, ...]
+    pages: tuple[int, ...]
+    layers: int
+    groups: int
+    head_size: int
+    atol: float = 0.0
+    max_abs: float = 0.0
+    library: str = ""
+
+    def __post_init__(self) -> None:
+        where = "EngineManifest"
+        configs.check(self.format == MANIFEST_FORMAT, f"{where}.format", f"{MANIFEST_FORMAT}",
+                      self.format, "Export the model again.")
+        configs.check(bool(self.rows) and self.rows[-1] == self.slots, f"{where}.rows",
+                      f"a largest step of slots = {self.slots} rows", self.rows)
+        configs.check(sum(self.pages) >= self.positions, f"{where}.pages",
+                      f"room for positions = {self.positions}", self.pages)
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One request with the reference's answer: what was proven, and is proven again at load.
@@ -175,16 +227,25 @@ class PathReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """All comparisons that allowed, or forbade, an export."""
+    """All comparisons that allowed, or forbade, an export.
+
+    Attributes:
+        reference: what the paths were compared with: the exported form, run op by op.
+        paths: every other way to run that form.
+        plan: the exported form against the model before its plan, with a bound of its own; None
+            where there is no plan.
+    """
 
     reference: str
     paths: tuple[PathReport, ...]
+    plan: PathReport | None = None
 
     @property
     def passed(self) -> bool:
         """True when at least one path was compared and none that was compared failed."""
         compared = [path for path in self.paths if not path.skipped]
-        return bool(compared) and all(path.passed for path in compared)
+        return bool(compared) and all(
+            path.passed for path in compared) and (self.plan is None or self.plan.passed)
 
 
 def read_manifest(version_dir: Path) -> ModelManifest:
@@ -218,15 +279,16 @@ def hash_files(version_dir: Path) -> dict[str, str]:
     hashes = {}
     for path in sorted(version_dir.rglob("*")):
         if path.is_file() and path != manifest_path:
-            with open(path, "rb") as file:
-                hashes[path.relative_to(version_dir).as_posix()] = _sha256(file)
+            hashes[path.relative_to(version_dir).as_posix()] = hash_file(path)
     return hashes
 
 
-def _sha256(file: BinaryIO) -> str:
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file."""
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -1,0 +1,211 @@
+"""The LiteRT engine gives the network's logits, in any order of reads, steps, joins and leaves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.engines import small
+from tf_infer.engines import litert, litert_runtime
+from tf_infer.engines.contracts import StepEngine
+from tf_infer.errors import BackendMissing, ConfigError, ExportError
+
+pytest.importorskip("ai_edge_litert", reason="needs the extra `server`")
+
+FLOAT_ATOL = 2e-5  # logits up to 10; other orders of the same sums
+# A weight is off by up to 1/254 of the largest of its row, and so is an input; narrow layers (32)
+# average little of that away. Root mean square of differences, relative to that of the logits;
+# the rounded weights alone, multiplied in float32, make 0.024.
+INT8_RMS = 0.04
+
+
+class Case:
+    """A network, its texts and logits, and its engine."""
+
+    def __init__(self, family: str, folder: Path, precision: str = "float32") -> None:
+        self.network = small.network(family)
+        self.ids = small.texts()
+        self.wanted = small.whole(self.network, self.ids)
+        self.folder = folder
+        self.engine = small.engine(self.network, folder, precision)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    return {family: Case(family, tmp_path_factory.mktemp(family) / "litert")
+            for family in small.FAMILIES}
+
+
+@pytest.fixture(params=list(small.FAMILIES))
+def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
+    return cases[request.param]
+
+
+@pytest.fixture
+def llama(cases: dict[str, Case]) -> Case:
+    return cases["llama"]
+
+
+def read_whole(engine: StepEngine, slot: int, ids: np.ndarray) -> np.ndarray:
+    """Read ids chunk by chunk and return the last logits."""
+    logits = np.empty(0)
+    for start in range(0, len(ids), engine.chunk):
+        logits = engine.read(slot, ids[start:start + engine.chunk], start)
+    return logits.copy()
+
+
+def walk(case: Case, seed: int, moves: int = 150) -> float:
+    """Read and step slots at random, ending and beginning anew; return the worst difference."""
+    engine, random = case.engine, np.random.default_rng(seed)
+    lengths = np.zeros(engine.slots, np.int32)
+    worst = 0.0
+    for _ in range(moves):
+        slot = int(random.integers(engine.slots))
+        if random.random() < 0.1:
+            lengths[slot] = 0
+        elif random.random() < 0.4:
+            count = min(int(random.integers(1, engine.chunk + 1)), small.POSITIONS - lengths[slot])
+            begin = int(lengths[slot])
+            if count:
+                logits = engine.read(slot, case.ids[slot, begin:begin + count], begin)
+                lengths[slot] += count
+                wanted = case.wanted[slot, lengths[slot] - 1]
+                worst = max(worst, float(np.abs(logits - wanted).max()))
+        else:
+            active = [n for n in range(engine.slots)
+                      if random.random() < 0.6 and lengths[n] < small.POSITIONS]
+            if active:
+                tokens = case.ids[np.arange(engine.slots), np.minimum(lengths, 99)]
+                logits = engine.step(tokens, lengths.copy(), active)
+                for n in active:
+                    apart = np.abs(logits[n] - case.wanted[n, lengths[n]]).max()
+                    worst = max(worst, float(apart))
+                    lengths[n] += 1
+    return worst
+
+
+def test_any_order_of_reads_steps_joins_and_leaves_gives_the_networks_logits(case: Case) -> None:
+    assert walk(case, seed=1) < FLOAT_ATOL
+
+
+def test_int8_weights_stay_near_the_network(tmp_path: Path) -> None:
+    case = Case("llama", tmp_path / "litert", "int8")
+    apart = []
+    for place in range(small.POSITIONS):
+        logits = case.engine.step(case.ids[:, place], np.full(4, place), [0, 1, 2, 3])
+        apart.append(logits - case.wanted[:, place])
+    relative = np.sqrt(np.mean(np.square(apart)) / np.mean(np.square(case.wanted)))
+    assert 0.001 < relative < INT8_RMS
+
+
+def test_every_position_of_a_full_slot_is_right_also_at_the_borders_of_pages(llama: Case) -> None:
+    engine, lengths = llama.engine, np.zeros(4, np.int32)
+    for place in range(small.POSITIONS):
+        lengths[2] = place
+        logits = engine.step(np.full(4, llama.ids[2, place], np.int32), lengths, [2])
+        np.testing.assert_allclose(logits[2], llama.wanted[2, place], atol=FLOAT_ATOL)
+    with pytest.raises(ConfigError, match="0 to 99 positions"):
+        engine.step(np.zeros(4, np.int32), np.array([0, 0, 100, 0]), [2])
+    with pytest.raises(ConfigError, match="start \\+ ids <= 100"):
+        engine.read(2, llama.ids[2, :4], 97)
+
+
+@pytest.mark.parametrize("sizes", [[16] * 6 + [4], [1] * 20 + [16] * 5, [3, 16, 7, 16, 16, 6, 16,
+                                                                        16, 4]])
+def test_reading_in_any_chunks_is_reading_whole(llama: Case, sizes: list[int]) -> None:
+    start = 0
+    for size in sizes:
+        logits = llama.engine.read(1, llama.ids[1, start:start + size], start)
+        start += size
+        np.testing.assert_allclose(logits, llama.wanted[1, start - 1], atol=FLOAT_ATOL)
+    assert start == small.POSITIONS
+
+
+def test_a_slot_is_alone_whatever_stands_in_the_others(llama: Case) -> None:
+    engine = llama.engine
+    read_whole(engine, 0, llama.ids[0, :70])
+    alone = engine.step(llama.ids[:, 70], np.array([70, 0, 0, 0]), [0])[0].copy()
+    for slot in (1, 2, 3):
+        read_whole(engine, slot, llama.ids[slot, :30 * slot])
+    lengths = np.array([70, 30, 60, 90], np.int32)
+    crowd = engine.step(llama.ids[np.arange(4), lengths], lengths, [0, 1, 2, 3])
+    np.testing.assert_allclose(crowd[0], alone, atol=FLOAT_ATOL)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 99])
+def test_what_is_saved_goes_on_in_any_slot(llama: Case, length: int) -> None:
+    engine = llama.engine
+    read_whole(engine, 3, llama.ids[3, :length])
+    saved = engine.save(3, length)
+    assert saved.nbytes == 2 * 2 * 2 * length * 8 * 4  # kinds, layers, groups, d, bytes
+    read_whole(engine, 3, llama.ids[0, :80])  # something else comes into the slot
+    for slot in (0, 3):
+        read_whole(engine, slot, llama.ids[1, :16])
+        engine.restore(slot, saved)
+        lengths = np.zeros(4, np.int32)
+        lengths[slot] = length
+        logits = engine.step(np.full(4, llama.ids[3, length], np.int32), lengths, [slot])
+        np.testing.assert_allclose(logits[slot], llama.wanted[3, length], atol=FLOAT_ATOL)
+
+
+def test_the_loops_of_other_threads_go_on_while_it_computes(llama: Case) -> None:
+    engine, counted, going = llama.engine, [0], threading.Event()
+
+    def count() -> None:
+        while not going.is_set():
+            counted[0] += 1
+            time.sleep(0)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    call = engine._reading(0, 16, 2).call
+    try:
+        before = counted[0]
+        for _ in range(200):
+            call()
+        during = counted[0] - before
+    finally:
+        going.set()
+        thread.join()
+    assert during > 50
+
+
+def test_a_changed_model_file_is_refused(llama: Case, tmp_path: Path) -> None:
+    for name in ("model.tflite", "engine.json"):
+        (tmp_path / name).write_bytes((llama.folder / name).read_bytes())
+    with open(tmp_path / "model.tflite", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    with pytest.raises(ExportError, match=r"expected the file of its engine\.json"):
+        litert.load(tmp_path)
+    (tmp_path / "model.tflite").unlink()
+    with pytest.raises(ExportError, match="Copy the version again"):
+        litert.load(tmp_path)
+    (tmp_path / "engine.json").unlink()
+    with pytest.raises(ConfigError, match=r"engine\.json: cannot be read"):
+        litert.load(tmp_path)
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.tflite").write_bytes(b"no model")
+    with pytest.raises(ExportError, match="expected a model that LiteRT runs"):
+        litert_runtime.Model(tmp_path / "model.tflite", threads=1)
+
+
+@pytest.mark.parametrize(("found", "text"), [
+    (None, r"pip install 'tf-infer\[server\]'"), ("1.4.0", "expected ai-edge-litert 2.3, got 1.4")])
+def test_a_missing_or_another_library_is_named_with_its_extra(
+        found: str | None, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(_: str) -> Any:
+        if found is None:
+            raise litert_runtime.importlib.metadata.PackageNotFoundError
+        return found
+
+    monkeypatch.setattr(litert_runtime.importlib.metadata, "version", version)
+    with pytest.raises(BackendMissing, match=text):
+        litert_runtime.release()

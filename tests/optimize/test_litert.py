@@ -1,0 +1,42 @@
+"""Building an engine's file: sizes of pages, quantised rows, settings that cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tf_infer.errors import ConfigError
+from tf_infer.optimize import litert_file
+from tf_infer.optimize.litert import EngineSettings, page_sizes
+
+
+@pytest.mark.parametrize(("positions", "pages"), [
+    (1, (16,)), (64, (64,)), (65, (64, 16)), (128, (64, 64)), (200, (64, 64, 80)),
+    (1024, (64, 64, 128, 256, 512))])
+def test_pages_double_what_is_there(positions: int, pages: tuple[int, ...]) -> None:
+    assert page_sizes(positions) == pages
+    assert sum(pages) - positions < 16
+
+
+def test_a_quantised_row_is_within_half_a_step_of_its_numbers() -> None:
+    array = np.random.default_rng(1).normal(0, [[1.0], [100.0], [1e-6]], (3, 50)).astype(np.float32)
+    array = np.concatenate([array, np.zeros((1, 50), np.float32)])
+    values, scales = litert_file.quantize_rows(array)
+    assert np.abs(values).max() == 127
+    assert (np.abs(values * scales[:, None] - array) <= scales[:, None] * 0.5001).all()
+    assert not values[3].any()
+
+
+@pytest.mark.parametrize("wrong", [{"rows": (8, 1)}, {"rows": ()}, {"chunks": (1, 16)},
+                                   {"positions": 0}])
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"EngineSettings.{next(iter(wrong))}"):
+        EngineSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_file_beyond_the_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litert_file, "MAX_BYTES", 100)
+    file = litert_file.ModelFile()
+    file.constant(np.zeros(26, np.float32))
+    with pytest.raises(ConfigError, match="Take precision int8"):
+        file.write()

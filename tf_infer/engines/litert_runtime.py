@@ -1,0 +1,241 @@
+"""LiteRT's C library through ctypes: a model file, its signatures, arrays bound to their tensors.
+
+The library's own Python classes hold the interpreter lock while they compute and take arrays of
+one axis only; its C functions do neither. Those used here are part of LiteRT's published C API.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tf_infer.errors import BackendMissing, ExportError
+
+PACKAGE = "ai-edge-litert"
+RELEASES = ("2.3",)  # whose C functions take the arguments that are given here
+ALIGNMENT = 64  # bytes; of every array that is bound
+_CPU = 1
+_TYPE_BYTES = 256  # room for LiteRtRankedTensorType, which is passed on unread
+# One packed copy of the weights for all signatures, in memory (XNNPACK's own name for it).
+_WEIGHT_CACHE = ":memory"
+
+_Pointer = ctypes.c_void_p
+_Out = ctypes.POINTER(ctypes.c_void_p)
+_Size = ctypes.c_size_t
+_Text = ctypes.POINTER(ctypes.c_char_p)
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_FUNCTIONS: Mapping[str, tuple[Any, ...]] = {
+    "LiteRtCreateEnvironment": (ctypes.c_int, _Pointer, _Out),
+    "LiteRtCreateModelFromFile": (_Pointer, ctypes.c_char_p, _Out),
+    "LiteRtCreateOptions": (_Out,),
+    "LiteRtSetOptionsHardwareAccelerators": (_Pointer, ctypes.c_int),
+    "LiteRtCreateOpaqueOptions": (ctypes.c_char_p, _Pointer, _Deleter, _Out),
+    "LiteRtAddOpaqueOptions": (_Pointer, _Pointer),
+    "LiteRtCreateCompiledModel": (_Pointer, _Pointer, _Pointer, _Out),
+    "LiteRtRunCompiledModel": (_Pointer, _Size, _Size, _Out, _Size, _Out),
+    "LiteRtCreateTensorBufferFromHostMemory": (_Pointer, _Pointer, _Size, _Pointer, _Out),
+    "LiteRtGetNumModelSignatures": (_Pointer, ctypes.POINTER(_Size)),
+    "LiteRtGetModelSignature": (_Pointer, _Size, _Out),
+    "LiteRtGetSignatureKey": (_Pointer, _Text),
+    "LiteRtGetNumSignatureInputs": (_Pointer, ctypes.POINTER(_Size)),
+    "LiteRtGetNumSignatureOutputs": (_Pointer, ctypes.POINTER(_Size)),
+    "LiteRtGetSignatureInputName": (_Pointer, _Size, _Text),
+    "LiteRtGetSignatureOutputName": (_Pointer, _Size, _Text),
+    "LiteRtGetSignatureInputTensorByIndex": (_Pointer, _Size, _Out),
+    "LiteRtGetSignatureOutputTensorByIndex": (_Pointer, _Size, _Out),
+    "LiteRtGetRankedTensorType": (_Pointer, _Pointer),
+}
+_DESTROY = ("LiteRtDestroyTensorBuffer", "LiteRtDestroyCompiledModel", "LiteRtDestroyOptions",
+            "LiteRtDestroyModel", "LiteRtDestroyEnvironment")
+
+
+class _Signature(NamedTuple):
+    """Place in the model, and name and tensor type of each input and output, in order."""
+
+    place: int
+    inputs: tuple[tuple[str, Any], ...]
+    outputs: tuple[tuple[str, Any], ...]
+
+
+def release() -> str:
+    """Return the installed release of LiteRT.
+
+    Raises:
+        BackendMissing: none is installed, or one whose C functions are not known here.
+    """
+    try:
+        found = importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise BackendMissing(
+            f"engine litert: expected the package {PACKAGE}, got none. Run pip install "
+            "'tf-infer[server]'.") from error
+    if not found.startswith(tuple(f"{one}." for one in RELEASES)):
+        raise BackendMissing(
+            f"engine litert: expected {PACKAGE} {' or '.join(RELEASES)}, got {found}. Run pip "
+            "install 'tf-infer[server]'.")
+    return found
+
+
+def _library() -> ctypes.CDLL:
+    """Load the library and say what its functions take."""
+    release()
+    spec = importlib.util.find_spec("ai_edge_litert")
+    assert spec is not None and spec.submodule_search_locations
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    try:
+        library = ctypes.CDLL(str(folder / "libLiteRt.so"))
+        for name, arguments in _FUNCTIONS.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, ctypes.c_int
+        for name in _DESTROY:
+            function = getattr(library, name)
+            function.argtypes, function.restype = (_Pointer,), None
+    except (OSError, AttributeError) as error:
+        raise BackendMissing(
+            f"engine litert: expected {PACKAGE} to bring its C library, got {error}. Install the "
+            "package again; it is built for Linux on x86-64 and ARM64.") from error
+    return library
+
+
+class Model:
+    """A compiled model file.
+
+    Args:
+        path: of the file.
+        threads: that compute one call.
+
+    Attributes:
+        signatures: names of all signatures.
+
+    Raises:
+        BackendMissing: the library is missing.
+        ExportError: the file cannot be read or compiled.
+    """
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        self._library = _library()
+        self._path = Path(path)
+        self._buffers: list[Any] = []
+        self._kinds: list[Any] = []
+        self._environment = self._make("LiteRtCreateEnvironment", 0, None)
+        self._model = self._make(
+            "LiteRtCreateModelFromFile", self._environment, str(path).encode())
+        options = self._make("LiteRtCreateOptions")
+        self._ask("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
+        text = f'num_threads = {threads}\nweight_cache_file_path = "{_WEIGHT_CACHE}"\n'
+        self._settings = ctypes.create_string_buffer(text.encode())  # the options point to it
+        self._deleter = _Deleter(lambda _: None)
+        self._ask("LiteRtAddOpaqueOptions", options, self._make(
+            "LiteRtCreateOpaqueOptions", b"xnnpack", ctypes.cast(self._settings, _Pointer),
+            self._deleter))
+        self._compiled = self._make(
+            "LiteRtCreateCompiledModel", self._environment, self._model, options)
+        self._library.LiteRtDestroyOptions(options)
+        self._signatures = dict(map(self._signature, range(self._count(
+            "LiteRtGetNumModelSignatures", self._model))))
+        self.signatures = tuple(self._signatures)
+
+    def bind(self, name: str, arrays: Mapping[str, np.ndarray]) -> Call:
+        """Return a call of a signature that reads and writes `arrays`, by tensor name.
+
+        Args:
+            name: of the signature.
+            arrays: one for each input and output, of its shape and dtype, from `aligned` or a
+                part of such that begins at a multiple of ALIGNMENT bytes. They are not copied.
+        """
+        signature = self._signatures[name]
+        sides = []
+        for tensors in (signature.inputs, signature.outputs):
+            buffers = (_Pointer * len(tensors))(*(
+                self._buffer(kind, arrays[tensor]) for tensor, kind in tensors))
+            sides += [len(tensors), buffers]
+        return Call(self, signature.place, tuple(sides), arrays)
+
+    def close(self) -> None:
+        """Free the model; no call follows."""
+        library = self._library
+        for buffer in self._buffers:
+            library.LiteRtDestroyTensorBuffer(buffer)
+        self._buffers = []
+        for name in ("compiled", "model", "environment"):
+            handle = getattr(self, f"_{name}")
+            if handle is not None:
+                getattr(library, {"compiled": "LiteRtDestroyCompiledModel",
+                                  "model": "LiteRtDestroyModel",
+                                  "environment": "LiteRtDestroyEnvironment"}[name])(handle)
+            setattr(self, f"_{name}", None)
+
+    def run(self, place: int, sides: tuple[Any, ...]) -> None:
+        """Run a signature; other Python threads run meanwhile."""
+        self._ask("LiteRtRunCompiledModel", self._compiled, place, *sides)
+
+    def _buffer(self, kind: Any, array: np.ndarray) -> Any:
+        assert array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
+        made = self._make("LiteRtCreateTensorBufferFromHostMemory", kind, array.ctypes.data,
+                          array.nbytes, None)
+        self._buffers.append(made)
+        return made
+
+    def _signature(self, index: int) -> tuple[str, _Signature]:
+        handle = self._make("LiteRtGetModelSignature", self._model, index)
+        sides = []
+        for side in ("Input", "Output"):
+            tensors = []
+            for place in range(self._count(f"LiteRtGetNumSignature{side}s", handle)):
+                name = self._text(f"LiteRtGetSignature{side}Name", handle, place)
+                tensor = self._make(f"LiteRtGetSignature{side}TensorByIndex", handle, place)
+                kind = ctypes.create_string_buffer(_TYPE_BYTES)
+                self._ask("LiteRtGetRankedTensorType", tensor, ctypes.cast(kind, _Pointer))
+                tensors.append((name, ctypes.cast(kind, _Pointer)))
+                self._kinds.append(kind)
+            sides.append(tuple(tensors))
+        return self._text("LiteRtGetSignatureKey", handle), _Signature(index, *sides)
+
+    def _text(self, name: str, *arguments: Any) -> str:
+        found = ctypes.c_char_p()
+        self._ask(name, *arguments, ctypes.byref(found))
+        assert found.value is not None
+        return found.value.decode()
+
+    def _count(self, name: str, *arguments: Any) -> int:
+        found = _Size()
+        self._ask(name, *arguments, ctypes.byref(found))
+        return found.value
+
+    def _make(self, name: str, *arguments: Any) -> Any:
+        found = ctypes.c_void_p()
+        self._ask(name, *arguments, ctypes.byref(found))
+        return found
+
+    def _ask(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._library, name)(*arguments)
+        if status:
+            raise ExportError(f"{self._path}: expected a model that LiteRT runs, got status "
+                              f"{status} of {name}. Export the model again.")
+
+
+class Call:
+    """A signature with arrays bound to its tensors; call it to compute."""
+
+    def __init__(self, model: Model, place: int, sides: tuple[Any, ...],
+                 arrays: Mapping[str, np.ndarray]) -> None:
+        self._model, self._place, self._sides = model, place, sides
+        self._arrays = dict(arrays)  # kept alive: the library holds their addresses
+
+    def __call__(self) -> None:
+        self._model.run(self._place, self._sides)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """Return zeros that can be bound; memory is taken from the system as it is written to."""
+    count = int(np.prod(shape))
+    # A kernel may read a little past the end of what it was given.
+    memory = mmap.mmap(-1, count * np.dtype(dtype).itemsize + mmap.PAGESIZE)
+    return np.frombuffer(memory, dtype, count).reshape(shape)

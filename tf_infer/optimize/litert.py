@@ -1,0 +1,92 @@
+"""Build the LiteRT engine of a decoder: one file with a graph for each size of step and read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tf_infer import config
+from tf_infer.config import check
+from tf_infer.manifest import ENGINE_FILE, EngineManifest, hash_file
+from tf_infer.networks.arrays import arrays_of
+from tf_infer.optimize.litert_decoder import DecoderFile, Precision
+
+PAGE = 64  # positions of the first page; later ones double what is there
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSettings:
+    """What an engine can hold and how it computes.
+
+    Attributes:
+        precision: of the weights.
+        positions: P, ids of a slot; None takes what the task can need.
+        rows: sizes of a step, ascending; the last is the number of slots.
+        chunks: sizes of a read, ascending.
+    """
+
+    precision: Precision = "int8"
+    positions: int | None = None
+    rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    chunks: tuple[int, ...] = (16, 64, 256)
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "chunks"):
+            sizes = getattr(self, name)
+            ascending = all(a < b for a, b in itertools.pairwise(sizes))
+            check(bool(sizes) and sizes[0] > 0 and ascending, f"EngineSettings.{name}",
+                  "one or more ascending sizes > 0", sizes)
+        check(self.chunks[0] > 1, "EngineSettings.chunks", "sizes > 1", self.chunks)
+        check(self.positions is None or self.positions > 0, "EngineSettings.positions", "> 0",
+              self.positions)
+
+
+def page_sizes(positions: int) -> tuple[int, ...]:
+    """Return pages that hold `positions` together: 64, 64, 128, 256, ..., the last one cut.
+
+    Sizes are multiples of 16, so that every row of a page begins where the runtime wants it.
+    """
+    pages: list[int] = []
+    while sum(pages) < positions:
+        size = max(PAGE, sum(pages))
+        pages.append(min(size, -(-(positions - sum(pages)) // 16) * 16))
+    return tuple(pages)
+
+
+def write(network: Any, folder: Path, settings: EngineSettings, *, positions: int,
+          progress: Callable[[str], None] = lambda line: None) -> EngineManifest:
+    """Write `model.tflite` and `engine.json` of a decoder into `folder`, which is made.
+
+    Args:
+        network: a decoder of ours.
+        folder: where to.
+        settings: sizes and precision.
+        positions: P where the settings do not say; at most the network's.
+        progress: is told what happens next.
+
+    Raises:
+        ConfigError: a network that has no engine, or one too large for the file.
+    """
+    positions = min(settings.positions or positions, int(network.max_positions))
+    arrays = arrays_of(network, positions)
+    progress(f"building the engine in {settings.precision}")
+    decoder = DecoderFile(arrays, settings.precision)
+    pages = page_sizes(positions)
+    for rows in settings.rows:
+        for count in range(1, len(pages) + 1):
+            decoder.add_step(f"step_{rows}_{count}", rows, pages[:count])
+    for tokens in settings.chunks:
+        for count in range(len(pages) + 1):
+            decoder.add_read(f"read_{tokens}_{count}", tokens, pages[:count])
+    manifest = EngineManifest(
+        kind="litert", precision=settings.precision, vocab_size=len(arrays.vocabulary),
+        positions=positions, slots=settings.rows[-1], rows=settings.rows, chunks=settings.chunks,
+        pages=pages, layers=len(arrays.layers), groups=arrays.groups, head_size=arrays.head_size)
+    folder.mkdir(parents=True)
+    (folder / manifest.file).write_bytes(decoder.file.write())
+    manifest = replace(manifest, sha256=hash_file(folder / manifest.file))
+    config.dump(manifest, folder / ENGINE_FILE)
+    return manifest

@@ -1,0 +1,253 @@
+"""A decoder's weights -> the graphs of the LiteRT engine: steps of some rows, reads of some ids.
+
+Axis letters: N rows of a step, T ids of a read, H query heads, G key-value heads, R = H / G,
+d head size, C positions of a page. The cache of a slot lies in pages; each graph sees the first
+pages, as many as the longest of its rows fills. Keys and values of what is read come out, and the
+host writes them where they belong (engines/litert.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from tf_infer.networks.arrays import DecoderArrays, Dense, Norm
+from tf_infer.optimize.litert_file import Constant, GraphWriter, ModelFile, Tensor
+
+Precision: TypeAlias = Literal["int8", "float32"]
+MASKED = -1e30  # as networks.attention
+
+
+@dataclass(frozen=True, slots=True)
+class _Dense:
+    kernel: Constant
+    bias: Constant | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    scale: Constant
+    shift: Constant | None
+    epsilon: Constant
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    norm: _Norm
+    qkv: _Dense
+    out: _Dense
+    inner_norm: _Norm
+    gate: _Dense | None
+    inner: _Dense
+    outer: _Dense
+
+
+class DecoderFile:
+    """The constants of a decoder in a file, and its graphs.
+
+    Args:
+        arrays: the weights.
+        precision: of kernels and vocabulary. int8 has one scale for each output; inputs are
+            quantised row by row while it runs.
+        vocabulary_precision: of the word vectors and what logits are made with.
+    """
+
+    def __init__(self, arrays: DecoderArrays, precision: Precision,
+                 vocabulary_precision: Precision | None = None) -> None:
+        self.arrays = arrays
+        self.precision = precision
+        self.file = ModelFile()
+        self._scale = 1.0 / float(arrays.head_size) ** 0.5
+        words_precision = vocabulary_precision or precision
+        self.words = self._matrix(arrays.words, words_precision)
+        self.vocabulary = self.words if arrays.vocabulary is arrays.words else self._matrix(
+            arrays.vocabulary, words_precision)
+        self.positions, self.cosines, self.sines = (
+            None if table is None else self.file.constant(table)
+            for table in (arrays.positions, arrays.cosines, arrays.sines))
+        self.norm = self._norm(arrays.norm)
+        self.layers = [_Layer(
+            self._norm(layer.norm), self._dense(self._scaled(layer.qkv)), self._dense(layer.out),
+            self._norm(layer.inner_norm), None if layer.gate is None else self._dense(layer.gate),
+            self._dense(layer.inner), self._dense(layer.outer)) for layer in arrays.layers]
+
+    def _scaled(self, qkv: Dense) -> Dense:
+        """Divide queries by the square root of d once and for all."""
+        factors = np.ones(len(qkv.kernel), np.float32)
+        factors[:self.arrays.heads * self.arrays.head_size] = self._scale
+        return Dense(qkv.kernel * factors[:, None],
+                     None if qkv.bias is None else qkv.bias * factors)
+
+    def _matrix(self, array: np.ndarray, precision: Precision) -> Constant:
+        return self.file.quantized(array) if precision == "int8" else self.file.constant(array)
+
+    def _dense(self, dense: Dense) -> _Dense:
+        return _Dense(self._matrix(dense.kernel, self.precision),
+                      None if dense.bias is None else self.file.constant(dense.bias))
+
+    def _norm(self, norm: Norm) -> _Norm:
+        return _Norm(self.file.constant(norm.scale),
+                     None if norm.shift is None else self.file.constant(norm.shift),
+                     self.file.constant(np.array([norm.epsilon], np.float32)))
+
+    # ------------------------------------------------------------------ graphs
+
+    def add_step(self, name: str, rows: int, pages: Sequence[int]) -> None:
+        """Add the graph that reads one token of each of N rows.
+
+        Inputs: `ids`, `positions` [N]; `mask` [N, 1, 1, sum of pages + 1], 0 on live positions and
+        at the end, MASKED elsewhere; `keys_i_j`, `values_i_j` [N, G, C, d] of layer i, page j.
+        Outputs: `keys_i`, `values_i` [N, G, 1, d]; `logits` [N, V].
+        """
+        graph = _Graph(self, self.file.graph(name), rows, 1, pages)
+        hidden = graph.run()
+        graph.to_logits(hidden)
+
+    def add_read(self, name: str, tokens: int, pages: Sequence[int]) -> None:
+        """Add the graph that reads T ids into one slot.
+
+        Inputs: `ids`, `positions` [T]; `mask` [1, 1, 1, sum of pages] (absent without pages);
+        `last` [1, T], 1 on the last id that counts, 0 elsewhere; `keys_i_j`, `values_i_j`
+        [1, G, C, d]. Outputs: `keys_i`, `values_i` [1, G, T, d]; `logits` [1, V].
+        """
+        graph = _Graph(self, self.file.graph(name), 1, tokens, pages)
+        last = graph.writer.input("last", [1, tokens])
+        hidden = graph.run()
+        graph.to_logits(graph.writer.batch_matmul(last, hidden))
+
+
+class _Graph:
+    """One graph: N rows of T ids, of which one is 1."""
+
+    def __init__(self, decoder: DecoderFile, writer: GraphWriter, rows: int, tokens: int,
+                 pages: Sequence[int]) -> None:
+        self.decoder = decoder
+        self.arrays = decoder.arrays
+        self.writer = writer
+        self.rows, self.tokens, self.pages = rows, tokens, tuple(pages)
+        count = rows * tokens
+        self.ids = writer.input("ids", [count], "int32")
+        self.positions = writer.input("positions", [count], "int32")
+        self.mask: Tensor | None = None
+        self.ahead: Constant | None = None
+        if tokens == 1:
+            self.mask = writer.input("mask", [rows, 1, 1, sum(pages) + 1])
+        elif pages:
+            self.mask = writer.input("mask", [1, 1, 1, sum(pages)])
+        if tokens > 1:
+            shared = self.arrays.heads // self.arrays.groups
+            places = np.arange(tokens)
+            ahead = np.where(places[None, :] > places[:, None], MASKED, 0.0).astype(np.float32)
+            self.ahead = decoder.file.constant(np.tile(ahead, (shared, 1))[None, None])
+
+    def run(self) -> Tensor:
+        """Return hidden [N * T, D] of all layers; keys and values become outputs."""
+        writer, decoder = self.writer, self.decoder
+        hidden = writer.lookup(self.ids, decoder.words)
+        if decoder.positions is not None:
+            hidden = writer.add(hidden, writer.lookup(self.positions, decoder.positions))
+        angles = None
+        if decoder.cosines is not None and decoder.sines is not None:
+            half = decoder.cosines.shape[1]
+            angles = tuple(
+                writer.reshape(writer.lookup(self.positions, table), [hidden.shape[0], 1, half])
+                for table in (decoder.cosines, decoder.sines))
+        for index, layer in enumerate(decoder.layers):
+            projected = self._dense(self._norm(hidden, layer.norm), layer.qkv)
+            attended = self._attend(index, *self._heads(projected, angles))
+            hidden = writer.add(hidden, self._dense(attended, layer.out))
+            normed = self._norm(hidden, layer.inner_norm)
+            inner = self._dense(normed, layer.inner)
+            if layer.gate is None:
+                inner = writer.activation(inner, self.arrays.activation)
+            else:
+                gate = writer.activation(self._dense(normed, layer.gate), self.arrays.activation)
+                inner = writer.multiply(gate, inner)
+            hidden = writer.add(hidden, self._dense(inner, layer.outer))
+        return hidden
+
+    def to_logits(self, hidden: Tensor) -> None:
+        """Make `logits` of hidden [N, D] an output."""
+        normed = self._norm(hidden, self.decoder.norm)
+        self.writer.output("logits", self.writer.dense(normed, self.decoder.vocabulary, None))
+
+    def _heads(self, projected: Tensor, angles: tuple[Tensor, ...] | None
+               ) -> tuple[Tensor, Tensor, Tensor]:
+        """[N T, (H + 2 G) d] -> query [N, G, R T, d], keys and values [N, G, T, d]."""
+        writer, heads, groups = self.writer, self.arrays.heads, self.arrays.groups
+        size, count = self.arrays.head_size, self.rows * self.tokens
+        turned = writer.part(projected, 1, 0, (heads + groups) * size)
+        values = writer.part(projected, 1, (heads + groups) * size, groups * size)
+        turned = writer.reshape(turned, [count, heads + groups, size])
+        if angles is not None:
+            turned = self._rotate(turned, angles)
+        query = writer.part(turned, 1, 0, heads)
+        keys = writer.part(turned, 1, heads, groups)
+        shape = [self.rows, self.tokens, groups, size]
+        keys = writer.transpose(writer.reshape(keys, shape), [0, 2, 1, 3])
+        values = writer.transpose(writer.reshape(values, shape), [0, 2, 1, 3])
+        shared = heads // groups
+        query = writer.reshape(query, [self.rows, self.tokens, groups, shared, size])
+        query = writer.transpose(query, [0, 2, 3, 1, 4])
+        query = writer.reshape(query, [self.rows, groups, shared * self.tokens, size])
+        return query, keys, values
+
+    def _rotate(self, tensor: Tensor, angles: tuple[Tensor, ...]) -> Tensor:
+        """Turn pairs (i, i + d / 2) of [N T, heads, d] (networks.attention.rotate)."""
+        writer, half = self.writer, self.arrays.head_size // 2
+        cosines, sines = angles
+        first, second = writer.part(tensor, 2, 0, half), writer.part(tensor, 2, half, half)
+        return writer.concat([
+            writer.subtract(writer.multiply(first, cosines), writer.multiply(second, sines)),
+            writer.add(writer.multiply(second, cosines), writer.multiply(first, sines))], 2)
+
+    def _attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention over the pages and over what is read -> [N T, H d]."""
+        writer, (rows, groups, queries, size) = self.writer, query.shape
+        writer.output(f"keys_{layer}", keys)
+        writer.output(f"values_{layer}", values)
+        shapes = [[rows, groups, page, size] for page in self.pages]
+        cached = [(writer.input(f"keys_{layer}_{page}", shape),
+                   writer.input(f"values_{layer}_{page}", shape))
+                  for page, shape in enumerate(shapes)]
+        scores = [writer.batch_matmul(query, page_keys, transposed=True)
+                  for page_keys, _ in cached]
+        own = writer.batch_matmul(query, keys, transposed=True)
+        if self.ahead is not None:
+            own = writer.add(own, self.ahead)
+            if scores and self.mask is not None:
+                scores = [writer.add(writer.concat(scores, 3), self.mask)]
+            joined = writer.concat([*scores, own], 3)
+        else:
+            assert self.mask is not None
+            joined = writer.add(writer.concat([*scores, own], 3), self.mask)
+        weights = writer.softmax(joined)
+        found, begin = None, 0
+        for (_, page_values), page in zip(cached, self.pages):
+            part = writer.batch_matmul(writer.part(weights, 3, begin, page), page_values)
+            found = part if found is None else writer.add(found, part)
+            begin += page
+        last = writer.part(weights, 3, begin, self.tokens)
+        # One weight and one value: a product is cheaper than a matrix product.
+        own = writer.multiply(last, values) if self.tokens == 1 else writer.batch_matmul(
+            last, values)
+        found = own if found is None else writer.add(found, own)
+        shared = queries // self.tokens
+        found = writer.reshape(found, [rows, groups, shared, self.tokens, size])
+        found = writer.transpose(found, [0, 3, 1, 2, 4])
+        return writer.reshape(found, [rows * self.tokens, groups * shared * size])
+
+    def _dense(self, tensor: Tensor, dense: _Dense) -> Tensor:
+        return self.writer.dense(tensor, dense.kernel, dense.bias)
+
+    def _norm(self, tensor: Tensor, norm: _Norm) -> Tensor:
+        writer = self.writer
+        if norm.shift is not None:
+            tensor = writer.subtract(tensor, writer.mean(tensor))
+        power = writer.mean(writer.multiply(tensor, tensor))
+        tensor = writer.multiply(tensor, writer.rsqrt(writer.add(power, norm.epsilon)))
+        tensor = writer.multiply(tensor, norm.scale)
+        return tensor if norm.shift is None else writer.add(tensor, norm.shift)

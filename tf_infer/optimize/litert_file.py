@@ -1,0 +1,305 @@
+"""Write a LiteRT model file operation by operation: graphs of fixed shapes that share weights.
+
+TensorFlow's converter takes a minute and many gigabytes for 124 million weights, once more for each
+shape, and leaves little say in layout and precision. Here a graph of one shape costs milliseconds,
+and fifty of them hold one copy of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import flatbuffers
+import numpy as np
+from tensorflow.lite.python import schema_py_generated as schema
+
+from tf_infer.errors import ConfigError
+
+Op = schema.BuiltinOperator
+_TYPES = {"float32": schema.TensorType.FLOAT32, "int32": schema.TensorType.INT32,
+          "int8": schema.TensorType.INT8}
+# Offsets in the file are 32 bits, of which the runtime uses 31.
+MAX_BYTES = 2**31 - 2**24
+
+
+class Tensor(NamedTuple):
+    """A tensor of one graph."""
+
+    place: int
+    shape: tuple[int, ...]
+
+
+class Constant(NamedTuple):
+    """Numbers in the file, for any graph: int8 [N, ...] with one scale a row, or as they are."""
+
+    buffer: int
+    shape: tuple[int, ...]
+    dtype: str
+    scales: np.ndarray | None
+
+
+@dataclass(slots=True)
+class ModelFile:
+    """Constants and graphs; `write` makes the file's bytes of them."""
+
+    buffers: list[np.ndarray | None] = field(default_factory=lambda: [None])
+    graphs: list[GraphWriter] = field(default_factory=list)
+    codes: dict[tuple[int, int], int] = field(default_factory=dict)
+    small: dict[tuple[str, tuple[int, ...], bytes], Constant] = field(default_factory=dict)
+
+    def constant(self, array: np.ndarray) -> Constant:
+        """Add float32 or int32 numbers; small ones that are there already are not added again."""
+        array = np.ascontiguousarray(array)
+        key = (array.dtype.name, array.shape, array.tobytes() if array.nbytes < 4096 else b"")
+        if array.nbytes < 4096 and key in self.small:
+            return self.small[key]
+        self.buffers.append(array.reshape(-1).view(np.uint8))
+        made = Constant(len(self.buffers) - 1, array.shape, array.dtype.name, None)
+        if array.nbytes < 4096:
+            self.small[key] = made
+        return made
+
+    def quantized(self, array: np.ndarray) -> Constant:
+        """Add [N, D] float32 as int8 with one scale a row, symmetric."""
+        values, scales = quantize_rows(array)
+        self.buffers.append(values.reshape(-1).view(np.uint8))
+        return Constant(len(self.buffers) - 1, array.shape, "int8", scales)
+
+    def graph(self, name: str) -> GraphWriter:
+        """Begin a graph, which becomes the signature `name`."""
+        self.graphs.append(GraphWriter(self, name))
+        return self.graphs[-1]
+
+    def code(self, operator: int, version: int) -> int:
+        """Return the place of an operator in the file's table."""
+        return self.codes.setdefault((operator, version), len(self.codes))
+
+    def write(self) -> bytearray:
+        """Return the file.
+
+        Raises:
+            ConfigError: it would be larger than the format allows.
+        """
+        size = sum(0 if buffer is None else buffer.nbytes for buffer in self.buffers)
+        if size > MAX_BYTES:
+            raise ConfigError(f"engine: expected weights of at most {MAX_BYTES:,} bytes, got "
+                              f"{size:,}. Take precision int8, or a smaller network.")
+        model = schema.ModelT()
+        model.version = 3
+        model.description = "tf_infer"
+        model.operatorCodes = [_code(*one) for one in self.codes]
+        model.subgraphs = [graph.subgraph for graph in self.graphs]
+        model.signatureDefs = [graph.signature(index) for index, graph in enumerate(self.graphs)]
+        model.buffers = []
+        for buffer in self.buffers:
+            model.buffers.append(schema.BufferT())
+            model.buffers[-1].data = buffer
+        # Room for everything at once: growing would copy the file each time.
+        builder = flatbuffers.Builder(size + 2**22 + 2**18 * len(self.graphs))
+        builder.Finish(model.Pack(builder), b"TFL3")
+        written: bytearray = builder.Output()
+        return written
+
+
+class GraphWriter:
+    """One graph: inputs, operations, outputs. Every shape is known."""
+
+    def __init__(self, file: ModelFile, name: str) -> None:
+        self.file = file
+        self.name = name
+        self.subgraph = schema.SubGraphT()
+        self.subgraph.name = name
+        self.subgraph.tensors = []
+        self.subgraph.operators = []
+        self.subgraph.inputs = []
+        self.subgraph.outputs = []
+        self._names: dict[str, list[tuple[str, int]]] = {"inputs": [], "outputs": []}
+        self._constants: dict[int, Tensor] = {}
+
+    def input(self, name: str, shape: Sequence[int], dtype: str = "float32") -> Tensor:
+        """Add an input."""
+        tensor = self._tensor(name, shape, dtype)
+        self.subgraph.inputs.append(tensor.place)
+        self._names["inputs"].append((name, tensor.place))
+        return tensor
+
+    def output(self, name: str, tensor: Tensor) -> None:
+        """Make a tensor an output."""
+        self.subgraph.outputs.append(tensor.place)
+        self._names["outputs"].append((name, tensor.place))
+
+    def signature(self, index: int) -> Any:
+        """Return the signature of this graph, the `index`-th of its file."""
+        made = schema.SignatureDefT()
+        made.signatureKey = self.name
+        made.subgraphIndex = index
+        for side, pairs in self._names.items():
+            maps = []
+            for name, tensor in pairs:
+                maps.append(schema.TensorMapT())
+                maps[-1].name, maps[-1].tensorIndex = name, tensor
+            setattr(made, side, maps)
+        return made
+
+    def op(self, operator: int, inputs: Sequence[Tensor | Constant], shape: Sequence[int],
+           options: Any = None, *, version: int = 1) -> Tensor:
+        """Add an operation with one float32 output of `shape`."""
+        made = schema.OperatorT()
+        made.opcodeIndex = self.file.code(operator, version)
+        made.inputs = [self._index(one) for one in inputs]
+        result = self._tensor(f"t{len(self.subgraph.tensors)}", shape, "float32")
+        made.outputs = [result.place]
+        if options is not None:
+            made.builtinOptions = options
+            kind = type(options).__name__.removesuffix("T")
+            made.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+        self.subgraph.operators.append(made)
+        return result
+
+    # ------------------------------------------------------------------ operations
+
+    def add(self, left: Tensor, right: Tensor | Constant) -> Tensor:
+        """left + right, broadcast."""
+        return self.op(Op.ADD, [left, right], _broadcast(left, right), schema.AddOptionsT())
+
+    def subtract(self, left: Tensor, right: Tensor | Constant) -> Tensor:
+        """left - right, broadcast."""
+        return self.op(Op.SUB, [left, right], _broadcast(left, right), schema.SubOptionsT())
+
+    def multiply(self, left: Tensor, right: Tensor | Constant) -> Tensor:
+        """left * right, broadcast."""
+        return self.op(Op.MUL, [left, right], _broadcast(left, right), schema.MulOptionsT())
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Mean over the last axis, which stays as 1."""
+        options = schema.ReducerOptionsT()
+        options.keepDims = True
+        axis = self.file.constant(np.array([len(tensor.shape) - 1], np.int32))
+        return self.op(Op.MEAN, [tensor, axis], (*tensor.shape[:-1], 1), options)
+
+    def rsqrt(self, tensor: Tensor) -> Tensor:
+        """1 / sqrt(tensor)."""
+        return self.op(Op.RSQRT, [tensor], tensor.shape)
+
+    def activation(self, tensor: Tensor, name: str) -> Tensor:
+        """One of networks.arrays.Activation."""
+        if name == "silu":
+            return self.multiply(tensor, self.op(Op.LOGISTIC, [tensor], tensor.shape))
+        if name == "relu":
+            return self.op(Op.RELU, [tensor], tensor.shape)
+        options = schema.GeluOptionsT()
+        options.approximate = name == "gelu_tanh"
+        return self.op(Op.GELU, [tensor], tensor.shape, options)
+
+    def softmax(self, tensor: Tensor) -> Tensor:
+        """Over the last axis."""
+        options = schema.SoftmaxOptionsT()
+        options.beta = 1.0
+        return self.op(Op.SOFTMAX, [tensor], tensor.shape, options)
+
+    def reshape(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+        """Same numbers, another shape."""
+        if tuple(shape) == tensor.shape:
+            return tensor
+        options = schema.ReshapeOptionsT()
+        options.newShape = list(shape)
+        return self.op(Op.RESHAPE, [tensor, self._ints(shape)], shape, options)
+
+    def transpose(self, tensor: Tensor, order: Sequence[int]) -> Tensor:
+        """Axes in another order."""
+        shape = [tensor.shape[axis] for axis in order]
+        moved = [axis for axis in order if tensor.shape[axis] > 1]
+        if moved == sorted(moved):  # nothing but axes of size 1 changes place
+            return self.reshape(tensor, shape)
+        return self.op(Op.TRANSPOSE, [tensor, self._ints(order)], shape, schema.TransposeOptionsT())
+
+    def part(self, tensor: Tensor, axis: int, begin: int, size: int) -> Tensor:
+        """`size` places of one axis from `begin` on."""
+        if size == tensor.shape[axis]:
+            return tensor
+        begins, sizes = [0] * len(tensor.shape), list(tensor.shape)
+        begins[axis], sizes[axis] = begin, size
+        return self.op(Op.SLICE, [tensor, self._ints(begins), self._ints(sizes)], sizes,
+                       schema.SliceOptionsT())
+
+    def concat(self, tensors: Sequence[Tensor], axis: int) -> Tensor:
+        """Tensors one after the other; at most 4 at once are computed fast."""
+        tensors = list(tensors)
+        while len(tensors) > 1:
+            head = tensors[:4]
+            shape = list(head[0].shape)
+            shape[axis] = sum(one.shape[axis] for one in head)
+            options = schema.ConcatenationOptionsT()
+            options.axis = axis
+            tensors = [self.op(Op.CONCATENATION, head, shape, options), *tensors[4:]]
+        return tensors[0]
+
+    def batch_matmul(self, left: Tensor, right: Tensor, *, transposed: bool = False) -> Tensor:
+        """[..., M, K] x [..., K, N], or [..., N, K] with `transposed`."""
+        options = schema.BatchMatMulOptionsT()
+        options.adjX, options.adjY = False, transposed
+        width = right.shape[-2] if transposed else right.shape[-1]
+        return self.op(Op.BATCH_MATMUL, [left, right], (*left.shape[:-1], width), options)
+
+    def dense(self, tensor: Tensor, kernel: Constant, bias: Constant | None) -> Tensor:
+        """[M, K] x [N, K] transposed, + [N]."""
+        options = schema.FullyConnectedOptionsT()
+        options.keepNumDims = True
+        inputs: list[Tensor | Constant] = [tensor, kernel]
+        if bias is not None:
+            inputs.append(bias)
+        # From 9 on the runtime quantises inputs with a zero point, from 12 on by row of weights.
+        options.asymmetricQuantizeInputs = kernel.dtype == "int8"
+        return self.op(Op.FULLY_CONNECTED, inputs, (*tensor.shape[:-1], kernel.shape[0]), options,
+                       version=12 if kernel.dtype == "int8" else 5)
+
+    def lookup(self, ids: Tensor, table: Constant) -> Tensor:
+        """Rows [N, D] of a table [V, D] by ids [N] int32."""
+        return self.op(Op.EMBEDDING_LOOKUP, [ids, table], (ids.shape[0], table.shape[1]),
+                       version=4 if table.dtype == "int8" else 1)
+
+    def _ints(self, values: Sequence[int]) -> Constant:
+        return self.file.constant(np.array(values, np.int32))
+
+    def _index(self, one: Tensor | Constant) -> int:
+        if isinstance(one, Tensor):
+            return one.place
+        if one.buffer not in self._constants:
+            self._constants[one.buffer] = self._tensor(
+                f"c{one.buffer}", one.shape, one.dtype, buffer=one.buffer, scales=one.scales)
+        return self._constants[one.buffer].place
+
+    def _tensor(self, name: str, shape: Sequence[int], dtype: str, *, buffer: int = 0,
+                scales: np.ndarray | None = None) -> Tensor:
+        made = schema.TensorT()
+        made.name, made.shape, made.type, made.buffer = name, list(shape), _TYPES[dtype], buffer
+        if scales is not None:
+            made.quantization = schema.QuantizationParametersT()
+            made.quantization.scale = scales
+            made.quantization.zeroPoint = np.zeros(len(scales), np.int64)
+            made.quantization.quantizedDimension = 0
+        self.subgraph.tensors.append(made)
+        return Tensor(len(self.subgraph.tensors) - 1, tuple(shape))
+
+
+def quantize_rows(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return [N, D] int8 in -127 .. 127 and [N] float32: `array` is about values * scales."""
+    largest = np.abs(array).max(axis=1)
+    scales = np.where(largest > 0, largest / 127.0, 1.0).astype(np.float32)
+    return np.rint(array / scales[:, None]).astype(np.int8), scales
+
+
+def _broadcast(left: Tensor, right: Tensor | Constant) -> tuple[int, ...]:
+    return tuple(np.broadcast_shapes(left.shape, right.shape))
+
+
+def _code(operator: int, version: int) -> Any:
+    made = schema.OperatorCodeT()
+    made.builtinCode = operator
+    made.deprecatedBuiltinCode = min(operator, 127)
+    made.version = version
+    return made
+
+
