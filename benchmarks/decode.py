@@ -87,7 +87,9 @@ class Contestant:
 
 
 CONTESTANTS = (
-    Contestant(name="tf_infer float32", script="ours", form="saved_model", model="ours-float32"),
+    Contestant(name="tf_infer engine int8", script="ours", form="engine", model="ours-engine"),
+    *(Contestant(name=f"tf_infer portable {precision}", script="ours", form="saved_model",
+                 model=f"ours-{precision}") for precision in ("float32", "bfloat16", "int8")),
     Contestant(name="llama.cpp q8_0", script="llama", form="flash", model="q8_0.gguf",
                venv="llama"),
     Contestant(name="OpenVINO loop int8", script="openvino", form="loop", model="openvino-int8",

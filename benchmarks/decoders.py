@@ -9,6 +9,7 @@ library's own converter. Both shapes have GPT-2's tokenizer (50,257 ids): a prom
     gpt2        GPT-2 small, 124 M parameters
     llama       the proportions of SmolLM-135M: 30 layers, width 576, 9 heads over 3 of keys and
                 values, RMSNorm, rotary positions, gated inner layer of 1,536, tied vocabulary
+    mini        GPT-2 of 6 layers and width 384, for benchmarks/continuous.py
     *-tiny      two layers, to try the scripts
 """
 
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ HERE = Path(__file__).resolve().parent
 PROMPTS, NEW_TOKENS, ROWS, SEED = (32, 256), 64, (1, 8, 32), 0
 POOL = 8 * ROWS[-1]  # prompts of a length: every call of four rounds has its own
 POSITIONS = PROMPTS[-1] + NEW_TOKENS
+SERVED_CAPACITY = 128
 NO_END = {"bos_token_id": None, "eos_token_id": None, "vocab_size": 50257}
 GPT2: dict[str, Any] = {"model_type": "gpt2", **NO_END}
 LLAMA: dict[str, Any] = {
@@ -39,6 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
     "llama": LLAMA | {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
                       "num_key_value_heads": 3, "intermediate_size": 1536},
+    "mini": GPT2 | {"n_embd": 384, "n_layer": 6, "n_head": 6},
     "gpt2-tiny": GPT2 | {"n_embd": 128, "n_layer": 2, "n_head": 4},
     "llama-tiny": LLAMA | {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
                            "num_key_value_heads": 2, "intermediate_size": 768},
@@ -109,25 +113,54 @@ FORMS: dict[str, Callable[[str, Path, Path, Path], list[str]]] = {
 # ---------------------------------------------------------------------------- our own forms
 
 
-def task_from(source: Path) -> Any:
+def task_from(source: Path, capacity: int = NEW_TOKENS, tokens: tuple[int, ...] = PROMPTS) -> Any:
     """Return our task of a checkpoint, with the grid of the benchmark."""
     from tf_infer.config import GenerationDefaults, ShapeGrid
     from tf_infer.tasks import build
 
     return build.from_checkpoint(source, {
-        "kind": "causal_lm", "name": "writer", "capacity": NEW_TOKENS,
-        "grid": ShapeGrid(rows=ROWS, tokens=PROMPTS),
-        "defaults": GenerationDefaults.within(NEW_TOKENS)}, max_tokens=PROMPTS[-1])
+        "kind": "causal_lm", "name": "writer", "capacity": capacity,
+        "grid": ShapeGrid(rows=ROWS, tokens=tokens),
+        "defaults": GenerationDefaults.within(capacity)}, max_tokens=tokens[-1])
 
 
-def export_reference(source: Path, made: Path) -> None:
-    """Write the SavedModel of the network as it is, float32, without `tf-infer export`'s proof."""
+def export_portable(source: Path, made: Path, precision: str | None = None) -> None:
+    """Write the SavedModel of the network as it is, or by a plan; nothing is proven here."""
     from tf_infer.export.saved_model import write_saved_model
+    from tf_infer.optimize import apply, plan
 
-    write_saved_model(task_from(source), made)
+    task = task_from(source)
+    if precision is not None:
+        task = apply.apply(task, plan.read_plan(precision))
+    write_saved_model(task, made)
 
 
-EXPORTS: dict[str, Callable[[Path, Path], None]] = {"ours-float32": export_reference}
+def export_engine(source: Path, made: Path) -> None:
+    """Write the LiteRT engine in int8."""
+    from tf_infer.optimize import litert
+
+    litert.write(task_from(source).network, made, litert.EngineSettings(), positions=POSITIONS)
+
+
+def export_served(source: Path, made: Path, precision: str | None = None) -> None:
+    """Write a version that a server can load, for benchmarks/continuous.py."""
+    from tf_infer.cli.proof import export_task
+    from tf_infer.optimize import apply, plan
+
+    task = task_from(source, SERVED_CAPACITY, (32, 64, 128, 256))
+    if precision is not None:
+        task = apply.apply(task, plan.read_plan(precision))
+    export_task(task, made / "writer", name="writer", xla=False, server=False, max_rows=ROWS[0])
+
+
+EXPORTS: dict[str, Callable[[Path, Path], None]] = {
+    "ours-engine": export_engine,
+    "ours-float32": export_portable,
+    "ours-bfloat16": partial(export_portable, precision="bfloat16"),
+    "ours-int8": partial(export_portable, precision="int8"),
+    "served": export_served,
+    "served-bfloat16": partial(export_served, precision="bfloat16"),
+}
 
 
 def main() -> None:

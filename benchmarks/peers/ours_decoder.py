@@ -6,6 +6,7 @@ engine: a StepEngine and this file's greedy loop, ids in and ids out.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import decoder_common as common
@@ -48,16 +49,8 @@ def _neutral(name: str, dtype: Any) -> Any:
 def engine(settings: dict[str, Any]) -> common.Generate:
     from tf_infer.engines import litert
 
-    engines: dict[int, Any] = {}
-
-    def generate(asked: common.Asked) -> common.Ids:
-        ids = np.array(asked.ids, np.int32)
-        rows = len(ids)
-        if rows not in engines:
-            engines[rows] = litert.load(settings["model"], slots=rows)
-        return greedy(engines[rows], ids, asked.new_tokens)
-
-    return generate
+    engine = litert.load(Path(settings["model"]), threads=common.THREADS)
+    return lambda asked: greedy(engine, np.array(asked.ids, np.int32), asked.new_tokens)
 
 
 def greedy(engine: Any, ids: np.ndarray, new_tokens: int) -> common.Ids:
