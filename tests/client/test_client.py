@@ -626,6 +626,8 @@ def test_both_clients_have_the_same_methods() -> None:
                 if inspect.isfunction(member) and not name.startswith("_")}
 
     sync, aio = public(Client), public(AsyncClient)
+    streams = sync.pop("stream"), aio.pop("stream")  # what they give back is awaited, not they
+    assert streams[0].parameters == streams[1].parameters
     assert sync == aio
     assert all(inspect.iscoroutinefunction(vars(AsyncClient)[name]) for name in aio)
 

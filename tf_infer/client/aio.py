@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tf_infer.client import calls
+from tf_infer.client import calls, streaming
 from tf_infer.client.calls import UNSET, Call, Deadline, Text, Timeout
 from tf_infer.client.credentials import INSECURE, Credentials
 from tf_infer.client.results import (
@@ -28,6 +28,7 @@ from tf_infer.client.results import (
     Prediction,
 )
 from tf_infer.client.retry import RetryPolicy, plan_retry
+from tf_infer.client.streaming import AsyncTextStream
 from tf_infer.client.transport import (
     AioTransport,
     AsyncTransport,
@@ -43,6 +44,7 @@ from tf_infer.errors import (
     ServingError,
 )
 from tf_infer.wire.messages import SERVING_DEFAULT, ModelRef
+from tf_infer.wire.methods import GENERATE
 from tf_infer.wire.timings import Detail
 
 T = TypeVar("T")
@@ -146,6 +148,32 @@ class AsyncClient:
         if prediction.model.version != found.model.version:
             self._decoders.pop(ref, None)  # a new version answers, with defaults of its own
         return calls.generations(prediction)
+
+    def stream(self, model: str | ModelRef, prompt: Text, *, max_new_tokens: int | None = None,
+               temperature: float | None = None, top_k: int | None = None,
+               top_p: float | None = None, seed: int | None = None,
+               stop: Sequence[str] | None = None, options: Mapping[str, Any] | None = None,
+               regex: str | None = None, json_schema: str | Mapping[str, Any] | None = None,
+               choices: Sequence[str] | None = None, constraint: str | None = None,
+               logprobs: int | None = None, echo: bool = False, timeout_s: Timeout = UNSET,
+               ) -> AsyncTextStream:
+        """Continue one prompt and give the text as it comes; see `Client.stream`.
+
+        Call it on the loop; nothing is awaited before the first piece.
+        """
+        ref = calls.reference(model)
+        data = streaming.request(
+            ref, prompt, streaming.stream_options(
+                options, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+                top_p=top_p, seed=seed, stop=stop),
+            limits={"regex": regex, "json_schema": json_schema, "choices": choices,
+                    "constraint": constraint}, logprobs=logprobs, echo=echo)
+        metadata = (("x-request-id", uuid.uuid4().hex),)
+        return AsyncTextStream(
+            ref, self._retry, calls.seconds(timeout_s, self._timeout_s),
+            lambda: self._transport.addresses_up() > 0,
+            lambda left_s: self._transport.stream(GENERATE.path, data, timeout_s=left_s,
+                                                  metadata=metadata))
 
     async def status(self, model: str | ModelRef, *, timeout_s: Timeout = UNSET) -> ModelStatus:
         """Return the versions and their states; see `Client.status`."""

@@ -67,6 +67,52 @@ class Generation:
     finish_reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class StreamToken:
+    """One produced token of a stream.
+
+    Attributes:
+        id: of the vocabulary.
+        piece: its bytes alone; may be a part of a character.
+        logprob: nats, of the model itself; NaN unless asked for.
+        top: (id, piece, logprob) of the likeliest tokens at this place, best first.
+    """
+
+    id: int
+    piece: bytes
+    logprob: float = float("nan")
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How many tokens so far: of the prompt, of those not computed anew, and new ones."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPiece:
+    """What came next of a stream. The texts of all pieces joined are the answer's text.
+
+    Attributes:
+        text: whole characters; may be empty.
+        tokens: since the last piece; their bytes may be ahead of `text`.
+        finish_reason: None until the last piece; then "stop", "length", or what docs/generation.md
+            tells.
+        usage: counts so far.
+        score: nats, sum over the new tokens and the end token.
+    """
+
+    text: str
+    tokens: tuple[StreamToken, ...] = ()
+    finish_reason: str | None = None
+    usage: Usage = Usage()
+    score: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction(Mapping[str, np.ndarray]):
     """What Predict answered: a mapping from output name to array.

@@ -38,8 +38,28 @@ _HOST_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\],@]+):(\d{1,5})")
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 
 
+class Responses(Protocol):
+    """The responses of one call, as they come."""
+
+    def __next__(self) -> bytes:
+        """Wait for the next one; raises StopIteration behind the last, or ServingError."""
+
+    def cancel(self) -> None:
+        """Give the call up, from any thread; whoever waits gets Cancelled."""
+
+
+class AsyncResponses(Protocol):
+    """The responses of one call, as they come, awaited."""
+
+    async def __anext__(self) -> bytes:
+        """Wait for the next one; raises StopAsyncIteration behind the last, or ServingError."""
+
+    def cancel(self) -> None:
+        """Give the call up."""
+
+
 class Transport(Protocol):
-    """Carries one call and its answer."""
+    """Carries one call and its answer, or its answers."""
 
     def unary(self, method: str, request: bytes, *, timeout_s: float | None,
               metadata: Metadata = (), hear: Hear | None = None) -> bytes:
@@ -47,6 +67,14 @@ class Transport(Protocol):
 
         Raises:
             ServingError: the exception of the status code.
+        """
+
+    def stream(self, method: str, request: bytes, *, timeout_s: float | None,
+               metadata: Metadata = ()) -> Responses:
+        """Send a request and return its responses, of which the first is yet to come.
+
+        Raises:
+            ConfigError: the client is closed.
         """
 
     def addresses_up(self) -> int:
@@ -62,6 +90,10 @@ class AsyncTransport(Protocol):
     async def unary(self, method: str, request: bytes, *, timeout_s: float | None,
                     metadata: Metadata = (), hear: Hear | None = None) -> bytes:
         """Send a request and return the answer; raises ServingError."""
+
+    def stream(self, method: str, request: bytes, *, timeout_s: float | None,
+               metadata: Metadata = ()) -> AsyncResponses:
+        """Send a request and return its responses; see `Transport.stream`."""
 
     def addresses_up(self) -> int:
         """Return how many addresses are not known to be down."""
@@ -248,6 +280,18 @@ class GrpcTransport:
             raise _closed(error) from error
         return answer
 
+    def stream(self, method: str, request: bytes, *, timeout_s: float | None,
+               metadata: Metadata = ()) -> Responses:
+        """Send a request to the next address and return its responses."""
+        shared = self._shared
+        index = shared.addresses.pick(time.monotonic())
+        try:
+            call = self._channels[index].unary_stream(method)(
+                request, timeout=timeout_s, metadata=(*shared.metadata, *metadata))
+        except ValueError as error:
+            raise _closed(error) from error
+        return _GrpcResponses(call, shared, index)
+
     def addresses_up(self) -> int:
         """Return how many addresses are not known to be down."""
         return self._shared.addresses.up(time.monotonic())
@@ -256,6 +300,23 @@ class GrpcTransport:
         """Close the channels; calls in flight end with Cancelled."""
         for channel in self._channels:
             channel.close()
+
+
+class _GrpcResponses:
+    """Responses of a gRPC call."""
+
+    def __init__(self, call: Any, shared: _Channels, index: int) -> None:
+        self._call, self._shared, self._index = call, shared, index
+
+    def __next__(self) -> bytes:
+        try:
+            answer: bytes = next(self._call)
+        except grpc.RpcError as error:
+            raise self._shared.failure(self._index, error) from error
+        return answer
+
+    def cancel(self) -> None:
+        self._call.cancel()
 
 
 class AioTransport:
@@ -296,6 +357,22 @@ class AioTransport:
             raise exception_for(Code.CANCELLED, "the client was closed") from None
         return answer
 
+    def stream(self, method: str, request: bytes, *, timeout_s: float | None,
+               metadata: Metadata = ()) -> AsyncResponses:
+        """Send a request to the next address and return its responses."""
+        shared = self._shared
+        if self._closing:
+            raise ConfigError(_CLOSED)
+        if self._channels is None:
+            self._channels = shared.open(grpc.aio)
+        index = shared.addresses.pick(time.monotonic())
+        try:
+            call = self._channels[index].unary_stream(method)(
+                request, timeout=timeout_s, metadata=(*shared.metadata, *metadata))
+        except grpc.aio.UsageError as error:
+            raise _closed(error) from error
+        return _AioResponses(call, shared, index)
+
     def addresses_up(self) -> int:
         """Return how many addresses are not known to be down."""
         return self._shared.addresses.up(time.monotonic())
@@ -305,6 +382,30 @@ class AioTransport:
         self._closing = True
         for channel in self._channels or ():
             await channel.close()
+
+
+class _AioResponses:
+    """Responses of a gRPC call, awaited."""
+
+    def __init__(self, call: Any, shared: _Channels, index: int) -> None:
+        self._call, self._shared, self._index = call, shared, index
+
+    async def __anext__(self) -> bytes:
+        try:
+            answer = await self._call.read()
+        except grpc.RpcError as error:
+            raise self._shared.failure(self._index, error) from error
+        except asyncio.CancelledError:
+            if not self._call.cancelled() or _is_cancelled(asyncio.current_task()):
+                raise
+            raise exception_for(Code.CANCELLED, "the call was given up") from None
+        if answer is grpc.aio.EOF:  # type: ignore[attr-defined]
+            raise StopAsyncIteration
+        read: bytes = answer
+        return read
+
+    def cancel(self) -> None:
+        self._call.cancel()
 
 
 def _is_cancelled(task: asyncio.Task[Any] | None) -> bool:
