@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
 from tf_infer.config import check
@@ -82,6 +82,12 @@ class Board(Generic[K]):
         self._waiting: OrderedDict[K, int | None] = OrderedDict()  # ids to read, once known
         self._seated: OrderedDict[K, _Seat] = OrderedDict()        # in the order they joined
         self._free = list(range(limits.slots))
+
+    def shrink(self, slots: int) -> None:
+        """Have no more than so many slots, before anybody has one."""
+        assert not self._seated, "slots go only while nobody sits in them"
+        self.limits = replace(self.limits, slots=min(slots, self.limits.slots))
+        self._free = list(range(self.limits.slots))
 
     # ------------------------------------------------------------------ coming
 

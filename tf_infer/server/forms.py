@@ -1,0 +1,271 @@
+"""The two ways to run a decoder for the slot engine: through a StepEngine, or through a SavedModel.
+
+A form holds a cache for each slot. `read` puts ids of a prompt into a slot, all but the last one;
+`produce` reads the last id of every row that is given and goes on from it. So the first token of a
+prompt is produced like every other. Needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from tf_infer.engines.contracts import StepEngine
+from tf_infer.errors import NotOffered
+from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
+from tf_infer.server.contracts import Arrays, Servable
+from tf_infer.server.pace import Pace
+
+CHOOSE, STEPS = "choose", "steps"
+POSITIONS = -2  # axis of `cache` of `steps`
+NO_MASK = np.zeros(0, np.int32)
+
+
+class Choice(NamedTuple):
+    """One token that a row has produced.
+
+    Attributes:
+        token: its id.
+        logprob: nats, of the model itself; NaN where the version does not tell.
+        is_end: it ends the row, and is no part of the text.
+        top: (id, logprob) of the likeliest tokens, best first, as many as were asked for.
+    """
+
+    token: int
+    logprob: float = float("nan")
+    is_end: bool = False
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class Row:
+    """What a form needs to know of a row.
+
+    Attributes:
+        slot: where its cache is.
+        ids: [P] int32, prompt and what was produced; the first `length` count.
+        prompt_length: of these, the prompt's.
+        options: name -> scalar, inputs of `steps` and `choose`.
+        logprobs: alternatives to tell of each token.
+        most: tokens it may still produce, >= 1.
+        allowed: bits of the tokens that may come next, as `choose` takes them; empty for all.
+        state: of the named automaton.
+        step_by_step: what is allowed next depends on each token; no more than one at a time.
+    """
+
+    slot: int
+    ids: np.ndarray
+    prompt_length: int
+    length: int
+    options: Mapping[str, Any]
+    logprobs: int = 0
+    most: int = 1
+    allowed: np.ndarray = field(default_factory=lambda: NO_MASK)
+    state: int = 0
+    step_by_step: bool = False
+
+    def last(self) -> int:
+        """Return the id that is read next."""
+        return int(self.ids[self.length - 1])
+
+
+class Form(Protocol):
+    """See the module. One thread at a time may call it.
+
+    Attributes:
+        slots: rows at once.
+        positions: ids of a prompt and what follows it, at most.
+        chunk: most ids of one `read`.
+    """
+
+    slots: int
+    positions: int
+    chunk: int
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Let the graph hold the options of rows against its rules; raise its error."""
+
+    def read(self, slot: int, ids: np.ndarray, start: int) -> None:
+        """Read ids [n] int32, 1 <= n <= chunk, behind the `start` positions that a slot holds."""
+
+    def produce(self, rows: Sequence[Row], *, hurry: bool) -> list[list[Choice]]:
+        """Produce one token or several of each row; nothing behind an end.
+
+        Args:
+            rows: at least one, of different slots. The last id of each is read first.
+            hurry: somebody waits for their first token.
+        """
+
+    def save(self, slot: int, length: int) -> Any:
+        """Return what a slot's first `length` positions hold; it has an attribute `nbytes`."""
+
+    def restore(self, slot: int, saved: Any) -> None:
+        """Make a slot begin with what was saved."""
+
+    def leave(self, slot: int) -> None:
+        """Take that what a slot holds is not needed any more."""
+
+    def close(self) -> None:
+        """Free what the form holds."""
+
+
+def option_inputs(spec: SignatureSpec, known: frozenset[str]) -> tuple[TensorSpec, ...]:
+    """Return the inputs of a signature that are options of a row.
+
+    Raises:
+        NotOffered: one is neither known nor has a default.
+    """
+    given = tuple(one for one in spec.inputs if one.name not in known)
+    strange = [one.name for one in given if one.default is None]
+    if strange:
+        raise NotOffered(f"signature {spec.name}: expected inputs with defaults, got {strange} "
+                         "without. Export the model again with this version of tf_infer.")
+    return given
+
+
+def stacked(rows: Sequence[Row], specs: Sequence[TensorSpec], names: frozenset[str],
+            ) -> dict[str, np.ndarray]:
+    """Return what describes rows to `choose` and `steps`, one value a row.
+
+    Args:
+        rows: at least one.
+        specs: the options, with their defaults.
+        names: which of the other inputs there are.
+    """
+    found = {spec.name: np.asarray([row.options.get(spec.name, spec.default) for row in rows],
+                                   object if spec.dtype == "string" else spec.dtype)
+             for spec in specs}
+    if "logprobs" in found:
+        found["logprobs"] = np.asarray([row.logprobs for row in rows], np.int32)
+    numbers = {"prompt_length": [row.prompt_length for row in rows],
+               "length": [row.length for row in rows], "state": [row.state for row in rows],
+               "produced": [max(0, row.length - row.prompt_length) for row in rows]}
+    found.update({name: np.asarray(values, np.int32) for name, values in numbers.items()
+                  if name in names})
+    if "allowed" in names:
+        found["allowed"] = masks(rows)
+    return found
+
+
+def masks(rows: Sequence[Row]) -> np.ndarray:
+    """Return the masks of rows, [B, W] int32; W is 0 where every row may say everything."""
+    width = max(len(row.allowed) for row in rows)
+    found = np.full((len(rows), width), -1, np.int32)
+    for place, row in enumerate(rows):
+        if len(row.allowed):
+            found[place, :len(row.allowed)] = row.allowed
+    return found
+
+
+def histories(rows: Sequence[Row]) -> np.ndarray:
+    """Return the ids of rows, [B, T] int32, zeros behind them."""
+    found = np.zeros((len(rows), max(row.length for row in rows)), np.int32)
+    for place, row in enumerate(rows):
+        found[place, :row.length] = row.ids[:row.length]
+    return found
+
+
+def best(ids: np.ndarray, logprobs: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
+    """Return the first `count` of the alternatives of a token, [N] each."""
+    return tuple((int(number), float(value)) for number, value in zip(ids[:count], logprobs))
+
+
+def positions_of(manifest: ModelManifest) -> int:
+    """Return how many ids a prompt and what follows it may have, going by the cache of `steps`."""
+    spec = next(one for one in manifest.signature(STEPS).inputs if one.name == "cache")
+    return int(spec.shape[POSITIONS] or 0)
+
+
+class EngineForm:
+    """A StepEngine, and the signature `choose` of the version it belongs to.
+
+    Args:
+        engine: closed with this form.
+        servable: runs `choose`.
+        manifest: of the version.
+    """
+
+    KNOWN = frozenset({"logits", "ids", "prompt_length", "length", "allowed", "state"})
+
+    def __init__(self, engine: StepEngine, servable: Servable, manifest: ModelManifest) -> None:
+        self._engine, self._servable = engine, servable
+        self.slots, self.chunk = engine.slots, engine.chunk
+        self.positions = min(engine.positions, positions_of(manifest))
+        spec = manifest.signature(CHOOSE)
+        self._options = option_inputs(spec, self.KNOWN)
+        self._names = frozenset(one.name for one in spec.inputs) & self.KNOWN
+        self._outputs = tuple(one.name for one in spec.outputs)
+        self._tokens = np.zeros(engine.slots, np.int32)
+        self._lengths = np.zeros(engine.slots, np.int32)
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """See `Form.check`."""
+        self._choose(rows, np.zeros((len(rows), self._engine.vocab_size), np.float32))
+
+    def read(self, slot: int, ids: np.ndarray, start: int) -> None:
+        """See `Form.read`."""
+        self._engine.read(slot, ids, start)
+
+    def produce(self, rows: Sequence[Row], *, hurry: bool) -> list[list[Choice]]:
+        """See `Form.produce`: one token of each row."""
+        del hurry
+        for row in rows:
+            self._tokens[row.slot], self._lengths[row.slot] = row.last(), row.length - 1
+        active = [row.slot for row in rows]
+        logits = self._engine.step(self._tokens, self._lengths, active)      # [S, V]
+        chosen = self._choose(rows, logits[active])
+        return [[self._choice(row, chosen, place)] for place, row in enumerate(rows)]
+
+    def _choose(self, rows: Sequence[Row], logits: np.ndarray) -> Arrays:
+        inputs = {"logits": logits, "ids": histories(rows),
+                  **stacked(rows, self._options, self._names)}
+        return self._servable.run(CHOOSE, inputs, outputs=self._outputs, timeout_s=None)
+
+    def _choice(self, row: Row, chosen: Arrays, place: int) -> Choice:
+        if "state" in chosen:
+            row.state = int(chosen["state"][place])
+        top = best(chosen["top_ids"][place], chosen["top_logprobs"][place], row.logprobs) \
+            if row.logprobs else ()
+        return Choice(int(chosen["token"][place]), float(chosen["logprob"][place]),
+                      bool(chosen["is_end"][place]), top)
+
+    def save(self, slot: int, length: int) -> Any:
+        """See `Form.save`."""
+        return self._engine.save(slot, length)
+
+    def restore(self, slot: int, saved: Any) -> None:
+        """See `Form.restore`."""
+        self._engine.restore(slot, saved)
+
+    def leave(self, slot: int) -> None:
+        """See `Form.leave`: the next who comes overwrites it."""
+
+    def close(self) -> None:
+        """See `Form.close`."""
+        self._engine.close()
+
+
+OVERHEAD = 0.2  # share of a call of `steps` that may go into handing caches in and out
+CALL_S = 0.25   # longest call, while that leaves a token: how often a text is heard of
+HURRY = 4       # tokens of a call while somebody waits for their first
+FIRST = 4.0     # tokens' time that a call costs beside its tokens, until it has been seen
+
+
+def tokens_a_call(pace: Pace, *, token_s: float, hurry: bool, most: int) -> int:
+    """Return how many tokens the next call of `steps` produces.
+
+    Args:
+        pace: of calls seen so far: seconds over tokens.
+        token_s: what a token of all rows took lately; 0.0 while none was seen.
+        hurry: somebody waits for their first token.
+        most: that any row may still produce, and the call can.
+    """
+    wanted = pace.run_tokens(FIRST, most=64.0) * (1.0 - OVERHEAD) / OVERHEAD
+    if token_s > 0.0:
+        wanted = min(wanted, CALL_S / token_s)
+    if hurry:
+        wanted = min(wanted, HURRY)
+    return max(1, min(round(wanted), most))
