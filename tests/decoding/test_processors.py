@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tests.decoding.paths import Runner, on_all_paths
 from tf_infer.decoding import processors
-from tf_infer.decoding.processors import BANNED, Penalties
+from tf_infer.decoding.processors import BANNED, History, Penalties
 
 ATOL = 1e-5  # float32 logits below 10
 N, V, T, L = 12, 9, 5, 6
@@ -35,16 +35,25 @@ def penalized(row: int) -> np.ndarray:
     return np.float32(out)
 
 
-def run_penalize(logits: tf.Tensor, prompt: tf.Tensor, prompt_lengths: tf.Tensor, ids: tf.Tensor,
+def joined() -> np.ndarray:
+    """Prompt and output without a gap; what stands behind them counts for nothing."""
+    rows = [[*PROMPT[row, :PROMPT_LENGTHS[row]], *IDS[row, :LENGTHS[row]],
+             *PROMPT[row, PROMPT_LENGTHS[row]:], *IDS[row, LENGTHS[row]:]] for row in range(N)]
+    return np.array(rows, np.int32)
+
+
+HELD = (joined(), PROMPT_LENGTHS, PROMPT_LENGTHS + LENGTHS)
+
+
+def run_penalize(logits: tf.Tensor, ids: tf.Tensor, prompt_lengths: tf.Tensor,
                  lengths: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
-    return processors.penalize(logits, Penalties(*rest), prompt=prompt,
-                               prompt_lengths=prompt_lengths, ids=ids, lengths=lengths)
+    return processors.penalize(logits, Penalties(*rest), History(ids, prompt_lengths, lengths))
 
 
 @on_all_paths
 def test_penalties_are_those_of_the_papers_row_by_row(run: Runner) -> None:
-    given = [tf.constant(array) for array in (LOGITS, PROMPT, PROMPT_LENGTHS, IDS, LENGTHS,
-                                              REPETITION, PRESENCE, FREQUENCY)]
+    given = [tf.constant(array) for array in (LOGITS, *HELD, REPETITION, PRESENCE,
+                                              FREQUENCY)]
     found = run(run_penalize, *given).numpy()
     for row in range(N):
         np.testing.assert_allclose(found[row], penalized(row), atol=ATOL, err_msg=f"row {row}")
@@ -54,9 +63,10 @@ def test_penalties_are_those_of_the_papers_row_by_row(run: Runner) -> None:
 
 def test_penalties_that_are_off_change_no_bit() -> None:
     ones, zeros = tf.ones([N]), tf.zeros([N])
-    found = run_penalize(*(tf.constant(array) for array in (
-        LOGITS, PROMPT, PROMPT_LENGTHS, IDS, LENGTHS)), ones, zeros, zeros)
-    np.testing.assert_array_equal(found, LOGITS)
+    given = [tf.constant(array) for array in (LOGITS, *HELD)]
+    np.testing.assert_array_equal(run_penalize(*given, ones, zeros, zeros), LOGITS)
+    # A batch that was padded has zeros where nobody asks.
+    np.testing.assert_array_equal(run_penalize(*given, zeros, zeros, zeros), LOGITS)
 
 
 @on_all_paths
@@ -100,6 +110,49 @@ def test_a_forced_prefix_leaves_one_choice_until_it_is_said(run: Runner) -> None
                     prefix[row, produced]]
             else:
                 np.testing.assert_array_equal(found[row], LOGITS[row])
+
+
+def test_a_forced_token_is_the_only_one_even_where_it_was_banned() -> None:
+    banned = processors.forbid(tf.constant(LOGITS[:1]), tf.range(V) != 3)
+    found = processors.force(banned, tf.constant([[5]]), tf.constant([1]), tf.constant([0])).numpy()
+    assert np.flatnonzero(found[0] > BANNED / 2).tolist() == [5]
+
+
+def run_ban(logits: tf.Tensor, banned: tf.Tensor, *held: tf.Tensor) -> tf.Tensor:
+    return processors.ban(logits, banned, History(*held))
+
+
+@on_all_paths
+def test_the_last_token_of_a_banned_sequence_is_forbidden_behind_the_others(run: Runner) -> None:
+    banned = np.full((N, 4, 3), -1, np.int32)
+    banned[:, 0, :1] = 0
+    # Behind the last token; where nothing was produced that is the prompt's, which does not count.
+    last = [joined()[row, max(PROMPT_LENGTHS[row] + LENGTHS[row] - 1, 0)] for row in range(N)]
+    banned[:, 1, 0], banned[:, 1, 1] = last, 4
+    banned[:, 2] = np.concatenate([IDS[:, :2], np.full((N, 1), 7)], axis=1)
+    banned[:, 3, :1] = V + 5  # no token of this vocabulary
+    found = run(run_ban, *map(tf.constant, (LOGITS, banned, *HELD))).numpy()
+    kinds = set()
+    for row in range(N):
+        said = IDS[row, :LENGTHS[row]].tolist()
+        wanted = {0}
+        if said[-1:] == [banned[row, 1, 0]]:
+            wanted.add(4)
+        if said[-2:] == IDS[row, :2].tolist():
+            wanted.add(7)
+        kinds.add(frozenset(wanted))
+        assert set(np.flatnonzero(found[row] == np.float32(BANNED))) == wanted, f"row {row}"
+    assert len(kinds) >= 3 and 0 in LENGTHS[PROMPT_LENGTHS > 0]
+    alone = run(run_ban, *(tf.constant(array[5:6]) for array in (LOGITS, banned, *HELD))).numpy()
+    np.testing.assert_array_equal(alone[0], found[5])
+
+
+def test_rows_have_ends_of_their_own_and_none_before_the_minimum() -> None:
+    stop_ids = tf.constant([[1, -1], [6, 0], [-1, -1]])
+    found = processors.forbid_ends(tf.constant(LOGITS[:3]), (2,), tf.constant([0, 0, 0]),
+                                   tf.constant([1, 1, 0]), stop_ids).numpy()
+    banned = [np.flatnonzero(row == np.float32(BANNED)).tolist() for row in found]
+    assert banned == [[1, 2], [0, 2, 6], []]
 
 
 def test_without_any_prefix_nothing_is_forced() -> None:

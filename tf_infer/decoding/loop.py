@@ -6,7 +6,8 @@ batching) calls `begin`, then its own step and `advance` by turns. Nothing is re
 calls but `Progress`, whose every tensor has the row axis first, so that rows may join and leave.
 
 `Processor`s change the logits that the choice is made from, in the order in which they are given;
-scores are taken from the logits before, so they stay the model's own.
+scores are taken from the logits before, so they stay the model's own. `Watcher`s look at each
+choice, and may end rows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
-from tf_infer.decoding.contracts import Cache, Hypotheses, Limits, Processor, Start, StepFn
+from tf_infer.decoding.contracts import (
+    Cache,
+    Choice,
+    Hypotheses,
+    Limits,
+    Processor,
+    Start,
+    StepFn,
+    Watcher,
+)
 from tf_infer.decoding.score import token_log_probs
 from tf_infer.stages import DECODING
 
@@ -33,8 +43,9 @@ class Progress(NamedTuple):
         ids: [N, L] int32, produced so far, pad_id behind them.
         lengths: [N] int32, how many; the end token does not count.
         scores: [N] float32, nats, of these and the end token.
-        finished: [N] bool, ended with an end id.
+        finished: [N] bool, ended with an end id, or by a watcher.
         states: what each processor remembers.
+        seen: what each watcher remembers.
     """
 
     tokens: tf.Tensor
@@ -44,20 +55,23 @@ class Progress(NamedTuple):
     scores: tf.Tensor
     finished: tf.Tensor
     states: tuple[Any, ...] = ()
+    seen: tuple[Any, ...] = ()
 
 
-def begin(limits: Limits, processors: Sequence[Processor] = ()) -> Progress:
+def begin(limits: Limits, processors: Sequence[Processor] = (), watchers: Sequence[Watcher] = (),
+          ) -> Progress:
     """Return the progress of rows that have produced nothing; N is that of `max_new_tokens`."""
     nothing = tf.zeros_like(limits.max_new_tokens)                           # [N] int32
     ids = tf.fill([tf.shape(nothing)[0], limits.capacity], limits.pad_id)    # [N, L]
     return Progress(
         tokens=nothing + limits.pad_id, live=limits.max_new_tokens > 0, ids=ids, lengths=nothing,
         scores=tf.zeros_like(nothing, tf.float32), finished=tf.zeros_like(nothing, tf.bool),
-        states=tuple(processor.state for processor in processors))
+        states=tuple(processor.state for processor in processors),
+        seen=tuple(watcher.state for watcher in watchers))
 
 
 def advance(progress: Progress, logits: tf.Tensor, limits: Limits, choose: Choose,
-            processors: Sequence[Processor] = ()) -> Progress:
+            processors: Sequence[Processor] = (), watchers: Sequence[Watcher] = ()) -> Progress:
     """Choose the next token of every live row and write it down; the other rows stay as they are.
 
     Args:
@@ -66,44 +80,57 @@ def advance(progress: Progress, logits: tf.Tensor, limits: Limits, choose: Choos
         limits: capacity, limits and end ids.
         choose: the decision.
         processors: change the logits that `choose` sees; those that `begin` was given.
+        watchers: look at what was chosen; those that `begin` was given.
 
-    A row stays live until it chooses an end id or holds min(max_new_tokens, capacity) tokens.
+    A row stays live until it chooses an end id, a watcher ends it, or it holds
+    min(max_new_tokens, capacity) tokens.
     """
     with tf.name_scope(DECODING):
         changed = logits
         for processor, state in zip(processors, progress.states, strict=True):
             changed = processor.change(changed, progress.lengths, state)
-        moved = _advanced(progress, logits, limits, choose(changed, progress.lengths))
+        chosen = choose(changed, progress.lengths)
+        moved = _advanced(progress, logits, limits, chosen, watchers)
         states = tuple(processor.accept(state, moved.tokens, progress.live)
                        for processor, state in zip(processors, progress.states, strict=True))
         return moved._replace(states=states)
 
 
-def _advanced(progress: Progress, logits: tf.Tensor, limits: Limits, chosen: tf.Tensor
-              ) -> Progress:
+def _advanced(progress: Progress, logits: tf.Tensor, limits: Limits, chosen: tf.Tensor,
+              watchers: Sequence[Watcher]) -> Progress:
     """Write down what `chosen` [N] int32 means for every row; processors have not heard of it."""
     tokens = tf.where(progress.live, chosen, limits.pad_id)
-    ends = progress.live & _is_end(chosen, limits.end_ids)
+    ends = progress.live & is_end(chosen, limits)
     kept = progress.live & ~ends
     here = tf.range(limits.capacity) == progress.lengths[:, None]            # [N, L]
     lengths = progress.lengths + tf.cast(kept, tf.int32)
     allowed = tf.minimum(limits.max_new_tokens, limits.capacity)
+    log_probs = token_log_probs(logits, chosen)
+    choice = Choice(logits, tokens, log_probs, kept, progress.lengths)
+    stopped, seen = tf.zeros_like(kept), []
+    for watcher, state in zip(watchers, progress.seen, strict=True):
+        stops, state = watcher.watch(choice, state)
+        stopped |= kept & stops
+        seen.append(state)
     return Progress(
-        tokens=tokens, live=kept & (lengths < allowed),
+        tokens=tokens, live=kept & ~stopped & (lengths < allowed),
         ids=tf.where(here & kept[:, None], tokens[:, None], progress.ids), lengths=lengths,
-        scores=progress.scores + tf.where(progress.live, token_log_probs(logits, chosen), 0.0),
-        finished=progress.finished | ends, states=progress.states)
+        scores=progress.scores + tf.where(progress.live, log_probs, 0.0),
+        finished=progress.finished | ends | stopped, states=progress.states, seen=tuple(seen))
 
 
-def _is_end(tokens: tf.Tensor, end_ids: tuple[int, ...]) -> tf.Tensor:
-    """[N] int32 -> [N] bool, one of the end ids."""
-    if not end_ids:
-        return tf.zeros_like(tokens, tf.bool)
-    return tf.reduce_any(tokens[:, None] == tf.constant(end_ids, tf.int32), axis=-1)
+def is_end(tokens: tf.Tensor, limits: Limits) -> tf.Tensor:
+    """[N] int32 -> [N] bool, one of the end ids, or of the row's own stop ids."""
+    ends = tf.zeros_like(tokens, tf.bool)
+    if limits.end_ids:
+        ends = tf.reduce_any(tokens[:, None] == tf.constant(limits.end_ids, tf.int32), axis=-1)
+    if limits.stop_ids is not None:
+        ends |= tf.reduce_any(tokens[:, None] == limits.stop_ids, axis=-1)
+    return ends
 
 
 def decode(step: StepFn, start: Start, limits: Limits, choose: Choose,
-           processors: Sequence[Processor] = ()) -> Hypotheses:
+           processors: Sequence[Processor] = (), watchers: Sequence[Watcher] = ()) -> Hypotheses:
     """Produce tokens until every row has ended or reached its limit.
 
     Args:
@@ -112,6 +139,7 @@ def decode(step: StepFn, start: Start, limits: Limits, choose: Choose,
         limits: capacity, limits and end ids.
         choose: the decision.
         processors: change the logits that `choose` sees.
+        watchers: look at what was chosen.
 
     Returns:
         Hypotheses with K = 1.
@@ -119,14 +147,16 @@ def decode(step: StepFn, start: Start, limits: Limits, choose: Choose,
     Runs eagerly, in a tf.function (trace it with a free row axis), and under XLA. The last token
     of a row is never read by `step`: a row that produces n tokens takes n - 1 steps.
     """
-    progress, _ = run(step, start, limits, choose, processors)
+    progress, _ = run(step, start, limits, choose, processors, watchers)
     return hypotheses(progress)
 
 
 def run(step: StepFn, start: Start, limits: Limits, choose: Choose,
-        processors: Sequence[Processor] = ()) -> tuple[Progress, Cache]:
+        processors: Sequence[Processor] = (), watchers: Sequence[Watcher] = (),
+        ) -> tuple[Progress, Cache]:
     """Do what `decode` does, and return the progress and the cache that the last step left."""
-    first = advance(begin(limits, processors), start.logits, limits, choose, processors)
+    rules = (limits, choose, processors, watchers)
+    first = advance(begin(limits, processors, watchers), start.logits, *rules)
 
     def going(progress: Progress, cache: Cache) -> tf.Tensor:
         del cache
@@ -134,7 +164,7 @@ def run(step: StepFn, start: Start, limits: Limits, choose: Choose,
 
     def once(progress: Progress, cache: Cache) -> tuple[Progress, Cache]:
         logits, moved = step(progress.tokens, progress.live, cache)
-        after = advance(progress, logits, limits, choose, processors)
+        after = advance(progress, logits, *rules)
         return with_shapes_of(after, progress), with_shapes_of(moved, cache)
 
     progress, cache = tf.while_loop(going, once, (first, start.cache))

@@ -1,7 +1,8 @@
 """Change logits before a token is chosen: penalties, biases, bans, minimum length, forced prefix.
 
 Each function is pure and looks at one row at a time, so rows with different options share a batch.
-The scores of a hypothesis stay the model's own: they are taken from the logits before.
+The scores of a hypothesis stay the model's own: they are taken from the logits before. `controlled`
+is all of them in their order; controls.py makes it the `Processor` of a loop.
 """
 
 from __future__ import annotations
@@ -32,35 +33,52 @@ class Penalties(NamedTuple):
     frequency: tf.Tensor
 
 
-def penalize(logits: tf.Tensor, penalties: Penalties, *, prompt: tf.Tensor,
-             prompt_lengths: tf.Tensor, ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+class History(NamedTuple):
+    """What each row holds: its prompt, and behind it what it has produced.
+
+    Attributes:
+        ids: [N, H] int32.
+        prompt_lengths: [N] int32, how many of them are the prompt.
+        lengths: [N] int32, how many of them count, prompt and produced.
+    """
+
+    ids: tf.Tensor
+    prompt_lengths: tf.Tensor
+    lengths: tf.Tensor
+
+
+def penalize(logits: tf.Tensor, penalties: Penalties, history: History) -> tf.Tensor:
     """Make tokens that have been said less likely.
 
     Args:
         logits: [N, V] float32.
         penalties: of each row.
-        prompt: [N, T] int32, the first `prompt_lengths` [N] int32 of each row count.
-        ids: [N, L] int32, produced so far, the first `lengths` [N] int32 of each row.
+        history: of each row.
 
     Returns:
         [N, V] float32. A batch in which no row asks for a penalty is handed back as it is.
     """
-    asks = ((penalties.repetition != 1.0) | (penalties.presence != 0.0)
-            | (penalties.frequency != 0.0))
+    asks = penalizes(penalties)
 
     def changed() -> tf.Tensor:
         size = tf.shape(logits)[1]
-        said = token_counts(ids, lengths, size)                              # [N, V]
-        seen = (said > 0.0) | (token_counts(prompt, prompt_lengths, size) > 0.0)
+        seen = token_counts(history.ids, history.lengths, size)              # [N, V]
+        said = seen - token_counts(history.ids, history.prompt_lengths, size)
         factor = penalties.repetition[:, None]
         plain = finite(logits)
         repeated = tf.where(plain > 0.0, plain / factor, plain * factor)
-        lowered = tf.where(seen, repeated, plain)
+        lowered = tf.where(seen > 0.0, repeated, plain)
         lowered -= penalties.presence[:, None] * tf.cast(said > 0.0, tf.float32)
         lowered -= penalties.frequency[:, None] * said
         return tf.where(asks[:, None], finite(lowered), logits)
 
     return tf.cond(tf.reduce_any(asks), changed, lambda: logits)
+
+
+def penalizes(penalties: Penalties) -> tf.Tensor:
+    """[N] bool, rows that ask for a penalty; a repetition of 0 stands in rows that ask nothing."""
+    return (((penalties.repetition != 1.0) & (penalties.repetition > 0.0))
+            | (penalties.presence != 0.0) | (penalties.frequency != 0.0))
 
 
 def token_counts(ids: tf.Tensor, lengths: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
@@ -99,13 +117,49 @@ def forbid(logits: tf.Tensor, banned: tf.Tensor) -> tf.Tensor:
     return tf.where(banned, tf.constant(BANNED, logits.dtype), logits)
 
 
+def ban(logits: tf.Tensor, banned: tf.Tensor, history: History) -> tf.Tensor:
+    """Let no row say a banned sequence: its last token is forbidden where the others stand before.
+
+    Args:
+        logits: [N, V] float32.
+        banned: [N, W, S] int32, W sequences of up to S ids each, -1 behind their last ones.
+        history: of each row; only what it produced counts.
+
+    Returns:
+        [N, V] float32.
+    """
+    rows, words, size = tf.shape(banned)[0], tf.shape(banned)[1], tf.shape(logits)[1]
+    counts = tf.reduce_sum(tf.cast(banned >= 0, tf.int32), axis=-1)          # [N, W]
+    places = tf.range(tf.shape(banned)[2])
+    # Place s of a sequence of n ids stands n - 1 - s places before the end of what was produced.
+    back = history.lengths[:, None, None] - (counts[..., None] - 1) + places  # [N, W, S]
+    known = tf.gather(history.ids, tf.clip_by_value(back, 0, tf.shape(history.ids)[1] - 1),
+                      batch_dims=1)
+    same = (known == banned) & (back >= history.prompt_lengths[:, None, None])
+    before = places < counts[..., None] - 1
+    hit = tf.reduce_all(same | ~before, axis=-1) & (counts > 0)              # [N, W]
+    last = tf.gather(banned, tf.maximum(counts - 1, 0), batch_dims=2)
+    inside = hit & (last < size)
+    spots = tf.stack([tf.broadcast_to(tf.range(rows)[:, None], [rows, words]),
+                      tf.where(inside, last, 0)], axis=-1)
+    marks = tf.scatter_nd(spots, tf.cast(inside, tf.int32), [rows, size])
+    return forbid(logits, marks > 0)
+
+
 def forbid_ends(logits: tf.Tensor, end_ids: tuple[int, ...], produced: tf.Tensor,
-                at_least: tf.Tensor) -> tf.Tensor:
-    """Let no row end before it has `at_least` [N] int32 tokens; `produced` [N] int32 it has."""
-    if not end_ids:
+                at_least: tf.Tensor, stop_ids: tf.Tensor | None = None) -> tf.Tensor:
+    """Let no row end before it has `at_least` [N] int32 tokens; `produced` [N] int32 it has.
+
+    `stop_ids` [N, E] int32 are ends of the row's own, -1 for none.
+    """
+    if not end_ids and stop_ids is None:
         return logits
-    is_end = tf.reduce_any(
-        tf.range(tf.shape(logits)[1])[:, None] == tf.constant(end_ids, tf.int32), axis=-1)
+    tokens = tf.range(tf.shape(logits)[1])
+    is_end = tf.zeros_like(tokens, tf.bool)
+    if end_ids:
+        is_end = tf.reduce_any(tokens[:, None] == tf.constant(end_ids, tf.int32), axis=-1)
+    if stop_ids is not None:
+        is_end |= tf.reduce_any(tokens[:, None] == stop_ids[:, None, :], axis=-1)
     return forbid(logits, (produced < at_least)[:, None] & is_end)
 
 
@@ -120,11 +174,12 @@ def force(logits: tf.Tensor, prefix: tf.Tensor, prefix_lengths: tf.Tensor, produ
 
     Returns:
         [N, V] float32: while produced < prefix length, every token but the next one of the prefix
-        is banned.
+        is banned, which is the best one then, whatever it was before.
     """
     width = tf.shape(prefix)[1]
     place = tf.minimum(produced, tf.maximum(width - 1, 0))
     padded = tf.pad(prefix, [[0, 0], [0, 1]])                                # P may be 0
     wanted = tf.gather(padded, place, batch_dims=1)                          # [N]
     others = tf.range(tf.shape(logits)[1]) != wanted[:, None]
-    return forbid(logits, (produced < prefix_lengths)[:, None] & others)
+    only = tf.where(others, tf.constant(BANNED, logits.dtype), 0.0)
+    return tf.where((produced < prefix_lengths)[:, None], only, logits)

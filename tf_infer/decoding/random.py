@@ -41,12 +41,13 @@ def _rotate(word: tf.Tensor, distance: int) -> tf.Tensor:
             | tf.bitwise.right_shift(word, tf.constant(32 - distance, tf.uint32)))
 
 
-def uniforms(seeds: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+def uniforms(seeds: tf.Tensor, draws: tf.Tensor, streams: tf.Tensor | None = None) -> tf.Tensor:
     """Return one uniform number for each row.
 
     Args:
         seeds: [N] int64, any value.
         draws: [N] int32 >= 0, which draw of the row this is: the number of its new token.
+        streams: [N] int32 >= 0, which of the seed's rows of numbers; None takes number 0.
 
     Returns:
         [N] float32, multiples of 2**-24 in [0, 1): every bit is the same on every path.
@@ -56,6 +57,7 @@ def uniforms(seeds: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     high = tf.cast(
         tf.bitwise.bitwise_and(tf.bitwise.right_shift(seeds, tf.constant(32, tf.int64)),
                                0xFFFFFFFF), tf.uint32)
-    counter = (tf.cast(draws, tf.uint32), tf.zeros_like(low))
+    stream = tf.zeros_like(low) if streams is None else tf.cast(streams, tf.uint32)
+    counter = (tf.cast(draws, tf.uint32), stream)
     bits, _ = threefry((low, high), counter)
     return tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24

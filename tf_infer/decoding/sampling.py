@@ -7,7 +7,7 @@ How a row is drawn depends on that row alone, never on its neighbours:
   greedy      temperature 0: the best token.
   plain       top-k and top-p off: from all V probabilities, no sort.
   shortlist   the filters are decided within its SHORTLIST best tokens: from these.
-  sorted      the rest: from all V in descending order.
+  sorted      the rest, and typical sampling: from all V in descending order.
 A branch that no row of the batch needs is not run.
 """
 
@@ -26,6 +26,7 @@ from tf_infer.decoding.contracts import (
     SamplingOptions,
     Start,
     StepFn,
+    Watcher,
 )
 from tf_infer.decoding.loop import decode
 from tf_infer.decoding.random import uniforms
@@ -36,21 +37,23 @@ BLOCK = 128      # tokens whose probabilities are summed before the row's are
 
 
 def sample(step: StepFn, start: Start, limits: Limits, options: SamplingOptions,
-           processors: Sequence[Processor] = ()) -> Hypotheses:
+           processors: Sequence[Processor] = (), watchers: Sequence[Watcher] = ()) -> Hypotheses:
     """Draw one continuation for each row (Monte Carlo decoding); temperature 0 is greedy.
 
     Args:
         step: reads one token of each row; see `StepFn`.
         start: what prefill gave, B rows.
         limits: buffer size, tokens allowed for each row, end ids.
-        options: temperature, top_k, top_p, seed of each row.
+        options: of each row.
         processors: change the logits before the temperature.
+        watchers: look at what was chosen.
 
     Returns:
         Hypotheses with K = 1; `scores` are the model's own, before processors and temperature.
     """
     return decode(step, start, limits,
-                  lambda logits, produced: choose(logits, options, produced), processors)
+                  lambda logits, produced: choose(logits, options, produced), processors,
+                  watchers)
 
 
 def choose(logits: tf.Tensor, options: SamplingOptions, produced: tf.Tensor) -> tf.Tensor:
@@ -65,8 +68,11 @@ def choose(logits: tf.Tensor, options: SamplingOptions, produced: tf.Tensor) -> 
     Returns:
         [N] int32. Ties go to the lower id.
 
-    Temperature first, then top-k, then top-p of what top-k left (the order of Hugging Face's
-    `generate`); of tokens with equal probability the lower ids are kept.
+    Temperature first, then top-k, then top-p of what top-k left, then min-p, then typical-p of what
+    these left (the order of Hugging Face's `generate`); of tokens with equal probability top-k and
+    top-p keep the lower ids, min-p and typical-p all or none.
+    Sources: top-k Fan et al. 2018, arXiv:1805.04833; top-p Holtzman et al. 2020, arXiv:1904.09751;
+    min-p Nguyen et al. 2024, arXiv:2407.01082; typical Meister et al. 2023, arXiv:2202.00666.
     """
     logits = finite(logits)
     greedy = best(logits)
@@ -79,10 +85,12 @@ def choose(logits: tf.Tensor, options: SamplingOptions, produced: tf.Tensor) -> 
 class _Rows(NamedTuple):
     """What the three ways to draw need: [N, V] weights, options, and one uniform for each row."""
 
-    weights: tf.Tensor
+    weights: tf.Tensor  # the largest is 1
     top_k: tf.Tensor
     top_p: tf.Tensor
     uniform: tf.Tensor
+    min_p: tf.Tensor | None
+    typical_p: tf.Tensor | None
 
 
 def _draw(logits: tf.Tensor, options: SamplingOptions, produced: tf.Tensor) -> tf.Tensor:
@@ -93,19 +101,37 @@ def _draw(logits: tf.Tensor, options: SamplingOptions, produced: tf.Tensor) -> t
     rows = _Rows(
         weights=tf.exp(shifted / temperature[:, None]),
         top_k=tf.where(options.top_k > 0, tf.minimum(options.top_k, size), size),
-        top_p=tf.cast(options.top_p, tf.float64), uniform=uniforms(options.seed, produced))
+        top_p=tf.cast(options.top_p, tf.float64),
+        uniform=uniforms(options.seed, produced, options.draw),
+        min_p=options.min_p, typical_p=options.typical_p)
     drawn = options.temperature > 0.0
-    plain = (rows.top_k >= size) & (options.top_p >= 1.0)
+    plain = (rows.top_k >= size) & (options.top_p >= 1.0) & ~_typical(rows, drawn)
     filtered = drawn & ~plain
     token = tf.zeros_like(produced)
-    token = tf.cond(tf.reduce_any(drawn & plain), lambda: pick(rows.weights, rows.uniform),
-                    lambda: token)
+    token = tf.cond(tf.reduce_any(drawn & plain), lambda: _from_all(rows), lambda: token)
     short, decided = tf.cond(tf.reduce_any(filtered), lambda: _from_shortlist(rows),
                              lambda: (token, tf.zeros_like(drawn)))
     token = tf.where(filtered & decided, short, token)
     rest = filtered & ~decided
     return tf.cond(tf.reduce_any(rest), lambda: tf.where(rest, _from_sorted(rows), token),
                    lambda: token)
+
+
+def _typical(rows: _Rows, drawn: tf.Tensor) -> tf.Tensor:
+    """[N] bool, the drawn rows that ask for typical sampling; 0 stands in rows that ask nothing."""
+    if rows.typical_p is None:
+        return tf.zeros_like(drawn)
+    return drawn & (rows.typical_p > 0.0) & (rows.typical_p < 1.0)
+
+
+def _from_all(rows: _Rows) -> tf.Tensor:
+    """Draw from all tokens in the order of their ids: [N] int32."""
+    weights, least = rows.weights, rows.min_p
+    if least is not None:
+        weights = tf.cond(tf.reduce_any(least > 0.0),
+                          lambda: tf.where(weights >= least[:, None], weights, 0.0),
+                          lambda: weights)
+    return pick(weights, rows.uniform)
 
 
 def _from_shortlist(rows: _Rows) -> tuple[tf.Tensor, tf.Tensor]:
@@ -117,7 +143,8 @@ def _from_shortlist(rows: _Rows) -> tuple[tf.Tensor, tf.Tensor]:
     kept, reached = keep(values, rows.top_k, rows.top_p, everything)
     # With top-k off the mass of all tokens is known; with a larger k than the list holds it is not.
     decided = (rows.top_k <= width) | ((rows.top_k >= size) & reached)
-    place = pick(tf.where(kept, values, 0.0), rows.uniform)
+    decided &= ~_typical(rows, tf.ones_like(decided))
+    place = pick(tf.where(_likely(kept, values, rows), values, 0.0), rows.uniform)
     return tf.gather(ids, place, batch_dims=1), decided
 
 
@@ -126,8 +153,45 @@ def _from_sorted(rows: _Rows) -> tf.Tensor:
     values, ids = tf.math.top_k(rows.weights, k=tf.shape(rows.weights)[1])
     everything = tf.reduce_sum(tf.cast(rows.weights, tf.float64), axis=-1)
     kept, _ = keep(values, rows.top_k, rows.top_p, everything)
+    kept = _likely(kept, values, rows)
+    typical = _typical(rows, tf.ones_like(kept[:, 0]))
+    kept = tf.cond(tf.reduce_any(typical),
+                   lambda: kept & (keep_typical(values, kept, rows.typical_p) | ~typical[:, None]),
+                   lambda: kept)
     place = pick(tf.where(kept, values, 0.0), rows.uniform)
     return tf.gather(ids, place, batch_dims=1)
+
+
+def _likely(kept: tf.Tensor, values: tf.Tensor, rows: _Rows) -> tf.Tensor:
+    """[N, S] bool: of the tokens kept those that min-p leaves; `values` begin with the best."""
+    return kept if rows.min_p is None else kept & (values >= rows.min_p[:, None] * values[:, :1])
+
+
+def keep_typical(values: tf.Tensor, kept: tf.Tensor, mass: tf.Tensor | None) -> tf.Tensor:
+    """Say which tokens of each row are typical: their information is nearest to the entropy.
+
+    Args:
+        values: [N, V] float32, unnormalised probabilities.
+        kept: [N, V] bool, the tokens that are in question, at least one in each row.
+        mass: [N] float32 in (0, 1], of what is kept; None for 1.
+
+    Returns:
+        [N, V] bool, the fewest tokens with at least this mass, and those as near as the last one.
+    """
+    if mass is None:
+        return kept
+    weights = tf.where(kept, tf.cast(values, tf.float64), 0.0)
+    probabilities = weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+    real = probabilities > 0.0
+    information = -tf.math.log(tf.where(real, probabilities, 1.0))           # [N, V] nats
+    entropy = tf.reduce_sum(probabilities * information, axis=-1, keepdims=True)
+    distance = tf.where(real, tf.abs(information - entropy), tf.float64.max)
+    nearest, order = tf.math.top_k(-distance, k=tf.shape(values)[1])
+    sums = tf.cumsum(tf.gather(probabilities, order, batch_dims=1), axis=-1)
+    needed = tf.reduce_sum(tf.cast(sums < tf.cast(mass, tf.float64)[:, None], tf.int32), axis=-1)
+    # Rounding may leave the sum of all below the mass.
+    last = tf.minimum(needed, tf.reduce_sum(tf.cast(real, tf.int32), axis=-1) - 1)
+    return real & (distance <= -tf.gather(nearest, last[:, None], batch_dims=1))
 
 
 def keep(values: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor, everything: tf.Tensor

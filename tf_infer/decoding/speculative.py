@@ -17,7 +17,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
-from tf_infer.decoding.contracts import Cache, Hypotheses, Limits, Processor, Start, StepFn
+from tf_infer.decoding.contracts import (
+    Cache,
+    Hypotheses,
+    Limits,
+    Processor,
+    Start,
+    StepFn,
+    Watcher,
+)
 from tf_infer.decoding.loop import (
     Choose,
     Progress,
@@ -89,10 +97,12 @@ class _Rules(NamedTuple):
     limits: Limits
     choose: Choose
     processors: Sequence[Processor]
+    watchers: Sequence[Watcher]
 
 
 def decode(target: Target, start: Start, limits: Limits, choose: Choose, proposer: Proposer,
-           processors: Sequence[Processor] = ()) -> tuple[Hypotheses, Guessing]:
+           processors: Sequence[Processor] = (), watchers: Sequence[Watcher] = (),
+           ) -> tuple[Hypotheses, Guessing]:
     """Produce what `loop.decode` produces with the same decision, in fewer rounds.
 
     Args:
@@ -102,6 +112,7 @@ def decode(target: Target, start: Start, limits: Limits, choose: Choose, propose
         choose: the decision, from logits [N, V] and the tokens produced [N].
         proposer: who guesses.
         processors: change the logits that `choose` sees; a draft's guesses do without them.
+        watchers: look at what was chosen.
 
     Returns:
         Hypotheses with K = 1, and how well the guesses did.
@@ -110,8 +121,8 @@ def decode(target: Target, start: Start, limits: Limits, choose: Choose, propose
     takes at most n - 1 rounds, and n / (1 + width) when every guess is right. A batch goes on
     until its last row has ended.
     """
-    rules = _Rules(limits, choose, processors)
-    first = advance(begin(limits, processors), start.logits, *rules)
+    rules = _Rules(limits, choose, processors, watchers)
+    first = advance(begin(limits, processors, watchers), start.logits, *rules)
     none = tf.zeros_like(first.lengths)
     state = _State(first, start.cache, proposer.state, Guessing(none, none, none))
 
