@@ -27,18 +27,16 @@ from tf_infer.errors import (
     BackendMissing,
     Code,
     ConfigError,
-    NotOffered,
     ServerFailure,
     ServerUnavailable,
     ServingError,
     TfInferError,
 )
-from tf_infer.server import gauges, memory, tls
+from tf_infer.server import gauges, memory, slot_engines, tls
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.config_file import ConfigFileWatch
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import State
-from tf_infer.server.generation import Generator
 from tf_infer.server.generation_service import GenerationService
 from tf_infer.server.generators import Make, VersionGenerators
 from tf_infer.server.grpc_service import Service
@@ -48,7 +46,7 @@ from tf_infer.server.pipeline import Pipeline
 from tf_infer.server.profiler import Profiler
 from tf_infer.server.schedulers import Schedulers
 from tf_infer.server.threads import ElasticExecutor
-from tf_infer.server.versions import Lease, Versions
+from tf_infer.server.versions import Versions
 from tf_infer.version import __version__
 from tf_infer.wire import methods
 
@@ -88,7 +86,9 @@ class Server:
             load_threads=config.load_threads, start_load_threads=config.start_load_threads,
             poll_s=config.poll_s, metrics=self.metrics,
             unloading=lambda servable: self.generators.unload(servable))
-        self.generators = VersionGenerators(self.versions, generate or _no_generator)
+        self.generators = VersionGenerators(
+            self.versions, generate or slot_engines.slot_engines(config.decode, self.metrics))
+        slot_engines.register(self.metrics, self.generators)
         self.pipeline = Pipeline(self.versions, self.schedulers.of, self.metrics)
         gauges.register(self.metrics, self.versions, in_flight=self.pipeline.in_flight,
                         waiting=self.schedulers.waiting.count)
@@ -227,10 +227,6 @@ class Server:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.stop(0.0)
-
-
-def _no_generator(lease: Lease) -> Generator:
-    raise NotOffered(f"model {lease.name}: this server does not generate piece by piece yet.")
 
 
 def _shown(host: str) -> str:

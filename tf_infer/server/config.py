@@ -53,6 +53,37 @@ class Monitoring:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeConfig:
+    """How text is generated piece by piece, of each version.
+
+    Attributes:
+        slots: prompts that are answered at once; 0 for as many as the version and `cache_mb` have
+            room for.
+        queue: requests that may wait for a slot; more are refused with RESOURCE_EXHAUSTED.
+        cache_mb: MiB of the caches of a version that is run through its SavedModel, at most.
+        prefix_cache_mb: MiB of beginnings of prompts that are kept for others; 0 keeps none.
+        chunk: ids of prompts that are read while those that run wait.
+        engine: "auto" takes the engine that a version carries if its library is installed, else
+            the SavedModel; "litert" and "saved_model" take that alone.
+    """
+
+    slots: int = 0
+    queue: int = 256
+    cache_mb: int = 1024
+    prefix_cache_mb: int = 256
+    chunk: int = 128
+    engine: Literal["auto", "litert", "saved_model"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in (("slots", 0), ("queue", 0), ("cache_mb", 0), ("prefix_cache_mb", 0),
+                            ("chunk", 1)):
+            check(getattr(self, name) >= least, f"decode_{name}", f">= {least}",
+                  getattr(self, name))
+        check(self.engine in ("auto", "litert", "saved_model"), "decode_engine",
+              "auto, litert or saved_model", self.engine)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
     """All settings of one server. Defaults are TensorFlow Serving's where it has the setting.
 
@@ -104,6 +135,7 @@ class ServerConfig:
             instead of those above.
         prefer_tflite: FL44; see servable.py.
         monitoring: the page of metrics.
+        decode: how text is generated piece by piece.
     """
 
     models: tuple[ModelConfig, ...]
@@ -149,6 +181,7 @@ class ServerConfig:
     platform_config_file: str = ""
     prefer_tflite: bool = False
     monitoring: Monitoring = field(default_factory=Monitoring)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
 
     def __post_init__(self) -> None:
         where = "ServerConfig"

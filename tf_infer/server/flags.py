@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Union
 from tf_infer.errors import InvalidRequest, NotOffered
 from tf_infer.server import cpus
 from tf_infer.server.config import (
+    DecodeConfig,
     ModelConfig,
     Monitoring,
     ServerConfig,
@@ -122,6 +123,16 @@ FLAGS: tuple[Flag, ...] = (
          "or none; --enable_batching goes before it", "ours"),
     Flag("batch_workers", 0, "batches of that scheduler that run at once; 0: two, on one CPU one",
          "ours"),
+    Flag("decode_slots", 0, "prompts of a decoder that are answered at once; 0: as many as there "
+         "is room for", "ours"),
+    Flag("decode_queue", 256, "requests that may wait for a slot; more get RESOURCE_EXHAUSTED",
+         "ours"),
+    Flag("decode_cache_mb", 1024, "MiB of a decoder's caches where its SavedModel is run", "ours"),
+    Flag("decode_prefix_cache_mb", 256, "MiB of beginnings of prompts that are kept for others; "
+         "0: none", "ours"),
+    Flag("decode_chunk", 128, "ids of prompts that are read while those that run wait", "ours"),
+    Flag("decode_engine", "auto", "auto: the engine that a version carries, else its SavedModel; "
+         "or litert, or saved_model", "ours"),
     Flag("drain_seconds", 10.0, "how long running requests are waited for at the end", "ours"),
     Flag("verbose", False, "log every call (never its data)", "ours"),
     Flag("log_format", "text", "of the lines on standard error: text or json", "ours"),
@@ -305,7 +316,9 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
         gpu_memory_fraction=values["per_process_gpu_memory_fraction"],
         mixed_precision=values["mixed_precision"],
         platform_config_file=values["platform_config_file"],
-        prefer_tflite=values["prefer_tflite_model"])
+        prefer_tflite=values["prefer_tflite_model"],
+        decode=DecodeConfig(**{field.name: values[f"decode_{field.name}"]
+                               for field in fields(DecodeConfig)}))
     if platform is None:
         return config
     return replace(config, per_model_batching=False,

@@ -53,6 +53,8 @@ class LentGenerator:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
+    name: str
+    version: int
     generator: Generator
     chat: ChatFormat | None
 
@@ -102,8 +104,8 @@ class VersionGenerators:
         with self._making:
             made = self._made.get(lease.servable)
             if made is None:
-                made = self._made[lease.servable] = _Made(self._make(lease),
-                                                          read_chat(lease.entry.path))
+                made = self._made[lease.servable] = _Made(
+                    lease.name, lease.version, self._make(lease), read_chat(lease.entry.path))
             return made
 
     def _returned(self, lease: Lease | None) -> None:
@@ -125,6 +127,11 @@ class VersionGenerators:
                 found.append(name)
             self._versions.give_back(lease)
         return tuple(found)
+
+    def made(self) -> tuple[tuple[str, int, Generator], ...]:
+        """Return name, version and generator of every version that has been asked."""
+        with self._making:
+            return tuple((one.name, one.version, one.generator) for one in self._made.values())
 
     def lent(self) -> int:
         """Return how many are lent now."""

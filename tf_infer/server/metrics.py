@@ -38,6 +38,7 @@ _TIMED = _COUNTED | {"predict", "classify", "regress"}  # MO07
 _LATENCIES = exponential(10, 1.8, 33)
 _SIZES = exponential(1, 2, 14)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_TOKEN_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0)
 _LOAD_SECONDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _ROWS = tuple(float(2**power) for power in range(11))
 _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
@@ -117,6 +118,19 @@ class Metrics:
             "tf_infer_version_load_seconds",
             "An attempt to load a version, warm-up and golden samples included, by gRPC code.",
             ("model", "code"), _LOAD_SECONDS)
+        version = ("model", "version")
+        self._generations = self._counter(
+            "tf_infer_generations_total", "Generation requests that have ended, by finish reason, "
+            "code of the error, or cancelled.", (*version, "reason"))
+        self._new_tokens = self._counter("tf_infer_generated_tokens_total",
+                                         "Tokens that were generated piece by piece.", version)
+        self._prompt_tokens = self._counter(
+            "tf_infer_prompt_tokens_total", "Tokens of prompts that were generated from, and "
+            "whether they were read or found among saved beginnings.", (*version, "source"))
+        self._first_token = self._ours("tf_infer_first_token_seconds", "From a generation "
+                                       "request's arrival to its first token.", version, _SECONDS)
+        self._token = self._ours("tf_infer_token_seconds", "Time of each further token.", version,
+                                 _TOKEN_SECONDS)
         self._unknown_models = self._counter(
             "tf_infer_unknown_models_total",
             f'Requests for models never configured that are counted as "{OTHER}".')
@@ -142,7 +156,8 @@ class Metrics:
         """Drop what our own metrics hold of a version that is gone."""
         with self._lock:
             self._signatures.pop((model, str(version)), None)
-        for family in (self._our_requests, self._our_seconds, self._stages):
+        for family in (self._our_requests, self._our_seconds, self._stages, self._generations,
+                       self._new_tokens, self._prompt_tokens, self._first_token, self._token):
             family.forget(model=model, version=str(version))
 
     def _model(self, name: str) -> str:
@@ -260,6 +275,22 @@ class Metrics:
         labels = (model_path, code.name)
         self._warmups.observe(labels, _us(seconds))
         self._warmup_records.add(labels, records)
+
+    def first_token(self, labels: Labels, seconds: float) -> None:
+        """Record how long a generation request waited for its first token."""
+        self._first_token.observe(labels, seconds)
+
+    def tokens(self, labels: Labels, count: int, seconds: float) -> None:
+        """Record how long the next tokens of a generation took, all of them."""
+        for _ in range(count):
+            self._token.observe(labels, seconds / count)
+
+    def generation(self, labels: Labels, reason: str, prompt: int, cached: int, new: int) -> None:
+        """Count a generation request that has ended, and its tokens."""
+        self._generations.add((*labels, reason))
+        self._new_tokens.add(labels, new)
+        self._prompt_tokens.add((*labels, "read"), prompt - cached)
+        self._prompt_tokens.add((*labels, "cached"), cached)
 
     # ------------------------------------------------------------------ reading
 

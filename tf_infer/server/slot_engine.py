@@ -187,6 +187,16 @@ class SlotEngine:
             return len(self._board.seated()), len(self._board.waiting())
 
     @property
+    def running(self) -> int:
+        """How many requests have a slot."""
+        return self.counts()[0]
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a slot."""
+        return self.counts()[1]
+
+    @property
     def slots(self) -> int:
         """How many slots there are."""
         return self._board.limits.slots
