@@ -71,6 +71,7 @@ FILES: dict[str, set[str]] = {
     "text/learning.py": {"sentencepiece"},
     "optimize/litert_file.py": {"flatbuffers"},
     "verify/predictors.py": {"tensorflow", "tensorflow_text"},
+    "profiling/plot.py": {"matplotlib"},
     "server/servable.py": {"tensorflow", "tensorflow_text"},
     "server/http_server.py": {"aiohttp"},
     "server/session_config.py": {"tensorflow"},

@@ -7,13 +7,12 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tf_infer.cli import connection
+from tf_infer.cli import connection, texts
 from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tf_infer.client.calls import Call
     from tf_infer.client.transport import GrpcTransport, Hear
     from tf_infer.profiling.load import Load
     from tf_infer.wire.timings import Detail, Timings
@@ -114,7 +113,7 @@ class _Load:
 
     def __init__(self, arguments: argparse.Namespace, transport: GrpcTransport) -> None:
         self._arguments, self._transport = arguments, transport
-        self._calls = _calls(arguments)
+        self._calls = texts.made_calls(arguments, arguments.load, option="--load")
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._outcome: Load | BaseException | None = None
         self._trace_at_s = 0.0
@@ -184,36 +183,3 @@ class _Load:
         self._transport.unary(
             call.method.path, call.request, timeout_s=self._arguments.timeout, hear=hear,
             metadata=((REQUEST_KEY, detail),))
-
-
-def _calls(arguments: argparse.Namespace) -> list[Call[Any]]:
-    """Return the calls to send, made beforehand: the load's own work must not be measured."""
-    from tf_infer.client import calls
-
-    ref = connection.reference(arguments)
-    with connection.connect(arguments) as client:
-        signatures = client.metadata(ref).signatures
-    signature = signatures.get(arguments.signature)
-    if signature is None:
-        known = [name for name in signatures if not name.startswith("__")]
-        raise ConfigError(f"--signature: expected one of {known}, got {arguments.signature!r}.")
-    if [info.dtype for info in signature.inputs] != ["string"]:
-        raise ConfigError(f"--signature: expected one whose only input is text, got "
-                          f"{arguments.signature!r} ({', '.join(map(str, signature.inputs))}).")
-    texts = _texts(arguments.load)
-    rows = [texts[start:start + arguments.rows] for start in range(0, len(texts), arguments.rows)]
-    return [calls.predict(ref, {signature.inputs[0].name: one}, signature=arguments.signature)
-            for one in rows]
-
-
-def _texts(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            texts = [line.rstrip("\r\n") for line in file]
-    except OSError as error:
-        raise ConfigError(f"--load: {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError:  # without the cause: it carries the text
-        raise ConfigError(f"--load: {path}: expected UTF-8 text. Convert the file.") from None
-    if not texts:
-        raise ConfigError(f"--load: {path}: expected at least one line, got none.")
-    return texts

@@ -23,7 +23,9 @@ import numpy as np
 from tf_infer.errors import ConfigError, ServingError
 
 Ask = Callable[[int], object]  # takes the number of the call
+Watch = Callable[[float, int], object]  # takes the seconds since the start and the answers so far
 
+WATCH_S = 0.2  # how often a watcher is told
 LATE_S = 0.001  # a call that begins later than it was due, by more than the clock's grain
 
 
@@ -39,6 +41,7 @@ class Load:
         failed: name of the status code -> calls that ended so.
         late: calls of an open loop that no caller was free for when they were due. Many of them
             mean that `callers` is too small for the rate.
+        interrupted: by Ctrl-C; what had been asked until then was awaited.
     """
 
     callers: int
@@ -47,6 +50,7 @@ class Load:
     latencies_s: np.ndarray
     failed: Mapping[str, int]
     late: int = 0
+    interrupted: bool = False
 
     @property
     def calls_per_s(self) -> float:
@@ -68,7 +72,7 @@ class Load:
                 "calls_per_s": round(self.calls_per_s, 1), **times}
 
 
-def closed_loop(ask: Ask, *, callers: int, duration_s: float) -> Load:
+def closed_loop(ask: Ask, *, callers: int, duration_s: float, watch: Watch | None = None) -> Load:
     """Let `callers` ask one call after the other for `duration_s`; those under way are awaited.
 
     Args:
@@ -76,6 +80,9 @@ def closed_loop(ask: Ask, *, callers: int, duration_s: float) -> Load:
             ServingError is counted, anything else ends the load and is raised.
         callers: threads.
         duration_s: > 0.
+        watch: is told how far it is, on the calling thread.
+
+    In the main thread Ctrl-C ends the load early, and what came of it is returned.
     """
     _check(callers=callers, duration_s=duration_s)
     end_s = time.monotonic() + duration_s
@@ -85,10 +92,11 @@ def closed_loop(ask: Ask, *, callers: int, duration_s: float) -> Load:
         while (moment := time.monotonic()) < end_s:
             yield next(numbers), moment
 
-    return _run(ask, [now() for _ in range(callers)], rate=None)
+    return _run(ask, [now() for _ in range(callers)], rate=None, watch=watch)
 
 
-def open_loop(ask: Ask, *, callers: int, rate: float, duration_s: float, seed: int = 0) -> Load:
+def open_loop(ask: Ask, *, callers: int, rate: float, duration_s: float, seed: int = 0,
+              watch: Watch | None = None) -> Load:
     """Send calls at random times, `rate` a second in the mean, for `duration_s`.
 
     Args:
@@ -97,6 +105,7 @@ def open_loop(ask: Ask, *, callers: int, rate: float, duration_s: float, seed: i
         rate: > 0, calls a second.
         duration_s: > 0.
         seed: of the times.
+        watch: as of `closed_loop`.
     """
     _check(callers=callers, duration_s=duration_s, rate=rate)
     started_s = time.monotonic()
@@ -112,7 +121,7 @@ def open_loop(ask: Ask, *, callers: int, rate: float, duration_s: float, seed: i
             number, offset_s = following
             yield number, started_s + offset_s
 
-    return _run(ask, [shared() for _ in range(callers)], rate=rate)
+    return _run(ask, [shared() for _ in range(callers)], rate=rate, watch=watch)
 
 
 def arrivals(rate: float, duration_s: float, *, seed: int) -> np.ndarray:
@@ -141,7 +150,8 @@ class _Caller:
                     return
                 wait_s = due_s - time.monotonic()
                 if wait_s > 0:
-                    time.sleep(wait_s)
+                    if self._broken.wait(wait_s):
+                        return
                 elif wait_s < -LATE_S:
                     self.late += 1
                 self._one(number, due_s)
@@ -159,14 +169,26 @@ class _Caller:
         self.ended_s = time.monotonic()
 
 
-def _run(ask: Ask, calls: list[Iterator[tuple[int, float]]], *, rate: float | None) -> Load:
+def _run(ask: Ask, calls: list[Iterator[tuple[int, float]]], *, rate: float | None,
+         watch: Watch | None) -> Load:
     broken, started_s = threading.Event(), time.monotonic()
     callers = [_Caller(ask, own, broken) for own in calls]
     threads = [threading.Thread(target=caller.run, daemon=True) for caller in callers]
+    interrupted = False
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(WATCH_S)
+                if watch is not None:
+                    watch(time.monotonic() - started_s,
+                          sum(len(caller.latencies_s) for caller in callers))
+    except KeyboardInterrupt:
+        interrupted = True
+        broken.set()
+        for thread in threads:
+            thread.join()
     for caller in callers:
         if caller.fault is not None:
             raise caller.fault
@@ -177,7 +199,8 @@ def _run(ask: Ask, calls: list[Iterator[tuple[int, float]]], *, rate: float | No
         callers=len(callers), rate=rate, failed=failed,
         elapsed_s=max(max(caller.ended_s for caller in callers) - started_s, 0.0),
         latencies_s=np.sort([one for caller in callers for one in caller.latencies_s]),
-        late=sum(caller.late for caller in callers) if rate is not None else 0)
+        late=sum(caller.late for caller in callers) if rate is not None else 0,
+        interrupted=interrupted)
 
 
 def _check(*, callers: int, duration_s: float, rate: float = 1.0) -> None:

@@ -1,0 +1,62 @@
+"""What commands that send a load share: the texts of a file, as calls that are made beforehand."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from tf_infer.cli import connection
+from tf_infer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tf_infer.client.calls import Call
+
+
+def made_calls(arguments: argparse.Namespace, path: str, *, option: str) -> list[Call[Any]]:
+    """Return one call for every `--rows` texts of a file.
+
+    They are made beforehand: the load's own work must not be measured.
+
+    Args:
+        arguments: those of `connection`, and `model`, `signature`, `rows`.
+        path: UTF-8, a text a line.
+        option: what named it, for messages.
+
+    Raises:
+        ConfigError: the file cannot be read or is empty, or the signature takes something else.
+        ServingError: the server does not say what the model takes.
+    """
+    from tf_infer.client import calls
+
+    ref = connection.reference(arguments)
+    with connection.connect(arguments) as client:
+        signatures = client.metadata(ref).signatures
+    signature = signatures.get(arguments.signature)
+    if signature is None:
+        known = [name for name in signatures if not name.startswith("__")]
+        raise ConfigError(f"--signature: expected one of {known}, got {arguments.signature!r}.")
+    if [info.dtype for info in signature.inputs] != ["string"]:
+        raise ConfigError(f"--signature: expected one whose only input is text, got "
+                          f"{arguments.signature!r} ({', '.join(map(str, signature.inputs))}).")
+    texts = read_texts(path, option=option)
+    rows = [texts[start:start + arguments.rows] for start in range(0, len(texts), arguments.rows)]
+    return [calls.predict(ref, {signature.inputs[0].name: one}, signature=arguments.signature)
+            for one in rows]
+
+
+def read_texts(path: str, *, option: str) -> list[str]:
+    """Return the lines of a UTF-8 file.
+
+    Raises:
+        ConfigError: it cannot be read, is no UTF-8, or has no line.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            texts = [line.rstrip("\r\n") for line in file]
+    except OSError as error:
+        raise ConfigError(f"{option}: {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError:  # without the cause: it carries the text
+        raise ConfigError(f"{option}: {path}: expected UTF-8 text. Convert the file.") from None
+    if not texts:
+        raise ConfigError(f"{option}: {path}: expected at least one line, got none.")
+    return texts
