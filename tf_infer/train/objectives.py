@@ -10,10 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_infer import metrics
 from tf_infer.config import CausalLMConfig, ClassifierConfig, TrainConfig
 from tf_infer.errors import ConfigError, DataError
 from tf_infer.tasks.base import Task
-from tf_infer.train import losses, metrics
+from tf_infer.train import losses
 from tf_infer.train.batches import (
     Plan,
     Rows,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tf_infer.train import metrics
+from tf_infer import metrics
 
 
 def counted(found: list[int], targets: list[int], name: int) -> tuple[float, float, float, int]:

@@ -63,8 +63,21 @@ def micro_f1(found: np.ndarray, targets: np.ndarray, classes: int) -> float:
     return _share(2 * int((found & targets).sum()), int(found.sum() + targets.sum()))
 
 
-def calibration_error(confidences: np.ndarray, right: np.ndarray, *, bins: int = 15) -> float:
-    """Return the expected calibration error: how far confidence and accuracy lie apart.
+class Bin(NamedTuple):
+    """The rows whose confidence lies in one interval.
+
+    Attributes:
+        rows: how many.
+        confidence, accuracy: their mean confidence and the share that is right; 0 without rows.
+    """
+
+    rows: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(confidences: np.ndarray, right: np.ndarray, *, bins: int = 15) -> list[Bin]:
+    """Return a reliability diagram: how often answers of each confidence are right.
 
     Args:
         confidences: [N], score of the answer given, 0 to 1.
@@ -74,8 +87,19 @@ def calibration_error(confidences: np.ndarray, right: np.ndarray, *, bins: int =
     Source: Guo et al. 2017, arXiv:1706.04599.
     """
     place = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(place, weights=confidences - right, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidences))
+    rows, sure, good = (np.bincount(place, weights=weights, minlength=bins).tolist()
+                        for weights in (None, confidences, right))
+    return [Bin(int(n), s / n if n else 0.0, g / n if n else 0.0)
+            for n, s, g in zip(rows, sure, good)]
+
+
+def calibration_error(confidences: np.ndarray, right: np.ndarray, *, bins: int = 15) -> float:
+    """Return the expected calibration error: how far confidence and accuracy lie apart.
+
+    Arguments and source as of `reliability`.
+    """
+    found = reliability(confidences, right, bins=bins)
+    return sum(one.rows * abs(one.confidence - one.accuracy) for one in found) / len(confidences)
 
 
 def perplexity(nats: float) -> float:
