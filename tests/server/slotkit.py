@@ -105,9 +105,9 @@ def alone(prompt: bytes, **given: Any) -> Answer:
         new.append(one.token)
         state = fake_decoder.read_on(state, one.token)
         text = _text(new)
-        found = [text.find(stop) for stop in stops if stop in text]
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
         if found:
-            return Answer(text[:min(found)], tuple(new), "stop", score, len(ids))
+            return Answer(text[:min(found)[1]], tuple(new), "stop", score, len(ids))
     return Answer(_text(new), tuple(new), reason, score, len(ids))
 
 

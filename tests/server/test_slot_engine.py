@@ -39,7 +39,7 @@ def mixed(seed: int, count: int) -> list[tuple[bytes, dict[str, Any]]]:
             options.update(temperature=draw.choice([0.5, 1.0, 2.0]), draw=draw.randrange(3),
                            seed=draw.randrange(-2**63, 2**63))
         if draw.random() < 0.3:
-            options["min_new_tokens"] = draw.randrange(10)
+            options["min_new_tokens"] = min(draw.randrange(10), options["max_new_tokens"])
         if draw.random() < 0.3:
             options["stop"] = draw.choice(["<stop>", "ab", " the\x1fo", "é", "a", "zzz"])
         if draw.random() < 0.2:
@@ -136,6 +136,9 @@ def test_echo_puts_the_prompt_before_everything() -> None:
     ({"stop_ids": 7}, InvalidRequest, "stop_ids: expected a value of type string"),
     ({"stop": "a\x1f"}, InvalidRequest, "stop: expected texts of at least one character"),
     ({"stop": 3}, InvalidRequest, "stop: expected a value of type string"),
+    ({"max_new_tokens": 3, "min_new_tokens": 4}, InvalidRequest,
+     "min_new_tokens: expected at most max_new_tokens = 3, got 4"),
+    ({"stop": "a" * 20_000}, InvalidRequest, "stop: expected at most 16384 bytes, got 20000"),
     ({"max_new_tokens": -1}, InvalidRequest, "expected 0 <= max_new_tokens <= 48, got -1"),
     ({"max_new_tokens": 49}, InvalidRequest, "expected 0 <= max_new_tokens <= 48, got 49"),
 ])

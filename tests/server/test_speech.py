@@ -42,7 +42,7 @@ def test_what_only_looked_like_a_stop_string_is_said_in_the_end() -> None:
     assert not speech.stopped
 
 
-def test_the_first_stop_string_wins_and_a_later_call_says_nothing() -> None:
+def test_the_stop_string_that_is_whole_first_wins_and_a_later_call_says_nothing() -> None:
     pieces, speech = said(b"a END b STOP", [3], [b"STOP", b"END"])
     assert b"".join(pieces) == b"a " and speech.stopped
     assert speech.hear(b"a END b STOP and more", final=True) == b""
@@ -52,17 +52,30 @@ def test_a_stop_string_at_the_very_beginning_leaves_nothing() -> None:
     assert said(b"xy", [1], [b"x"])[0] == [b"", b""]
 
 
+def whole_first(text: str, stops: list[str]) -> int | None:
+    """Read letter by letter until a stop string is whole; return where the longest such begins."""
+    for end in range(1, len(text) + 1):
+        whole = [end - len(stop) for stop in stops if text.endswith(stop, 0, end)]
+        if whole:
+            return min(whole)
+    return None
+
+
 @given(st.text(alphabet="abé中😀", max_size=12),
        st.lists(st.integers(0, 48), max_size=6),
        st.lists(st.text(alphabet="abé中", min_size=1, max_size=3), max_size=3))
 @example("aab", [2], ["ab"])
-def test_pieces_joined_are_the_text_before_its_first_stop_string(
+@example("abé", [], ["abé", "b"])
+@example("abé", [2], ["abé", "b"])
+@example("bab", [1], ["ab", "b"])
+@example("aab", [], ["ab", "b"])
+def test_pieces_joined_are_the_text_before_the_stop_string_that_is_whole_first(
         text: str, cuts: list[int], stops: list[str]) -> None:
     data = text.encode()
     pieces, speech = said(data, cuts, [stop.encode() for stop in stops])
-    found = [place for stop in stops if (place := text.find(stop)) >= 0]
-    assert b"".join(pieces).decode() == (text[:min(found)] if found else text)
-    assert speech.stopped is bool(found)
+    cut = whole_first(text, stops)
+    assert b"".join(pieces).decode() == text[:cut]
+    assert speech.stopped is (cut is not None)
     for piece in pieces:
         piece.decode()  # whole characters
 

@@ -13,7 +13,8 @@ from tf_infer.manifest import TensorSpec
 from tf_infer.server.generation import GenerationRequest
 
 SEPARATOR = b"\x1f"  # between the items of an option that is a list
-LIMIT, STOP, LOGPROBS = "max_new_tokens", "stop", "logprobs"
+LIMIT, LEAST, STOP, LOGPROBS = "max_new_tokens", "min_new_tokens", "stop", "logprobs"
+STOP_BYTES = 2**14  # of all stop strings together
 IN_GRAPH = {"name": "constraint", "choices": "choices"}  # kind of a constraint -> the option
 
 
@@ -66,6 +67,9 @@ def read(request: GenerationRequest, specs: Sequence[TensorSpec], capacity: int)
     limit = int(options.pop(LIMIT, known[LIMIT].default if LIMIT in known else capacity))
     if not 0 <= limit <= capacity:
         raise InvalidRequest(f"{LIMIT}: expected 0 <= {LIMIT} <= {capacity}, got {limit}.")
+    if int(options.get(LEAST, 0)) > limit:
+        raise InvalidRequest(f"{LEAST}: expected at most {LIMIT} = {limit}, got "
+                             f"{int(options[LEAST])}.")
     default = known[STOP].default if STOP in known else ""
     options.pop(STOP, None)  # strings are looked for by the host, whatever the form
     logprobs = request.top_logprobs if request.top_logprobs is not None else options.get(LOGPROBS)
@@ -87,6 +91,8 @@ def stops_of(value: Any) -> tuple[bytes, ...]:
     if not isinstance(value, (str, bytes)):
         raise InvalidRequest(f"{STOP}: expected a text, got a {type(value).__name__}.")
     text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    if len(text) > STOP_BYTES:
+        raise InvalidRequest(f"{STOP}: expected at most {STOP_BYTES} bytes, got {len(text)}.")
     stops = tuple(text.split(SEPARATOR)) if text else ()
     for place, stop in enumerate(stops):
         if not stop:

@@ -142,12 +142,13 @@ def manifest() -> ModelManifest:
             name="steps", inputs=(
                 rows("ids", "int32", None), rows("id_count", "int32"), *state,
                 rows("count", "int32"), *chosen, rows("produced", "int32"),
+                rows("history", "int32", None), rows("history_length", "int32"),
                 rows("allowed", "int32", None)),
             outputs=(rows("tokens", "int32", CAPACITY), rows("token_count", "int32"),
                      rows("finished", "bool"), rows("score", "float32"), *state,
-                     rows("logprobs", "float32", CAPACITY + 1),
-                     rows("top_ids", "int32", CAPACITY + 1, TOP),
-                     rows("top_logprobs", "float32", CAPACITY + 1, TOP))))
+                     rows("token_logprobs", "float32", CAPACITY),
+                     rows("top_ids", "int32", CAPACITY, TOP),
+                     rows("top_logprobs", "float32", CAPACITY, TOP))))
     grid = ShapeGrid(rows=(1, 4), tokens=(8, PROMPT))
     task = CausalLMConfig(
         packing=PackingConfig(max_tokens=PROMPT, end=False, truncation="left"), grid=grid,
@@ -213,10 +214,14 @@ class FakeDecoder:
                 **_tops(found)}
 
     def _steps(self, ids: np.ndarray, id_count: np.ndarray, cache: np.ndarray, lengths: np.ndarray,
-               count: np.ndarray, produced: np.ndarray, allowed: np.ndarray, **options: np.ndarray,
-               ) -> Arrays:
+               count: np.ndarray, produced: np.ndarray, history: np.ndarray,
+               history_length: np.ndarray, allowed: np.ndarray, **options: np.ndarray) -> Arrays:
         assert all(len(values) == len(ids) for values in (
-            id_count, cache, lengths, count, produced, allowed, *options.values()))
+            id_count, cache, lengths, count, produced, history, allowed, *options.values()))
+        for row in np.flatnonzero(count).tolist():
+            there = history[row, :history_length[row]]
+            assert there[len(there) - id_count[row]:].tolist() == ids[row, :id_count[row]].tolist()
+            assert history_length[row] == lengths[row] + id_count[row]
         assert ((count == 0) | (id_count > 0)).all()
         assert (lengths + id_count + count <= POSITIONS).all()
         _check(options)
@@ -225,9 +230,9 @@ class FakeDecoder:
         out = {"tokens": np.zeros((rows, CAPACITY), np.int32),
                "token_count": np.zeros(rows, np.int32), "finished": np.zeros(rows, bool),
                "score": np.zeros(rows, np.float32),
-               "logprobs": np.zeros((rows, CAPACITY + 1), np.float32),
-               "top_ids": np.zeros((rows, CAPACITY + 1, TOP), np.int32),
-               "top_logprobs": np.zeros((rows, CAPACITY + 1, TOP), np.float32)}
+               "token_logprobs": np.zeros((rows, CAPACITY), np.float32),
+               "top_ids": np.full((rows, CAPACITY, TOP), -1, np.int32),
+               "top_logprobs": np.zeros((rows, CAPACITY, TOP), np.float32)}
         for row in range(rows):
             held = _Held(cache[row], int(lengths[row]))
             for number in ids[row, :id_count[row]]:
@@ -236,12 +241,12 @@ class FakeDecoder:
                 one = choose(logits_of(held.state), _row(options, row),
                              int(produced[row]) + step, allowed[row] if step == 0 else None)
                 out["score"][row] += one.logprob
-                out["logprobs"][row, step] = one.logprob
-                out["top_ids"][row, step] = [number for number, _ in one.top]
-                out["top_logprobs"][row, step] = [value for _, value in one.top]
                 if one.is_end:
                     out["finished"][row] = True
                     break
+                out["token_logprobs"][row, step] = one.logprob
+                out["top_ids"][row, step] = [number for number, _ in one.top]
+                out["top_logprobs"][row, step] = [value for _, value in one.top]
                 out["tokens"][row, step], out["token_count"][row] = one.token, step + 1
                 if step + 1 < count[row]:
                     held.read(one.token)

@@ -141,12 +141,16 @@ def stacked(rows: Sequence[Row], specs: Sequence[TensorSpec], names: frozenset[s
     if "logprobs" in found:
         found["logprobs"] = np.asarray([row.logprobs for row in rows], np.int32)
     numbers = {"prompt_length": [row.prompt_length for row in rows],
-               "length": [row.length for row in rows], "state": [row.state for row in rows],
+               "length": [row.length for row in rows],
+               "history_length": [row.length for row in rows],
+               "state": [row.state for row in rows],
                "produced": [max(0, row.length - row.prompt_length) for row in rows]}
     found.update({name: np.asarray(values, np.int32) for name, values in numbers.items()
                   if name in names})
     if "allowed" in names:
         found["allowed"] = masks(rows)
+    if "history" in names:
+        found["history"] = histories(rows)
     return found
 
 
@@ -169,8 +173,9 @@ def histories(rows: Sequence[Row]) -> np.ndarray:
 
 
 def best(ids: np.ndarray, logprobs: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
-    """Return the first `count` of the alternatives of a token, [N] each."""
-    return tuple((int(number), float(value)) for number, value in zip(ids[:count], logprobs))
+    """Return the first `count` of the alternatives of a token, [N] each; -1 is none."""
+    return tuple((int(number), float(value)) for number, value in zip(ids[:count], logprobs)
+                 if number >= 0)
 
 
 def positions_of(manifest: ModelManifest) -> int:

@@ -39,7 +39,7 @@ class SavedForm:
     """
 
     KNOWN = frozenset({"ids", "id_count", "cache", "lengths", "count", "produced", "history",
-                       "prompt_length", "length", "allowed", "state"})
+                       "history_length", "allowed", "state"})
 
     def __init__(self, servable: Servable, manifest: ModelManifest, slots: int) -> None:
         self._servable = servable
@@ -66,7 +66,7 @@ class SavedForm:
 
     def read(self, slot: int, ids: np.ndarray, start: int) -> None:
         """See `Form.read`."""
-        row = Row(slot, ids, 0, len(ids), {})
+        row = Row(slot, ids, len(ids), len(ids), {})
         out = self._run([row], self._apart.get(slot, self._nothing)[None], ids[None],
                         [len(ids)], [start], [0])
         self._apart[slot] = out["cache"][0]
@@ -166,17 +166,18 @@ def _choices(row: Row, out: Arrays, place: int) -> list[Choice]:
     tokens = [int(token) for token in out["tokens"][place, :count]]
     if "state" in out:
         row.state = int(out["state"][place])
-    told = count + ended
-    if "logprobs" in out:
-        logprobs = [float(value) for value in out["logprobs"][place, :told]]
-    else:  # all that is known is the sum
-        logprobs = [0.0] * (told - 1) + [float(out["score"][place])] * min(told, 1)
-    tops: list[tuple[tuple[int, float], ...]] = [()] * told
+    logprobs = [0.0] * count  # of an older version the sum alone is known
+    if "token_logprobs" in out:
+        logprobs = [float(value) for value in out["token_logprobs"][place, :count]]
+    tops: list[tuple[tuple[int, float], ...]] = [()] * count
     if row.logprobs and "top_ids" in out:
         tops = [best(out["top_ids"][place, which], out["top_logprobs"][place, which], row.logprobs)
-                for which in range(told)]
+                for which in range(count)]
     found = [Choice(token, logprob, False, top)
              for token, logprob, top in zip(tokens, logprobs, tops)]
+    rest = float(out["score"][place]) - sum(logprobs)
     if ended:
-        found.append(Choice(-1, logprobs[-1], True, tops[-1]))
+        found.append(Choice(-1, rest, True))
+    elif found and "token_logprobs" not in out:
+        found[-1] = found[-1]._replace(logprob=rest)
     return found

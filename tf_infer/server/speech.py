@@ -1,7 +1,7 @@
 """What may be said of a text that still grows: whole characters, nothing of a stop string. Pure.
 
-The pieces that `Speech.hear` returns, joined, are the text that it was given last, cut before its
-first stop string. Bytes that are no UTF-8 pass as they are.
+The pieces that `Speech.hear` returns, joined, are the text that it was given last, cut before the
+stop string that was whole first. Bytes that are no UTF-8 pass as they are.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ def settled(text: bytes) -> int:
 
 
 def first_stop(text: bytes, stops: Sequence[bytes], start: int, end: int) -> int | None:
-    """Return where the first of the stop strings begins in text[start:end]; None for nowhere."""
-    found = [place for stop in stops if (place := text.find(stop, start, end)) >= 0]
-    return min(found, default=None)
+    """Return where the stop string begins that is whole first in text[start:end]; None for none.
+
+    Of several that end together it is the longest, as in the graph (decoding/stops.py).
+    """
+    found = [(place + len(stop), place) for stop in stops
+             if (place := text.find(stop, start, end)) >= 0]
+    return min(found)[1] if found else None
 
 
 def withheld(text: bytes, stops: Sequence[bytes], start: int, end: int) -> int:
