@@ -1,0 +1,410 @@
+"""JSON Schema -> the expression of the JSON texts that are valid against it, and of no others.
+
+What is honoured is listed in docs/constraints.md. A keyword that is not, or that would be honoured
+only in part, is refused with its path. (The library's own translation of schemas is not used: it
+ignores `minimum`, `multipleOf`, `uniqueItems`, `minProperties`, `if` and names in `required` that
+have no property, joins the parts of `allOf`, puts `pattern` and names into strings without escaping
+them, and cuts recursion with texts that are not valid.)
+
+Of the texts that are valid these are written: properties in the order of the schema, none that the
+schema does not name unless it names none, at most one space behind a comma or a colon and no other
+white space, strings without \\u escapes, numbers of at most 16 digits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tf_infer.constraints.integers import integer_range
+from tf_infer.constraints.patterns import LAST, in_json_string, json_characters, literal
+from tf_infer.errors import ConfigError
+
+MAX_CHARS = 400_000     # of an expression
+MAX_JSON_CHARS = 200_000
+COMMA, COLON = ",[ ]?", ":[ ]?"
+MAX_INTEGER = 10**16 - 1
+NUMBER = r"(?:-?(?:0|[1-9][0-9]{0,15})(?:\.[0-9]{1,16})?(?:[eE][+-]?[0-9]{1,2})?)"
+_DAY = (r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
+        r"|02-(?:0[1-9]|1[0-9]|2[0-8]))")
+_DATE = rf"(?:[1-9][0-9]{{3}}-{_DAY})"
+_TIME = (r"(?:(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?"
+         r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9]))")
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+FORMATS = {"date": _DATE, "time": _TIME, "date-time": f"(?:{_DATE}T{_TIME})",
+           "uuid": "(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})",
+           "ipv4": rf"(?:{_OCTET}(?:\.{_OCTET}){{3}})"}
+
+ANNOTATIONS = {"title", "description", "default", "examples", "$comment", "deprecated", "readOnly",
+               "writeOnly", "discriminator", "$schema", "$defs", "definitions"}
+DIALECTS = ("https://json-schema.org/draft/2020-12/schema",
+            "https://json-schema.org/draft/2019-09/schema",
+            "http://json-schema.org/draft-07/schema")
+BY_TYPE: dict[str, set[str]] = {
+    "object": {"properties", "required", "additionalProperties"},
+    "array": {"items", "prefixItems", "minItems", "maxItems"},
+    "string": {"minLength", "maxLength", "pattern", "format"},
+    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
+    "number": set(), "boolean": set(), "null": set()}
+COMBINED = {"anyOf", "oneOf", "allOf", "$ref", "enum", "const"}
+
+
+def expression(schema: str, *, where: str = "json_schema") -> str:
+    """Return the expression of a schema, for `byte_automaton.from_pattern`.
+
+    Raises:
+        ConfigError: it is no JSON (with line and column), is no schema, is too large, or holds what
+            cannot be honoured; with the path in the schema.
+    """
+    if len(schema) > MAX_JSON_CHARS:
+        raise ConfigError(f"{where}: expected at most {MAX_JSON_CHARS} characters, got "
+                          f"{len(schema)}. Make it smaller.")
+    try:
+        root = json.loads(schema, parse_constant=float)
+        json.dumps(root, ensure_ascii=False, allow_nan=False).encode()
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: expected JSON, got an error at line {error.lineno}, column "
+                          f"{error.colno}: {error.msg}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: expected JSON, got numbers too large, halves of characters, "
+                          "or lists too deep to read.") from error
+    try:
+        return _Schema(root, where).of(root, "#", ())
+    except RecursionError as error:
+        raise ConfigError(f"{where}: expected a schema that can be read, got one nested too deep."
+                          ) from error
+
+
+class _Schema:
+    """Writes the expressions of the parts of one schema."""
+
+    def __init__(self, root: Any, where: str) -> None:
+        self._root, self._where = root, where
+        dialect = root.get("$schema", DIALECTS[0]) if isinstance(root, dict) else DIALECTS[0]
+        if str(dialect).rstrip("#") not in DIALECTS:
+            raise self._fault("#/$schema", f"one of {', '.join(DIALECTS)}", "another dialect")
+        self._newest = str(dialect).rstrip("#") == DIALECTS[0]
+
+    def of(self, schema: Any, path: str, trail: tuple[str, ...]) -> str:
+        """Return the expression of a part at `path`; `trail` holds the references it is inside."""
+        if not isinstance(schema, dict):
+            raise self._fault(path, "an object that says a type", "a schema of another kind")
+        combined = [name for name in COMBINED if name in schema]
+        rest = sorted(set(schema) - ANNOTATIONS - set(combined))
+        if combined:
+            if len(combined) > 1:
+                raise self._fault(path, "one of anyOf, oneOf, allOf, $ref, enum, const",
+                                  f"{sorted(combined)} together")
+            if rest and not (combined[0] in ("enum", "const") and rest == ["type"]):
+                raise self._fault(f"{path}/{rest[0]}", f"no other keyword beside {combined[0]}",
+                                  "one")
+            return self._short(self._combined(combined[0], schema, path, trail), path)
+        kinds = self._kinds(schema, path)
+        allowed = set().union(*(BY_TYPE[kind] for kind in kinds)) | {"type"}
+        wrong = [name for name in rest if name not in allowed]
+        if wrong:
+            raise self._fault(f"{path}/{_escaped(wrong[0])}",
+                              f"keywords that are honoured for type {' or '.join(kinds)} "
+                              f"({', '.join(sorted(allowed))})", "another keyword")
+        writers: Mapping[str, Callable[[dict[str, Any], str, tuple[str, ...]], str]] = {
+            "object": self._object, "array": self._array, "string": self._string,
+            "integer": self._integer, "number": lambda *_: NUMBER,
+            "boolean": lambda *_: "(?:true|false)", "null": lambda *_: "null"}
+        return self._short(_either([writers[kind](schema, path, trail) for kind in kinds]), path)
+
+    def _fault(self, path: str, expected: str, got: str) -> ConfigError:
+        return ConfigError(f"{self._where}: expected {expected} at {path}, got {got}. "
+                           "See docs/constraints.md for what is honoured.")
+
+    def _short(self, text: str, path: str) -> str:
+        if len(text) > MAX_CHARS:
+            raise self._fault(path, f"a part whose expression has at most {MAX_CHARS} characters",
+                              f"{len(text)}")
+        return text
+
+    def _kinds(self, schema: dict[str, Any], path: str) -> list[str]:
+        kinds = schema.get("type")
+        if kinds is None:
+            kinds = [kind for kind in ("object", "array", "string") if BY_TYPE[kind] & set(schema)]
+            if len(kinds) != 1:
+                raise self._fault(path, "a type",
+                                  "none (any value is more than an automaton holds)")
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        if not (isinstance(kinds, list) and kinds and all(
+                isinstance(kind, str) and kind in BY_TYPE for kind in kinds)):
+            raise self._fault(f"{path}/type", f"one or some of {', '.join(BY_TYPE)}", "others")
+        return kinds
+
+    # ------------------------------------------------------------------ combinations
+
+    def _combined(self, name: str, schema: dict[str, Any], path: str, trail: tuple[str, ...]
+                  ) -> str:
+        value, path = schema[name], f"{path}/{name}"
+        if name == "$ref":
+            return self._referred(value, path, trail)
+        if name == "const":
+            return self._values([value], schema, path)
+        if not isinstance(value, list) or not value:
+            raise self._fault(path, "a list with something in it", "none")
+        if name == "enum":
+            return self._values(value, schema, path)
+        if name == "allOf" and len(value) > 1:
+            raise self._fault(path, "a list of one schema", f"{len(value)}")
+        if name == "oneOf":
+            self._check_exclusive(value, path)
+        return _either([self.of(one, f"{path}/{i}", trail) for i, one in enumerate(value)])
+
+    def _values(self, values: Sequence[Any], schema: dict[str, Any], path: str) -> str:
+        kinds = self._kinds(schema, path.rsplit("/", 1)[0]) if "type" in schema else list(BY_TYPE)
+        fitting = [value for value in values if _is_of(value, kinds)]
+        if not fitting:
+            raise self._fault(path, "a value of the type beside it", "none")
+        return _either([_constant(value) for value in fitting])
+
+    def _referred(self, value: Any, path: str, trail: tuple[str, ...]) -> str:
+        if value in trail:
+            raise self._fault(path, "a reference that does not lead back to itself (an automaton "
+                              "holds no recursion)", "one that does")
+        return self.of(self._target(value, path), value, (*trail, value))
+
+    def _target(self, value: Any, path: str) -> Any:
+        if not isinstance(value, str) or not value.startswith("#"):
+            raise self._fault(path, "a reference into the schema itself, such as #/$defs/name",
+                              "another one")
+        found = self._root
+        for step in value[1:].split("/")[1:]:
+            step = step.replace("~1", "/").replace("~0", "~")
+            if isinstance(found, list) and step.isdigit() and int(step) < len(found):
+                found = found[int(step)]
+            elif isinstance(found, dict) and step in found:
+                found = found[step]
+            else:
+                raise self._fault(path, "a reference to a part that is there", "another one")
+        return found
+
+    def _check_exclusive(self, options: Sequence[Any], path: str) -> None:
+        """Raise unless no value can be valid against two of the schemas, as far as can be seen."""
+        seen = [self._resolved(option, f"{path}/{i}") for i, option in enumerate(options)]
+        for i, one in enumerate(seen):
+            for j in range(i):
+                if not _exclusive(one, seen[j]):
+                    raise self._fault(f"{path}/{i}", "a schema that excludes the others by its "
+                                      "type or by a constant of a required property (or anyOf)",
+                                      f"one that may hold together with number {j}")
+
+    def _resolved(self, schema: Any, path: str) -> dict[str, Any]:
+        for _ in range(20):
+            if not isinstance(schema, dict):
+                raise self._fault(path, "an object that says a type", "a schema of another kind")
+            if "$ref" not in schema:
+                return schema
+            schema = self._target(schema["$ref"], path)
+        raise self._fault(path, "a reference that leads somewhere", "a chain of more than 20")
+
+    # ------------------------------------------------------------------ types
+
+    def _object(self, schema: dict[str, Any], path: str, trail: tuple[str, ...]) -> str:
+        properties = self._mapping(schema, "properties", path)
+        required = schema.get("required", [])
+        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+            raise self._fault(f"{path}/required", "a list of names", "something else")
+        for name in required:
+            if name not in properties:
+                raise self._fault(f"{path}/required", "names that stand in properties",
+                                  f"{name!r}, which does not")
+        more = schema.get("additionalProperties", True)
+        if not properties:
+            return self._map(more, path, trail)
+        if not isinstance(more, (bool, dict)):
+            raise self._fault(f"{path}/additionalProperties", "a schema", "something else")
+        parts = [literal(_written(name)) + COLON
+                 + self.of(part, f"{path}/properties/{_escaped(name)}", trail)
+                 for name, part in properties.items()]
+        return self._listed(parts, [name in required for name in properties], path)
+
+    def _listed(self, parts: list[str], required: list[bool], path: str) -> str:
+        """Return the object of some members in order, of which some may be left out."""
+        rest = ""         # the members behind, something before them
+        alone = ""        # the members behind, nothing before them; "" for none of them
+        may_be_empty = True
+        for part, needed in zip(reversed(parts), reversed(required)):
+            here = part + rest
+            if needed:
+                alone, may_be_empty = here, False
+            else:
+                alone = _either([here, alone]) if alone else here
+            rest = COMMA + part + rest if needed else f"(?:{COMMA}{part})?{rest}"
+            self._short(alone, path)
+        return r"\{" + (f"(?:{alone})?" if may_be_empty else alone) + r"\}"
+
+    def _map(self, more: Any, path: str, trail: tuple[str, ...]) -> str:
+        if more is False:
+            return r"\{\}"
+        if not isinstance(more, dict):
+            raise self._fault(path, "properties, or additionalProperties with a schema", "neither "
+                              "(any object is more than an automaton holds)")
+        member = f'"{_text(0, None)}"{COLON}' + self.of(more, f"{path}/additionalProperties", trail)
+        return rf"\{{(?:{member}(?:{COMMA}{member})*)?\}}"
+
+    def _array(self, schema: dict[str, Any], path: str, trail: tuple[str, ...]) -> str:
+        low, high = self._counts(schema, "minItems", "maxItems", path)
+        prefix = schema.get("prefixItems", [])
+        if not isinstance(prefix, list) or (prefix and not self._newest):
+            raise self._fault(f"{path}/prefixItems", "a list, in the dialect of 2020-12", "another")
+        items = schema.get("items", True)
+        if items is True and (high is None or high > len(prefix)):
+            if high is None and len(prefix) >= low and prefix:
+                high = len(prefix)  # none beyond those that the schema describes
+            else:
+                raise self._fault(path, "items with a schema", "none (any value is more than an "
+                                  "automaton holds)")
+        if items is False:
+            high = len(prefix) if high is None else min(high, len(prefix))
+        if high is not None and low > high:
+            raise self._fault(path, "a length that is possible", f"{low} items of at most {high}")
+        places = [self.of(one, f"{path}/prefixItems/{i}", trail)
+                  for i, one in enumerate(prefix[:high])]
+        more = ""
+        if high is None or high > len(places):
+            more = self.of(items, f"{path}/items", trail)
+        return self._row(places, more, low, high, path)
+
+    def _row(self, places: list[str], more: str, low: int, high: int | None, path: str) -> str:
+        """Return the array of given first items and further ones."""
+        text, count = "", len(places)
+        if more:
+            least = max(low - count, 0)
+            most = "" if high is None else str(high - count)
+            if count:
+                text = f"(?:{COMMA}{more}){{{least},{most}}}"
+            else:
+                following = f"(?:{COMMA}{more}){{{max(least - 1, 0)},{most and int(most) - 1}}}"
+                text = more + following
+                return rf"\[{text}\]" if low else rf"\[(?:{text})?\]"
+        for i in range(count - 1, -1, -1):
+            text = (COMMA if i else "") + places[i] + text
+            if i >= low:
+                text = f"(?:{text})?"
+        return self._short(rf"\[{text}\]", path)
+
+    def _string(self, schema: dict[str, Any], path: str, trail: tuple[str, ...]) -> str:
+        bounded = "minLength" in schema or "maxLength" in schema
+        said = [name for name in ("pattern", "format") if name in schema]
+        if len(said) + bounded > 1:
+            raise self._fault(path, "one of pattern, format and lengths", "several")
+        if said == ["format"]:
+            if schema["format"] not in FORMATS:
+                raise self._fault(f"{path}/format", f"one of {', '.join(FORMATS)}", "another")
+            return f'"{FORMATS[schema["format"]]}"'
+        if said:
+            where = f"{self._where} at {path}/pattern"
+            if not isinstance(schema["pattern"], str):
+                raise self._fault(f"{path}/pattern", "a regular expression", "something else")
+            return f'"{in_json_string(schema["pattern"], where=where)}"'
+        return f'"{_text(*self._counts(schema, "minLength", "maxLength", path))}"'
+
+    def _integer(self, schema: dict[str, Any], path: str, trail: tuple[str, ...]) -> str:
+        lows, highs = [-MAX_INTEGER], [MAX_INTEGER]
+        for name, bounds, shift in (("minimum", lows, 0), ("exclusiveMinimum", lows, 1),
+                                    ("maximum", highs, 0), ("exclusiveMaximum", highs, -1)):
+            value = schema.get(name, bounds[0])
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)
+            if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MAX_INTEGER:
+                raise self._fault(f"{path}/{name}", "a whole number of at most 16 digits",
+                                  "something else")
+            bounds.append(value + shift if name in schema else value)
+        low, high = max(lows), min(highs)
+        if low > high:
+            raise self._fault(path, "a range that holds a number", f"{low} to {high}")
+        return integer_range(low, high)
+
+    def _mapping(self, schema: dict[str, Any], name: str, path: str) -> dict[str, Any]:
+        value = schema.get(name, {})
+        if not isinstance(value, dict):
+            raise self._fault(f"{path}/{name}", "an object", "something else")
+        return value
+
+    def _counts(self, schema: dict[str, Any], least: str, most: str, path: str
+                ) -> tuple[int, int | None]:
+        low, high = schema.get(least, 0), schema.get(most)
+        for name, value in ((least, low), (most, high)):
+            if value is not None and (type(value) is not int or not 0 <= value <= 10_000):
+                raise self._fault(f"{path}/{name}", "a whole number from 0 to 10000",
+                                  "something else")
+        if high is not None and low > high:
+            raise self._fault(path, f"{least} <= {most}", f"{low} and {high}")
+        return low, high
+
+
+def _either(options: Sequence[str]) -> str:
+    return options[0] if len(options) == 1 else "(?:" + "|".join(options) + ")"
+
+
+def _text(low: int, high: int | None) -> str:
+    return json_characters(((0, LAST),)) + f"{{{low},{'' if high is None else high}}}"
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _constant(value: Any) -> str:
+    """Return the expression of one value, with the spaces that all others may have."""
+    if isinstance(value, dict):
+        parts = [literal(_written(name)) + COLON + _constant(one) for name, one in value.items()]
+        return r"\{" + COMMA.join(parts) + r"\}"
+    if isinstance(value, list):
+        return r"\[" + COMMA.join(map(_constant, value)) + r"\]"
+    return literal(_written(value))
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _is_of(value: Any, kinds: Sequence[str]) -> bool:
+    found = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null",
+             int: "integer", float: "number"}[type(value)]
+    whole = found == "number" and value.is_integer()
+    return found in kinds or (found == "integer" and "number" in kinds) or (
+        whole and "integer" in kinds)
+
+
+def _exclusive(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether no value is valid against both, as far as types and constants say."""
+    values = _constants(one), _constants(other)
+    if values[0] is not None and values[1] is not None:
+        return not values[0] & values[1]
+    kinds = _types(one), _types(other)
+    if kinds[0] is not None and kinds[1] is not None and not kinds[0] & kinds[1]:
+        return True
+    if kinds != ({"object"}, {"object"}):
+        return False
+    shared = set(one.get("required", ())) & set(other.get("required", ()))
+    for name in shared:
+        parts = [schema.get("properties", {}).get(name) for schema in (one, other)]
+        found = [_constants(part) if isinstance(part, dict) else None for part in parts]
+        if found[0] is not None and found[1] is not None and not found[0] & found[1]:
+            return True
+    return False
+
+
+def _constants(schema: dict[str, Any]) -> set[str] | None:
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    # 1 and 1.0 are the same value
+    return None if not isinstance(values, list) else {
+        _written(int(v) if isinstance(v, float) and v.is_integer() else v) for v in values}
+
+
+def _types(schema: dict[str, Any]) -> set[str] | None:
+    kinds = schema.get("type")
+    if kinds is None:
+        values = [schema["const"]] if "const" in schema else schema.get("enum")
+        kinds = [kind for value in values for kind in BY_TYPE if _is_of(value, [kind])
+                 ] if isinstance(values, list) else None
+    if kinds is None:
+        return None  # without a type, values of every other type are valid
+    found = {kinds} if isinstance(kinds, str) else set(kinds)
+    return found | {"integer"} if "number" in found else found
