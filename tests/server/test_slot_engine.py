@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.slotkit import CAPACITY, Heard, alone, same, stand, until
+from tests.server.slotkit import CAPACITY, Heard, Stand, alone, same, stand, until
 from tf_infer.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -149,12 +149,44 @@ def test_what_cannot_be_is_refused_at_once(
     assert words in str(caught.value) and "hot" not in str(caught.value)
 
 
-def test_constraints_go_to_the_graph_or_are_refused() -> None:
+def constrained(there: Stand, kind: str, value: str, **options: Any) -> Heard:
+    heard = Heard()
+    there.engine.submit(GenerationRequest(
+        prompt=b"a", constraint=Constraint(kind=kind, value=value), options=options), heard)
+    return heard
+
+
+@FORMS
+def test_choices_are_kept_token_by_token(form: str) -> None:
+    choices = ("abc", " the end", "p", "é o")
+    with stand(form) as there:
+        heard = [constrained(there, "choices", "\x1f".join(choices), temperature=5.0, seed=seed)
+                 for seed in range(24)]
+        free = there.ask(b"b", max_new_tokens=9)
+        answers = [one.answer() for one in heard]
+        same(free.answer(), alone(b"b", max_new_tokens=9))
+    assert {answer.text.decode() for answer in answers} == set(choices)
+    assert all(answer.reason == "stop" for answer in answers)
+
+
+def test_a_limit_within_a_constraint_says_so() -> None:
     with stand() as there:
-        for kind in ("name", "choices", "regex"):
-            with pytest.raises(NotOffered):
-                there.engine.submit(GenerationRequest(
-                    prompt=b"a", constraint=Constraint(kind=kind, value="x")), Heard())
+        answer = constrained(there, "choices", "abcdef", max_new_tokens=3).answer()
+        assert (answer.text, answer.reason) == (b"abc", "length")
+
+
+def test_a_constraint_that_cannot_be_is_refused_at_once() -> None:
+    with stand() as there:
+        with pytest.raises(NotOffered):
+            constrained(there, "name", "no such option")
+        for kind, value in (("regex", "(secret"), ("json_schema", "{"), ("choices", "a\x1f"),
+                            ("poem", "x")):
+            with pytest.raises(InvalidRequest) as caught:
+                constrained(there, kind, value)
+            assert "secret" not in str(caught.value)
+        assert there.engine.counts() == (0, 0)
+    with stand(table=False) as there, pytest.raises(NotOffered, match="Export the model again"):
+        constrained(there, "choices", "a")
 
 
 @FORMS

@@ -54,7 +54,7 @@ def read(request: GenerationRequest, specs: Sequence[TensorSpec], capacity: int)
     matched = None
     if request.constraint is not None:
         kind, value = request.constraint.kind, request.constraint.value
-        if kind in IN_GRAPH:
+        if kind == "name" or (kind in IN_GRAPH and IN_GRAPH[kind] in known):
             given[IN_GRAPH[kind]] = value
         else:
             matched = (kind, value)

@@ -53,7 +53,7 @@ class Row:
         most: tokens it may still produce, >= 1.
         allowed: bits of the tokens that may come next, as `choose` takes them; empty for all.
         state: of the named automaton.
-        step_by_step: what is allowed next depends on each token; no more than one at a time.
+        step_by_step: what is allowed next depends on each token: no more than one at a time.
     """
 
     slot: int

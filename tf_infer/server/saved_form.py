@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_infer.errors import NotOffered
 from tf_infer.manifest import ModelManifest
 from tf_infer.server.contracts import Arrays, Servable
 from tf_infer.server.forms import (
@@ -59,7 +60,14 @@ class SavedForm:
     # ------------------------------------------------------------------ reading, producing
 
     def check(self, rows: Sequence[Row]) -> None:
-        """See `Form.check`: rows that read nothing and produce nothing."""
+        """See `Form.check`: rows that read nothing and produce nothing.
+
+        Raises:
+            NotOffered: a row needs a mask, which `steps` of this version does not take.
+        """
+        if "allowed" not in self._names and any(row.step_by_step for row in rows):
+            raise NotOffered("constraint: this version keeps one only in its engine. Serve it "
+                             "with --decode_engine=litert, or export it again.")
         nothing = [0] * len(rows)
         cache = np.broadcast_to(self._nothing, (len(rows), *self._nothing.shape))
         self._run(rows, cache, np.zeros((len(rows), 1), np.int32), nothing, nothing, nothing)

@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 
 from tf_infer.config import CausalLMConfig
+from tf_infer.constraints.automaton import TokenAutomaton
+from tf_infer.constraints.compiler import Matcher
 from tf_infer.errors import (
     Code,
     DeadlineExceeded,
-    NotOffered,
     Overloaded,
     ServerUnavailable,
     ServingError,
 )
 from tf_infer.manifest import ModelManifest
 from tf_infer.server.asked import Asked, read
+from tf_infer.server.constraining import Constraining
 from tf_infer.server.contracts import Servable
 from tf_infer.server.forms import Choice, Form, Row
 from tf_infer.server.generation import GenerationRequest, Listener, Piece, Token
@@ -85,6 +87,8 @@ class _Call:
     speech: Speech
     came_s: float
     given_up: bool = False
+    automaton: TokenAutomaton | None = None
+    matcher: Matcher | None = None
     row: Row | None = None
     spelling: Spelling | None = None
     looked: bool = False   # for its beginning among those that are saved
@@ -137,6 +141,7 @@ class SlotEngine:
         self._specs = tuple(spec for spec in manifest.signature("generate").inputs
                             if spec.name != "prompt")
         self._speller = Speller(servable, tokens)
+        self._constraints = Constraining(servable, manifest, tokens)
         self._board: Board[_Call] = Board(SlotLimits(
             slots=limits.slots, queue=limits.queue, chunk=limits.chunk, read=limits.chunk))
         self._prefixes: Prefixes[Any] = Prefixes(limits.prefix_bytes, limits.prefix_block)
@@ -151,9 +156,9 @@ class SlotEngine:
     def submit(self, request: GenerationRequest, listener: Listener) -> _Ticket:
         """Take a request; see `generation.Generator.submit`."""
         asked = read(request, self._specs, self._capacity)
-        if asked.matched is not None:
-            raise NotOffered("constraint: this server keeps no such constraint yet.")
         call = _Call(request, asked, listener, Speech(asked.stops), time.monotonic())
+        if asked.matched is not None:
+            call.automaton = self._constraints.automaton(*asked.matched)
         with self._changed:
             if self._closing:
                 raise ServerUnavailable(STOPPING)
@@ -296,7 +301,11 @@ class SlotEngine:
             room = np.zeros(max(len(ids), form.positions), np.int32)
             room[:len(ids)] = ids
             call.row = Row(-1, room, len(ids), len(ids), call.asked.options,
-                           logprobs=call.asked.logprobs or 0)
+                           logprobs=call.asked.logprobs or 0,
+                           step_by_step=call.automaton is not None)
+            if call.automaton is not None:
+                call.matcher = self._constraints.matcher(call.automaton, ids)
+                call.row.allowed = call.matcher.allowed()
         form.check([call.row for call in calls if call.row is not None])
 
     def _admit(self, form: Form, call: _Call) -> None:
@@ -493,6 +502,10 @@ class _Taken:
         for choice in self.kept:
             row.ids[row.length] = choice.token
             row.length += 1
+        if self.call.matcher is not None and self.reason is None:
+            for choice in self.kept:
+                self.call.matcher.accept(choice.token)
+            row.allowed = self.call.matcher.allowed()
         row.most -= len(self.kept)
         self.call.score += sum(choice.logprob for choice in self.kept) + self._end_score
         return b"".join(said)
