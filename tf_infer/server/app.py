@@ -138,7 +138,8 @@ class Server:
                 (f"{self.config.host}:{self.config.port}", self.config.port),
                 (f"unix:{self.config.socket_path}", self.config.socket_path)) if wanted))
         if self._open_rest is not None:
-            self._rest = self._open_rest(self.config, self._service, self.pipeline)
+            self._rest = self._open_rest(self.config, self._service, self.pipeline,
+                                         self.generators)
         event("serving", addresses=",".join(self.addresses), rest=self.rest_address or None)
 
     def _handlers(self) -> tuple[list[Any], list[Any]]:
@@ -233,7 +234,8 @@ def _shown(host: str) -> str:
     return "localhost" if host in ("0.0.0.0", "[::]") else host
 
 
-def _rest_opener() -> Callable[[ServerConfig, Service, Pipeline], RestServer | None]:
+def _rest_opener() -> Callable[[ServerConfig, Service, Pipeline, VersionGenerators],
+                               RestServer | None]:
     """Return what opens the HTTP port; its library is asked for here, before models are loaded."""
     try:
         from tf_infer.server.rest import opened

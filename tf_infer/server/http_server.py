@@ -16,8 +16,8 @@ import concurrent.futures
 import logging
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -28,6 +28,7 @@ from tf_infer.server.logs import log as server_log
 MAX_BODY_BYTES = 2**31 - 1  # as of a gRPC message (LI01, LI02)
 IDLE_S = 75.0  # a connection without a request; longer than load balancers keep theirs
 BODY_SILENCE_S = 60.0  # within a body
+READING_SILENCE_S = 60.0  # of a caller who takes nothing of a streamed answer
 BEGINNING_S = 0.01  # until a request that came with the caller's end is being answered
 HALF_CLOSED_S = 0.2  # how long an answer may still take once its caller has ended sending
 LINGER_S = 2.0  # how long an unread body is still taken, so that the answer arrives
@@ -51,6 +52,18 @@ class Reply(NamedTuple):
     headers: Mapping[str, str] = _NO_HEADERS
 
 
+class Streamed(NamedTuple):
+    """What goes back to the caller bit by bit, with status 200.
+
+    `chunks` is closed when the caller has gone; it may take its time, and an error of it cuts the
+    connection off.
+    """
+
+    chunks: AsyncGenerator[bytes, None]
+    content_type: str
+    headers: Mapping[str, str] = _NO_HEADERS
+
+
 class BodyFault(Exception):
     """A body that cannot be had: cut off, too slow, or too large; the connection is closed."""
 
@@ -59,7 +72,7 @@ class BodyFault(Exception):
         super().__init__(text)
 
 
-Handler = Callable[[web.BaseRequest], Awaitable[Reply]]
+Handler = Callable[[web.BaseRequest], Awaitable["Reply | Streamed"]]
 
 
 class _Connection(web.RequestHandler):
@@ -178,13 +191,15 @@ class HttpServer:
             await asyncio.wait([self._left], timeout=drain_s)
         return not self._inside
 
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
         assert isinstance(connection, _Connection)
         connection.request = request
         self._inside += 1
         try:
             reply = await self._handler(request)
+            if isinstance(reply, Streamed):
+                return await self._send(request, reply)
         except BodyFault as fault:
             reply = Reply(fault.status, str(fault).encode(), "text/plain")
             connection.close()
@@ -193,11 +208,30 @@ class HttpServer:
             connection.request = None
             if self._left is not None and not self._inside:
                 _settle(self._left, None)
-        response = web.Response(status=reply.status, body=reply.body, headers={
-            "Content-Type": reply.content_type, "Server": "tf-infer", **reply.headers})
+        response = web.Response(status=reply.status, body=reply.body, headers=_headers(reply))
         if self._ending is not None and self._ending.done():
             response.force_close()
         return response
+
+    async def _send(self, request: web.BaseRequest, reply: Streamed) -> web.StreamResponse:
+        """Send what comes, as fast as the caller takes it."""
+        response = web.StreamResponse(headers={**_headers(reply), "Cache-Control": "no-store"})
+        if self._ending is not None and self._ending.done():
+            response.force_close()
+        transport = request.transport
+        async with aclosing(reply.chunks) as chunks:
+            await response.prepare(request)
+            async for chunk in chunks:
+                if transport is None or not transport.get_write_buffer_size():
+                    await response.write(chunk)
+                else:
+                    await asyncio.wait_for(response.write(chunk), READING_SILENCE_S)
+            await response.write_eof()
+        return response
+
+
+def _headers(reply: Reply | Streamed) -> dict[str, str]:
+    return {"Content-Type": reply.content_type, "Server": "tf-infer", **reply.headers}
 
 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:

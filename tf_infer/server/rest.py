@@ -22,9 +22,11 @@ from typing import Any, Union
 from tf_infer.errors import Cancelled, Code, DeadlineExceeded, ServingError, http_status
 from tf_infer.server import gauges, logs
 from tf_infer.server.config import Monitoring, ServerConfig
+from tf_infer.server.generation import Generators
 from tf_infer.server.grpc_service import Service
-from tf_infer.server.http_server import HttpServer, Reply, read_body
+from tf_infer.server.http_server import HttpServer, Reply, Streamed, read_body
 from tf_infer.server.metrics import REST, respond
+from tf_infer.server.openai_service import OpenAIService
 from tf_infer.server.pipeline import Answer, Pipeline, Progress, Ticket
 from tf_infer.server.registry import CONTENT_TYPE
 from tf_infer.server.rest_routes import (
@@ -32,6 +34,7 @@ from tf_infer.server.rest_routes import (
     is_api,
     is_preflight,
     malformed,
+    openai_route,
     path_and_query,
     route_of,
 )
@@ -177,8 +180,9 @@ class RestServer:
     """REST of one server.
 
     Args:
-        service: answers what is below /v1/.
+        service: answers what is below /v1/ but for OpenAI's routes.
         pipeline: runs it.
+        generators: answer OpenAI's routes.
         host, port: see `HttpServer`.
         timeout_s: limit of a request, > 0; None for none (FL15).
         threads: --rest_api_num_threads, of which the loop is one (FL14).
@@ -186,7 +190,8 @@ class RestServer:
         monitoring: the page of metrics.
     """
 
-    def __init__(self, service: RestService, pipeline: Pipeline, *, host: str, port: int,
+    def __init__(self, service: RestService, pipeline: Pipeline, generators: Generators, *,
+                 host: str, port: int,
                  timeout_s: float | None = 30.0, threads: int = 8, cors: bool = False,
                  monitoring: Monitoring | None = None) -> None:
         self._service, self._pipeline = service, pipeline
@@ -194,6 +199,8 @@ class RestServer:
         self._headers = CORS if cors else {}
         self._monitoring = monitoring or Monitoring()
         self._workers = ElasticExecutor(1, max(1, threads - 1), name="tf-infer-rest")
+        self._openai = OpenAIService(generators, pipeline.metrics, self._workers,
+                                     timeout_s=timeout_s, headers=self._headers)
         self._http = HttpServer(self.answer, host=host, port=port)
 
     def start(self) -> None:
@@ -210,13 +217,22 @@ class RestServer:
         ended.add_done_callback(lambda _: self._workers.shutdown(wait=False))
         return ended
 
-    async def answer(self, request: Any) -> Reply:
+    async def answer(self, request: Any) -> Reply | Streamed:
         """Answer one request, whatever it asks for."""
         target = path_and_query(request.raw_path)
         if self._monitoring.enabled:
             found = respond(self._pipeline.metrics, self._monitoring.path, target)
             if found is not None:
                 return Reply(found[0], found[1], CONTENT_TYPE)
+        route = openai_route(request.method, target)
+        if route == "models":
+            listed = self._openai.models()
+            return listed or await self._api(request, target)
+        if route is not None:
+            content = await read_body(request)
+            return await self._openai.answer(
+                route, inflate(content, request.headers.get("Content-Encoding", "")),
+                request.headers.get("X-Request-Id"))
         if is_api(target):
             return await self._api(request, target)
         if target == "/healthz":
@@ -286,7 +302,8 @@ class RestServer:
                        request_id=logs.request_id(record.request_id))
 
 
-def opened(config: ServerConfig, service: Service, pipeline: Pipeline) -> RestServer | None:
+def opened(config: ServerConfig, service: Service, pipeline: Pipeline, generators: Generators
+           ) -> RestServer | None:
     """Return REST with its port open; None, and a line in the log, where that cannot be.
 
     gRPC is served all the same (FL11, FL12).
@@ -297,7 +314,7 @@ def opened(config: ServerConfig, service: Service, pipeline: Pipeline) -> RestSe
         return None
     server = RestServer(
         RestService(service, check_method_names=config.check_method_names), pipeline,
-        host=config.host, port=config.rest_port, timeout_s=config.rest_timeout_s,
+        generators, host=config.host, port=config.rest_port, timeout_s=config.rest_timeout_s,
         threads=config.rest_threads, cors=config.rest_cors, monitoring=config.monitoring)
     try:
         server.start()

@@ -1,7 +1,7 @@
-"""Which request an HTTP method and target ask for: TensorFlow Serving's routes, and no other.
+"""Which request an HTTP method and target ask for: TensorFlow Serving's routes, and OpenAI's three.
 
 Statements RS01 to RS11, RS21 and RS25 of its observed behaviour (http_rest_api_util.cc). The target
-counts with its query.
+counts with its query. OpenAI's routes are ones that TensorFlow Serving answers with an error.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from tf_infer.errors import InvalidRequest
 from tf_infer.wire.messages import MAX_VERSION, ModelRef
 
 Kind = Literal["predict", "classify", "regress", "status", "metadata"]
+
+OpenAIRoute = Literal["completions", "chat", "models"]
+_OPENAI: dict[tuple[str, str], OpenAIRoute] = {
+    ("POST", "/v1/completions"): "completions", ("POST", "/v1/chat/completions"): "chat",
+    ("GET", "/v1/models"): "models"}
 
 MAX_DIGITS = len(str(MAX_VERSION))
 
@@ -70,6 +75,11 @@ def route_of(method: str, target: str) -> Route:
     return Route(cast(Kind, kind), ModelRef(
         unquote(name, errors="replace"), version=None if version is None else int(version),
         label=None if label is None else unquote(label, errors="replace")))
+
+
+def openai_route(method: str, target: str) -> OpenAIRoute | None:
+    """Return which of OpenAI's routes is asked for; None for TensorFlow Serving's and others."""
+    return _OPENAI.get((method, target.partition("?")[0]))
 
 
 def malformed(method: str, target: str) -> InvalidRequest:

@@ -122,9 +122,11 @@ class Stream:
 
         May take long: a prompt is encoded, a schema compiled.
         """
+        lent = self._lent
+        if lent is None:  # given up meanwhile
+            return
         try:
-            assert self._lent is not None
-            ticket = self._lent.generator.submit(request, self.hear)
+            ticket = lent.generator.submit(request, self.hear)
         except Exception as error:
             self.hear(as_serving_error(error, "generation"))
             return
