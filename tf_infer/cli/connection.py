@@ -17,10 +17,29 @@ DEFAULT_ADDRESS = "localhost:8500"
 
 
 def configure(parser: argparse.ArgumentParser, *, address: str | None = DEFAULT_ADDRESS,
-              timeout_s: float = 10.0) -> None:
-    """Add the options to a command's parser."""
+              timeout_s: float = 10.0, twice: bool = False) -> None:
+    """Add the options to a command's parser.
+
+    Args:
+        parser: of the command.
+        address: default of --address.
+        timeout_s: default of --timeout.
+        twice: two servers or versions are asked: address, version and label may be given twice,
+            and `sides` takes them apart.
+    """
     group = parser.add_argument_group("server")
     shown = f" (default {address})" if address else ""
+    if twice:
+        group.add_argument("--address", action="append", metavar="HOST:PORT",
+                           help=f"gRPC address of the first, and of the second{shown}")
+        which = group.add_mutually_exclusive_group()
+        which.add_argument("--model-version", type=int, action="append", metavar="N",
+                           help="version of the first, and of the second")
+        which.add_argument("--label", action="append", help="their labels instead")
+        group.add_argument("--timeout", type=float, default=timeout_s, metavar="SECONDS",
+                           help=f"time for one call (default {timeout_s:g})")
+        _configure_security(group)
+        return
     group.add_argument("--address", default=address, metavar="HOST:PORT",
                        help=f"gRPC address, or several with commas{shown}")
     group.add_argument("--timeout", type=float, default=timeout_s, metavar="SECONDS",
@@ -28,6 +47,10 @@ def configure(parser: argparse.ArgumentParser, *, address: str | None = DEFAULT_
     which = group.add_mutually_exclusive_group()
     which.add_argument("--model-version", type=int, metavar="N", help="ask this version")
     which.add_argument("--label", help="ask the version with this label")
+    _configure_security(group)
+
+
+def _configure_security(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--tls", action="store_true", help="encrypt (on with any of the next four)")
     group.add_argument("--ca", metavar="FILE", help="PEM of the authorities to trust")
     group.add_argument("--key", metavar="FILE", help="PEM of our key, for mutual TLS")
@@ -36,6 +59,31 @@ def configure(parser: argparse.ArgumentParser, *, address: str | None = DEFAULT_
     group.add_argument("--token-file", metavar="FILE", help="file with a bearer token")
     group.add_argument("--allow-plaintext-token", action="store_true",
                        help="send the token although nothing encrypts it")
+
+
+def sides(arguments: argparse.Namespace) -> tuple[argparse.Namespace, argparse.Namespace]:
+    """Return the arguments of each of two servers, of a parser configured with `twice`.
+
+    What is given once is both servers'.
+
+    Raises:
+        ConfigError: something is given more than twice, or nothing tells the two apart.
+    """
+    found = []
+    for side in (0, 1):
+        own = argparse.Namespace(**vars(arguments))
+        for name, default in (("address", DEFAULT_ADDRESS), ("model", None),
+                              ("model_version", None), ("label", None)):
+            given = getattr(arguments, name) or [default]
+            if len(given) > 2:
+                raise ConfigError(f"--{name.replace('_', '-')}: expected one or two, got "
+                                  f"{len(given)}.")
+            setattr(own, name, given[-1 if side else 0])
+        found.append(own)
+    if vars(found[0]) == vars(found[1]):
+        raise ConfigError("--address: expected two servers, models, versions or labels to "
+                          "compare. Give one of these options twice.")
+    return found[0], found[1]
 
 
 def reference(arguments: argparse.Namespace) -> ModelRef:
