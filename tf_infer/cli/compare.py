@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     sides = connection.sides(arguments)
     examples = data.read(arguments.texts)
     answers, seconds = _asked(sides, examples, arguments.rows)
-    found = compare(*answers, _truth(examples), seed=arguments.seed)
+    found = compare(answers[0], answers[1], _truth(examples), seed=arguments.seed)
     names = [_name(side) for side in sides]
     passed = _passed(found, arguments)
     if arguments.json:
@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _passed(found: Comparison, arguments: argparse.Namespace) -> bool:
     if found.interval is None:
-        return found.agreement >= arguments.min_agreement
-    return 100.0 * found.interval[0] >= -arguments.max_drop
+        return bool(found.agreement >= arguments.min_agreement)
+    return bool(100.0 * found.interval[0] >= -arguments.max_drop)
 
 
 def _truth(examples: Sequence[Example]) -> list[frozenset[str]] | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -119,15 +120,15 @@ def compare(first: Answers, second: Answers, truth: Sequence[frozenset[str]] | N
     apart = [row for row in range(rows) if first.labels[row] != second.labels[row]]
     flips = tuple(_flip(row, first, second, truth) for row in apart)
     changes = Counter(("|".join(flip.labels[0]), "|".join(flip.labels[1])) for flip in flips)
-    found = {"rows": rows, "agreement": 1.0 - len(apart) / rows, "flips": flips,
-             "changes": tuple(changes.most_common())}
+    found = Comparison(rows=rows, agreement=1.0 - len(apart) / rows, flips=flips,
+                       changes=tuple(changes.most_common()))
     if truth is None:
-        return Comparison(**found)  # type: ignore[arg-type]
+        return found
     right = [np.array([given == wanted for given, wanted in zip(answers.labels, truth)])
              for answers in (first, second)]
     gains = right[1].astype(int) - right[0].astype(int)
-    return Comparison(  # type: ignore[arg-type]
-        **found, accuracy=(float(right[0].mean()), float(right[1].mean())),
+    return dataclasses.replace(
+        found, accuracy=(float(right[0].mean()), float(right[1].mean())),
         difference=float(gains.mean()), interval=bootstrap_interval(gains, seed=seed),
         p_value=mcnemar(int((gains < 0).sum()), int((gains > 0).sum())),
         calibration=(calibration(first, truth, right[0]), calibration(second, truth, right[1])))
