@@ -346,9 +346,7 @@ def test_two_that_come_together_read_their_shared_beginning_once(form: str) -> N
 
 def test_a_form_with_fewer_slots_than_wished_is_not_overfilled() -> None:
     with stand(slots=2) as there:
-        there.engine._board.limits = there.engine._board.limits.__class__(
-            slots=9, queue=9, chunk=8, read=8)
-        there.engine._board._free = list(range(9))
+        there.engine._board.resize(9)
         heard = [there.ask(b"a", max_new_tokens=4) for _ in range(5)]
         for one in heard:
             same(one.answer(), alone(b"a", max_new_tokens=4))

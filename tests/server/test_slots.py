@@ -70,6 +70,15 @@ def test_a_long_prompt_is_read_in_chunks_while_others_produce() -> None:
     assert read_turn(line) == [] and line.producing() == ("short", "long", "none")
 
 
+def test_slots_come_and_go_only_before_anybody_sits() -> None:
+    line = board(slots=9, queue=0)
+    assert [come(line, key) for key in "abc"] == [True] * 3
+    line.resize(2)
+    assert [join.slot for join in line.join()] == [0, 1] and line.waiting() == ("c",)
+    with pytest.raises(AssertionError):
+        line.resize(3)
+
+
 def test_a_slot_is_read_forwards() -> None:
     line = board()
     come(line, "a", 4)

@@ -191,13 +191,16 @@ class EngineForm:
         engine: closed with this form.
         servable: runs `choose`.
         manifest: of the version.
+        most_slots: of the engine's; 0 for all.
     """
 
     KNOWN = frozenset({"logits", "ids", "prompt_length", "length", "allowed", "state"})
 
-    def __init__(self, engine: StepEngine, servable: Servable, manifest: ModelManifest) -> None:
+    def __init__(self, engine: StepEngine, servable: Servable, manifest: ModelManifest,
+                 most_slots: int = 0) -> None:
         self._engine, self._servable = engine, servable
-        self.slots, self.chunk = engine.slots, engine.chunk
+        self.slots = min(most_slots or engine.slots, engine.slots)
+        self.chunk = engine.chunk
         self.positions = min(engine.positions, positions_of(manifest))
         spec = manifest.signature(CHOOSE)
         self._options = option_inputs(spec, self.KNOWN)

@@ -63,7 +63,7 @@ class EngineLimits:
     """How much an engine holds.
 
     Attributes:
-        slots: rows at once, if the form has as many.
+        slots: rows at once, until the form is made and says so.
         queue: requests that may wait for a slot.
         chunk: prompt ids read between two tokens of those that run.
         prefix_bytes: of saved beginnings of prompts; 0 saves none.
@@ -259,7 +259,7 @@ class SlotEngine:
             self._fail(there, failure)
             return None
         with self._changed:
-            self._board.shrink(form.slots)
+            self._board.resize(form.slots)
         self._form = form
         return form
 

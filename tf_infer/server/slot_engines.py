@@ -24,7 +24,6 @@ from tf_infer.server.versions import Lease
 from tf_infer.token_bytes import TokenBytes
 
 MIB = 2**20
-MOST_SLOTS = 1024  # until the form is known, which has fewer
 ENGINES_FOLDER = "engines"
 LITERT = "litert"
 
@@ -57,8 +56,8 @@ def slot_engines(config: DecodeConfig, metrics: Metrics) -> Make:
         assert manifest is not None
         return SlotEngine(
             servable, manifest, lambda: _form(config, servable, manifest, path),
-            EngineLimits(slots=config.slots or MOST_SLOTS, queue=config.queue, chunk=config.chunk,
-                         prefix_bytes=config.prefix_cache_mb * MIB),
+            EngineLimits(slots=config.slots or manifest.grid.rows[-1], queue=config.queue,
+                         chunk=config.chunk, prefix_bytes=config.prefix_cache_mb * MIB),
             tokens=tokens_of(path), watch=Told(metrics, lease.name, lease.version),
             name=f"tf-infer-decode-{lease.name}")
 
@@ -81,7 +80,7 @@ def _form(config: DecodeConfig, servable: Servable, manifest: ModelManifest, pat
     engine = None if config.engine == "saved_model" else _engine(config, manifest, path)
     if engine is not None:
         event("decode", path=path, form=LITERT, slots=engine.slots)
-        return EngineForm(engine, servable, manifest)
+        return EngineForm(engine, servable, manifest, config.slots)
     slots = slots_for(config.slots, manifest.grid.rows[-1], row_bytes(manifest),
                       config.cache_mb * MIB)
     event("decode", path=path, form="saved_model", slots=slots)

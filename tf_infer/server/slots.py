@@ -83,10 +83,10 @@ class Board(Generic[K]):
         self._seated: OrderedDict[K, _Seat] = OrderedDict()        # in the order they joined
         self._free = list(range(limits.slots))
 
-    def shrink(self, slots: int) -> None:
-        """Have no more than so many slots, before anybody has one."""
-        assert not self._seated, "slots go only while nobody sits in them"
-        self.limits = replace(self.limits, slots=min(slots, self.limits.slots))
+    def resize(self, slots: int) -> None:
+        """Have so many slots, before anybody has one."""
+        assert not self._seated, "slots come and go only while nobody sits in them"
+        self.limits = replace(self.limits, slots=slots)
         self._free = list(range(self.limits.slots))
 
     # ------------------------------------------------------------------ coming

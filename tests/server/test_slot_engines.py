@@ -1,0 +1,114 @@
+"""Which form a version is served in, with how many slots, and what metrics show of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.serverkit import make_versions, running
+from tests.server.slotkit import Heard, alone, same
+from tf_infer.errors import ConfigError, NotOffered, Overloaded
+from tf_infer.manifest import EXTRA_FOLDER
+from tf_infer.server import slot_engines
+from tf_infer.server.app import Server
+from tf_infer.server.config import DecodeConfig, ModelConfig, Monitoring
+from tf_infer.server.contracts import LoadTimes
+from tf_infer.server.fake_decoder import TOKENS, FakeDecoder
+from tf_infer.server.fakes import EchoServable
+from tf_infer.server.forms import EngineForm
+from tf_infer.server.generation import GenerationRequest
+from tf_infer.server.saved_form import SavedForm
+from tf_infer.token_bytes import TOKENS_FILE
+
+
+def load(path: Path) -> tuple[Any, LoadTimes]:
+    return (FakeDecoder() if path.parent.name == "writer" else EchoServable()), LoadTimes()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    make_versions(tmp_path, "writer/1", "echo/1")
+    (tmp_path / "writer" / "1" / EXTRA_FOLDER).mkdir()
+    TOKENS.write(tmp_path / "writer" / "1" / EXTRA_FOLDER / TOKENS_FILE)
+    models = tuple(ModelConfig(name=name, base_path=str(tmp_path / name))
+                   for name in ("writer", "echo"))
+    with running(models, load, monitoring=Monitoring(enabled=True),
+                 decode=DecodeConfig(queue=2, chunk=4)) as (made, _):
+        yield made
+
+
+def ask(server: Server, prompt: bytes, **options: Any) -> Heard:
+    lent = server.generators.of("writer", None, None)
+    heard = Heard()
+    try:
+        lent.generator.submit(GenerationRequest(prompt=prompt, options=options), heard)
+    finally:
+        lent.give_back()
+    return heard
+
+
+def lines(server: Server, name: str) -> dict[str, float]:
+    return {labels: float(value) for labels, value in (
+        line.removeprefix(name).rsplit(" ", 1) for line in server.metrics.page().decode().split(
+            "\n") if line.startswith(f"{name}{{"))}
+
+
+def test_a_served_decoder_generates_and_is_counted(server: Server) -> None:
+    assert server.generators.names() == ("writer",)
+    long = b"abcdefghijklmnop" * 2 + b"abc"
+    for prompt in (long, long + b"d"):
+        same(ask(server, prompt, max_new_tokens=9, min_new_tokens=9).answer(),
+             alone(prompt, max_new_tokens=9, min_new_tokens=9))
+    with pytest.raises(NotOffered):
+        ask(server, b"a", nonsense=1)
+    version = 'model="writer",version="1"'
+    assert lines(server, "tf_infer_generations_total") == {f'{{{version},reason="length"}}': 2}
+    assert lines(server, "tf_infer_generated_tokens_total") == {f"{{{version}}}": 18}
+    assert lines(server, "tf_infer_prompt_tokens_total") == {
+        f'{{{version},source="read"}}': 36 + 37 - 32, f'{{{version},source="cached"}}': 32}
+    assert lines(server, "tf_infer_first_token_seconds_count") == {f"{{{version}}}": 2}
+    assert 2 <= lines(server, "tf_infer_token_seconds_count")[f"{{{version}}}"] <= 16
+    assert lines(server, "tf_infer_decode_slots") == {f"{{{version}}}": 4}
+    assert lines(server, "tf_infer_decode_slots_in_use") == {f"{{{version}}}": 0}
+    assert lines(server, "tf_infer_decode_waiting") == {f"{{{version}}}": 0}
+    assert lines(server, "tf_infer_prefix_cache_bytes")[f"{{{version}}}"] > 0
+
+
+def test_the_flags_bound_the_queue(server: Server) -> None:
+    with pytest.raises(Overloaded, match="The queue is full: 2 requests wait"):
+        for _ in range(100):
+            ask(server, b"a", min_new_tokens=40)
+
+
+def test_slots_are_what_the_grid_the_flags_and_the_memory_leave(tmp_path: Path) -> None:
+    decoder = FakeDecoder()
+    manifest = decoder.manifest
+    assert manifest is not None
+    for settings, slots in (({}, 4), ({"slots": 3}, 3), ({"slots": 9}, 4), ({"cache_mb": 0}, 1)):
+        form = slot_engines._form(DecodeConfig(**settings), decoder, manifest, tmp_path)
+        assert isinstance(form, SavedForm) and form.slots == slots
+
+
+def test_an_engine_is_taken_where_there_is_one_and_not_where_it_is_not_wanted(
+        tmp_path: Path) -> None:
+    decoder = FakeDecoder()
+    assert decoder.manifest is not None
+    arguments = (decoder, decoder.manifest, tmp_path)
+    with pytest.raises(NotOffered, match="got one without"):
+        slot_engines._form(DecodeConfig(engine="litert"), *arguments)
+    (tmp_path / EXTRA_FOLDER / "engines" / "litert").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"engine\.json"):  # an empty folder is no engine
+        slot_engines._form(DecodeConfig(engine="litert"), *arguments)
+    form = slot_engines._form(DecodeConfig(engine="saved_model"), *arguments)
+    assert isinstance(form, SavedForm) and not isinstance(form, EngineForm)
+
+
+@pytest.mark.parametrize(("wrong", "name"), [
+    ({"slots": -1}, "decode_slots"), ({"queue": -1}, "decode_queue"),
+    ({"chunk": 0}, "decode_chunk"), ({"engine": "fast"}, "decode_engine")])
+def test_settings_that_cannot_be_are_named(wrong: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        DecodeConfig(**wrong)
