@@ -1,0 +1,78 @@
+"""Plans: read by name or from a file, strictly, and refused where a CPU would only emulate them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tf_infer.errors import ConfigError
+from tf_infer.optimize.plan import (
+    ATOL,
+    OptimizationPlan,
+    cpu_flags,
+    read_plan,
+    require_native,
+)
+
+
+def test_a_name_is_a_plan_of_that_precision() -> None:
+    for precision in ("float32", "bfloat16", "int8"):
+        plan = read_plan(precision)
+        assert plan == OptimizationPlan(precision=precision)
+        assert plan.tolerance_nats == ATOL[precision]
+
+
+def test_a_file_says_more_and_is_read_strictly(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"precision": "bfloat16", "compile": "xla", "atol": 0.5}')
+    plan = read_plan(str(path))
+    assert plan == OptimizationPlan(precision="bfloat16", compile="xla", atol=0.5)
+    assert plan.tolerance_nats == 0.5
+    path.write_text('{"precison": "bfloat16"}')
+    with pytest.raises(ConfigError, match="Did you mean 'precision'"):
+        read_plan(str(path))
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ('{"precision": "int4"}', "expected one of"), ('{"atol": 0}', "OptimizationPlan.atol"),
+    ('{"compile": "jit"}', "expected one of"), ('{"atol": NaN}', "OptimizationPlan.atol"),
+    ("[]", "an object")])
+def test_a_wrong_plan_is_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_plan(str(path))
+
+
+def test_a_name_that_is_no_plan_tells_what_there_is() -> None:
+    with pytest.raises(ConfigError, match=r"one of \['bfloat16', 'float32', 'int8'\] or a .json"):
+        read_plan("fp8")
+
+
+@pytest.mark.parametrize(("precision", "flags", "fine"), [
+    ("float32", "sse2 avx2", True), ("bfloat16", "avx512f avx512_bf16", True),
+    ("bfloat16", "amx_bf16 amx_tile", True), ("bfloat16", "avx2 avx512f avx512_vnni", False),
+    ("int8", "avx2 avx_vnni", True), ("int8", "avx512_vnni", True), ("int8", "avx2 fma", False),
+    ("bfloat16", "asimd bf16 i8mm", True), ("int8", "asimd asimddp", True)])
+def test_a_precision_that_would_be_emulated_is_refused(precision: str, flags: str, fine: bool
+                                                       ) -> None:
+    plan = read_plan(precision)
+    if fine:
+        require_native(plan, frozenset(flags.split()))
+    else:
+        with pytest.raises(ConfigError, match=f"got '{precision}', which it would emulate"):
+            require_native(plan, frozenset(flags.split()))
+    require_native(plan, None)
+
+
+def test_features_of_a_cpu_are_read_from_linux(tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\nflags\t\t: fpu avx512_bf16 amx_int8\nbugs\t\t: spectre\n\n"
+                    "processor\t: 1\nflags\t\t: fpu\n")
+    assert cpu_flags(path) == {"fpu", "avx512_bf16", "amx_int8"}
+    path.write_text("processor : 0\nFeatures\t: fp asimd bf16\n")
+    assert cpu_flags(path) == {"fp", "asimd", "bf16"}
+    path.write_text("processor : 0\n")
+    assert cpu_flags(path) is None
+    assert cpu_flags(tmp_path / "none") is None

@@ -1,0 +1,267 @@
+"""FastDecoder: a decoder's weights laid out anew, for the speed of its steps on a CPU.
+
+Query, keys and values come from one product, gate and inner of a gated block from another;
+normalisations keep no scale of their own; and everything that the layers of a step share (places,
+mask, angles) is made once. Only TensorFlow's own operations, so that the SavedModel runs in
+TensorFlow Serving. Softmax, normalisations, residual stream, cache and logits are float32 in every
+precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_infer.networks.arrays import Activation, DecoderArrays, Dense, LayerArrays, Norm, arrays_of
+from tf_infer.networks.attention import MASKED, causal, rotate
+from tf_infer.networks.cached import Angles, CachedDecoder, Projected
+from tf_infer.networks.contracts import Cache
+from tf_infer.networks.products import Precision, Product, Table, Weights
+
+
+class FastDecoder(CachedDecoder, Weights):
+    """A decoder (contract Decoder) that computes what another one does; it cannot be trained.
+
+    Args:
+        decoder: the reference; its weights are read now.
+        precision: of the weights of the products and of the embedding.
+        packed: multiply by oneDNN's operations that keep packed weights (`packed`); without, by
+            operations that every platform and XLA have. float32 never needs them.
+    """
+
+    def __init__(self, decoder: Any, precision: Precision = "float32", *, packed: bool = True,
+                 name: str = "decoder") -> None:
+        super().__init__(name=name, trainable=False)
+        arrays = arrays_of(decoder, getattr(decoder, "max_positions", 1))
+        self.precision, packed = precision, packed and precision != "float32"
+        self.vocab_size, self.max_positions = decoder.vocab_size, decoder.max_positions
+        self.words = Table(arrays.words, precision, packed=packed, name="words")
+        self.head = self.words if arrays.vocabulary is arrays.words else Table(
+            arrays.vocabulary, precision, packed=packed, name="head")
+        self.tables = {name: self.keep(name, table) for name, table in (
+            ("positions", arrays.positions), ("cosines", arrays.cosines), ("sines", arrays.sines))
+            if table is not None}
+        self.norm = Normalize(arrays.norm)
+        self.head_scale = self.keep("head_scale", arrays.norm.scale)
+        self.head_shift = (None if arrays.norm.shift is None
+                           else self.keep("head_shift", arrays.norm.shift))
+        self.stack = [FastBlock(layer, arrays, precision, packed=packed, name=f"block_{i}")
+                      for i, layer in enumerate(arrays.layers)]
+        self.built = True
+
+    def call(self, ids: tf.Tensor, mask: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """ids, mask [B, T] -> logits [B, T, V]; padding stands on the right, where nobody looks."""
+        del mask, training
+        hidden, _ = self.read(ids, causal(tf.shape(ids)[1]))
+        return self.to_logits(hidden)
+
+    def embed(self, ids: tf.Tensor, positions: tf.Tensor, *, training: bool = False
+              ) -> tuple[tf.Tensor, Angles]:
+        """ids [N, S], positions [N or 1, S] -> hidden [N, S, D] and the rotary angles, if any."""
+        del training
+        hidden = self.words.look_up(ids)
+        found = {name: tf.gather(tf.convert_to_tensor(table), positions)
+                 for name, table in self.tables.items()}
+        if "positions" in found:
+            return hidden + found["positions"], None
+        return hidden, (found["cosines"], found["sines"])                    # [N or 1, S, d/2]
+
+    def blocks(self) -> Sequence[FastBlock]:
+        """Return the layers in order."""
+        return self.stack
+
+    def to_logits(self, hidden: tf.Tensor) -> tf.Tensor:
+        """[..., D] -> [..., V]."""
+        normed = self.norm(hidden) * tf.convert_to_tensor(self.head_scale)
+        if self.head_shift is not None:
+            normed += tf.convert_to_tensor(self.head_shift)
+        return over_last_axis(self.head.logits, normed, self.head.count)
+
+    def extend(self, ids: tf.Tensor, counts: tf.Tensor, cache: Cache) -> tuple[tf.Tensor, Cache]:
+        """Read S more ids of each row; S = 1, the step of a loop, goes the short way."""
+        if ids.shape[1] != 1:
+            return super().extend(ids, counts, cache)
+        counts = tf.cast(counts, tf.int32)
+        places = cache.lengths[:, None]                                      # [N, 1]
+        hidden, angles = self.embed(ids, tf.minimum(places, self.max_positions - 1))
+        slots = Slots(cache.lengths, counts, cache.layers[0][0])
+        hidden = tf.squeeze(hidden, axis=1)                                  # [N, D]
+        layers = []
+        for block, (keys, values) in zip(self.stack, cache.layers):
+            hidden, keys, values = block.step(hidden, angles, slots, keys, values)
+            layers.append((keys, values))
+        return self.to_logits(hidden)[:, None], Cache(tuple(layers), cache.lengths + counts)
+
+
+class Slots:
+    """Where the one new position of each row goes, and where it may look: for all layers.
+
+    Args:
+        lengths: [N] int32, positions in use.
+        counts: [N] int32, 0 or 1 new ones.
+        buffer: [N, G, C, d], a layer's keys.
+    """
+
+    def __init__(self, lengths: tf.Tensor, counts: tf.Tensor, buffer: tf.Tensor) -> None:
+        shape = tf.shape(buffer)
+        groups, room = buffer.shape[1], shape[2]
+        first = tf.range(shape[0] * groups) * room                           # [N * G]
+        place = tf.minimum(lengths, room - 1)
+        self.rows = (first + tf.repeat(place, groups))[:, None]              # [N * G, 1]
+        self.written = tf.repeat((counts > 0) & (lengths < room), groups)[:, None]
+        self.shape = shape
+        self.hidden = tf.where(tf.range(room) <= lengths[:, None], 0.0, MASKED)[:, None, None]
+
+    def write(self, buffer: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+        """Put [N, G, 1, d] into [N, G, C, d]; a row without a new position keeps what it has."""
+        size = buffer.shape[3]
+        flat = tf.reshape(buffer, [-1, size])
+        kept = tf.where(self.written, tf.reshape(new, [-1, size]),
+                        tf.gather(flat, self.rows[:, 0]))
+        result = tf.reshape(tf.tensor_scatter_nd_update(flat, self.rows, kept), self.shape)
+        result.set_shape(buffer.shape)
+        return result
+
+
+class FastBlock(keras.layers.Layer):
+    """One layer (contract Block), and its step for one new position of each row."""
+
+    def __init__(self, layer: LayerArrays, arrays: DecoderArrays, precision: Precision, *,
+                 packed: bool, name: str) -> None:
+        super().__init__(name=name, trainable=False)
+        self.heads, self.groups, self.size = arrays.heads, arrays.groups, arrays.head_size
+        self.gated = layer.gate is not None
+        self.activation = ACTIVATIONS[arrays.activation]
+        self.norm, self.inner_norm = Normalize(layer.norm), Normalize(layer.inner_norm)
+        width = self.heads * self.size
+        products = {
+            "qkv": scaled(folded(layer.norm, layer.qkv), width, self.size ** -0.5),
+            "out": layer.out, "outer": layer.outer,
+            "inner": folded(layer.inner_norm, beside(layer.gate, layer.inner))}
+        self.products = {
+            name: Product(dense.kernel, dense.bias, precision, packed=packed, name=name)
+            for name, dense in products.items()}
+        self.built = True
+
+    def project(self, hidden: tf.Tensor, angles: Angles) -> Projected:
+        """[N, S, D] -> query [N, H, S, d], keys and values [N, G, S, d]."""
+        shape = tf.shape(hidden)
+        split = tf.reshape(self.products["qkv"].multiply(self._normed(hidden)),
+                           [shape[0], shape[1], self.heads + 2 * self.groups, self.size])
+        query, keys, values = self._parts(tf.transpose(split, [0, 2, 1, 3]), angles)
+        # `attend` divides by the root of d, which the kernel has done already.
+        return Projected(query * float(self.size) ** 0.5, keys, values)
+
+    def finish(self, hidden: tf.Tensor, attended: tf.Tensor, *, training: bool = False
+               ) -> tf.Tensor:
+        """Add what attention found, [N, H, S, d], and the feed-forward part to [N, S, D]."""
+        del training
+        shape = tf.shape(hidden)
+        flat = tf.reshape(hidden, [-1, hidden.shape[-1]])
+        joined = tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [-1, self.heads * self.size])
+        return tf.reshape(self._finish(flat, joined), shape)
+
+    def step(self, hidden: tf.Tensor, angles: Angles, slots: Slots, keys: tf.Tensor,
+             values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Read one position of each row: [N, D], a layer's cache -> the same, one position on."""
+        split = tf.reshape(self.products["qkv"].multiply(self._normed(hidden)),
+                           [-1, self.heads + 2 * self.groups, 1, self.size])
+        query, new_keys, new_values = self._parts(split, angles)
+        keys, values = slots.write(keys, new_keys), slots.write(values, new_values)
+        # Heads that share keys are rows of one product: [N, G, H / G, d].
+        query = tf.reshape(query, [-1, self.groups, self.heads // self.groups, self.size])
+        scores = tf.matmul(query, keys, transpose_b=True) + slots.hidden
+        attended = tf.matmul(tf.nn.softmax(scores), values)
+        joined = tf.reshape(attended, [-1, self.heads * self.size])
+        return self._finish(hidden, joined), keys, values
+
+    def _parts(self, split: tf.Tensor, angles: Angles
+               ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """[N, H + 2 G, S, d] -> query, keys, values; the first two are turned."""
+        heads, groups = self.heads, self.groups
+        if angles is None:
+            query, keys, values = tf.split(split, [heads, groups, groups], axis=1)
+            return query, keys, values
+        turned = rotate(split[:, :heads + groups], angles)
+        return turned[:, :heads], turned[:, heads:], split[:, heads + groups:]
+
+    def _normed(self, hidden: tf.Tensor) -> tf.Tensor:
+        """[..., D] -> [M, D]."""
+        return self.norm(tf.reshape(hidden, [-1, hidden.shape[-1]]))
+
+    def _finish(self, hidden: tf.Tensor, joined: tf.Tensor) -> tf.Tensor:
+        hidden += self.products["out"].multiply(joined)
+        inner = self.products["inner"].multiply(self.inner_norm(hidden))
+        if self.gated:
+            gate, inner = tf.split(inner, 2, axis=-1)
+            inner *= self.activation(gate)
+        else:
+            inner = self.activation(inner)
+        return hidden + self.products["outer"].multiply(inner)
+
+
+class Normalize:
+    """[..., D] -> [..., D], without the scale and shift, which the next product has taken in."""
+
+    def __init__(self, norm: Norm) -> None:
+        self.centred, self.epsilon = norm.shift is not None, norm.epsilon
+
+    def __call__(self, hidden: tf.Tensor) -> tf.Tensor:
+        """Divide by the deviation, or by the root of the mean square (RMS)."""
+        if self.centred:
+            hidden -= tf.reduce_mean(hidden, axis=-1, keepdims=True)
+        square = tf.reduce_mean(tf.square(hidden), axis=-1, keepdims=True)
+        return hidden * tf.math.rsqrt(square + self.epsilon)
+
+
+def folded(norm: Norm, dense: Dense) -> Dense:
+    """Take scale and shift of the normalisation before a product into it."""
+    kernel, bias = dense.kernel * norm.scale, dense.bias
+    if norm.shift is not None:
+        # In float64, so that a sum of a thousand terms is rounded once.
+        moved = dense.kernel.astype(np.float64) @ norm.shift.astype(np.float64)
+        bias = (moved + (0.0 if bias is None else bias)).astype(np.float32)
+    return Dense(kernel, bias)
+
+
+def scaled(dense: Dense, outputs: int, factor: float) -> Dense:
+    """Multiply the first outputs of a product."""
+    factors = np.ones(len(dense.kernel), np.float32)
+    factors[:outputs] = factor
+    return Dense(dense.kernel * factors[:, None],
+                 None if dense.bias is None else dense.bias * factors)
+
+
+def beside(*parts: Dense | None) -> Dense:
+    """Return one product of several; those that are None are not there."""
+    real = [part for part in parts if part is not None]
+    biases = [part.bias for part in real if part.bias is not None]
+    return Dense(np.concatenate([part.kernel for part in real]),
+                 np.concatenate(biases) if biases else None)
+
+
+def over_last_axis(function: Callable[[tf.Tensor], tf.Tensor], tensor: tf.Tensor, width: int
+                   ) -> tf.Tensor:
+    """Apply [M, D] -> [M, width] to [..., D]."""
+    if tensor.shape.rank == 2:
+        return function(tensor)
+    shape = tf.shape(tensor)
+    flat = function(tf.reshape(tensor, [-1, tensor.shape[-1]]))
+    result = tf.reshape(flat, tf.concat([shape[:-1], [width]], axis=0))
+    result.set_shape([*tensor.shape[:-1], width])
+    return result
+
+
+def gelu_tanh(x: tf.Tensor) -> tf.Tensor:
+    """GELU by its tanh approximation, in the fewest operations: (1 + tanh u) / 2 = sigmoid(2 u)."""
+    return x * tf.sigmoid(x * (1.5957691216057308 + 0.07135481282553496 * tf.square(x)))
+
+
+# Keras spends more operations on them, each of which a graph on a CPU runs for itself.
+ACTIVATIONS: Mapping[Activation, Callable[[tf.Tensor], tf.Tensor]] = {
+    "gelu": lambda x: tf.nn.gelu(x, approximate=False), "gelu_tanh": gelu_tanh,
+    "relu": tf.nn.relu, "silu": lambda x: x * tf.sigmoid(x)}

@@ -1,0 +1,91 @@
+"""Dense products that keep their weights packed: two operations of TensorFlow's oneDNN build.
+
+`tf.matmul` hands oneDNN its weights as they lie, and every call rearranges them for the CPU's
+matrix units. These two rearrange them at their first call and keep them. They are what TensorFlow's
+own graph optimiser puts in for a product with constant weights, so a server has them wherever it
+has oneDNN (x86-64); written down here, they take variables, and a loop's body, too. XLA cannot
+compile them. The weights must never change after the first call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
+
+
+def product_bfloat16(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """Multiply, with sums and bias in float32 and one rounding at the end.
+
+    Args:
+        inputs: [M, K] bfloat16.
+        kernel: [K, N] bfloat16.
+        bias: [N] bfloat16.
+
+    Returns:
+        [M, N] bfloat16.
+    """
+    kind = _type(tf.bfloat16)
+    attributes = {
+        "T": kind, "num_args": _value(i=1), "fused_ops": _strings("BiasAdd"),
+        "is_filter_const": _value(b=True), "transpose_a": _value(b=False),
+        "transpose_b": _value(b=False), "epsilon": _value(f=0.0), "leakyrelu_alpha": _value(f=0.2),
+        "_kernel": _value(s=b"MklNameChangeOp")}
+    return _made("_MklNativeFusedMatMul", [inputs, kernel, bias], tf.bfloat16, attributes,
+                 [inputs.shape[0], kernel.shape[1]])
+
+
+def product_int8(inputs: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """Multiply whole numbers exactly, then scale each output.
+
+    Args:
+        inputs: [M, K] int8.
+        kernel: [N, K] int8, one row for each output.
+        scale: [N] float32 > 0, what 1 in a row of the kernel stands for.
+
+    Returns:
+        [M, N] float32.
+    """
+    # The operation divides ranges by 127 and takes their quotient as what 1 stands for.
+    levels = tf.constant(127.0)
+    ends = [-levels, levels, -127.0 * scale, 127.0 * scale]
+    operands = [tf.bitcast(inputs, tf.qint8), tf.bitcast(kernel, tf.qint8), tf.zeros_like(scale)]
+    attributes = {
+        "Tdevice_inputs": _types(*(operand.dtype for operand in operands)),
+        "Thost_inputs": _types(*[tf.float32] * len(ends)), "Tdevice_outputs": _types(tf.float32),
+        "Thost_outputs": _types(), "T1": _type(tf.qint8), "T2": _type(tf.qint8),
+        "Tbias": _type(tf.float32), "U": _type(tf.float32), "Tout": _type(tf.float32),
+        "transpose_a": _value(b=False), "transpose_b": _value(b=True),
+        "is_weight_const": _value(b=True), "is_bias_const": _value(b=True),
+        "fused_ops": _strings("BiasAdd", "Dequantize"), "input_quant_mode": _value(s=b"SCALED"),
+        "output_quant_mode": _value(s=b"SCALED"), "leakyrelu_alpha": _value(f=0.2)}
+    return _made("_QuantizedMatMul", [*operands, *ends], tf.float32, attributes,
+                 [inputs.shape[0], kernel.shape[0]])
+
+
+def _made(operation: str, inputs: list[Any], dtype: tf.DType, attributes: dict[str, Any],
+          shape: list[int | None]) -> tf.Tensor:
+    """Put an operation that has no Python function into the graph that is being traced."""
+    graph = tf.compat.v1.get_default_graph()
+    made: tf.Tensor = graph.create_op(operation, [tf.convert_to_tensor(one) for one in inputs],
+                                      [dtype], attrs=attributes, name="product").outputs[0]
+    made.set_shape(shape)
+    return made
+
+
+def _value(**given: Any) -> Any:
+    return attr_value_pb2.AttrValue(**given)
+
+
+def _type(dtype: tf.DType) -> Any:
+    return _value(type=dtype.as_datatype_enum)
+
+
+def _types(*dtypes: tf.DType) -> Any:
+    return _value(list=attr_value_pb2.AttrValue.ListValue(
+        type=[dtype.as_datatype_enum for dtype in dtypes]))
+
+
+def _strings(*texts: str) -> Any:
+    return _value(list=attr_value_pb2.AttrValue.ListValue(s=[text.encode() for text in texts]))
