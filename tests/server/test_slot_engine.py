@@ -20,6 +20,7 @@ from tf_infer.errors import (
     ServerUnavailable,
 )
 from tf_infer.server.fake_decoder import WORDS
+from tf_infer.server.forms import cuts
 from tf_infer.server.generation import Constraint, GenerationRequest, Piece
 from tf_infer.server.slot_engine import Watch
 
@@ -289,6 +290,33 @@ def test_a_step_that_crashes_ends_whom_it_touched_and_the_engine_goes_on(
         assert there.engine.counts() == (0, 0)
 
 
+def test_a_crashed_step_leaves_a_prompt_alone_that_is_still_read() -> None:
+    crash = threading.Event()
+
+    def before(what: str) -> None:
+        time.sleep(0.002)
+        if what == "step" and crash.is_set():
+            crash.clear()
+            raise RuntimeError("once")
+
+    with stand(chunk=2, before=before) as there:
+        running = there.ask(b"a", min_new_tokens=CAPACITY).started()
+        reading = there.ask(LONG, max_new_tokens=4)
+        until(lambda: there.engine.running == 2)
+        crash.set()
+        assert isinstance(running.failure(), ServerFailure)
+        same(reading.answer(), alone(LONG, max_new_tokens=4))
+
+
+@pytest.mark.parametrize(("count", "sizes", "wanted"), [
+    (7, (), (7,)), (1, (16, 64), (1,)), (64, (16, 64, 256), (64,)), (100, (16, 64, 256), (64, 36)),
+    (128, (16, 64, 256), (64, 64)), (200, (16, 64, 256), (200,)), (256, (16, 64, 256), (256,)),
+    (17, (16, 64), (16, 1)), (40, (16, 64), (40,))])
+def test_a_prompt_is_cut_where_padding_costs_least(
+        count: int, sizes: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    assert cuts(count, sizes) == wanted
+
+
 def test_a_form_that_cannot_be_made_fails_who_asks_and_is_tried_again() -> None:
     tries: list[int] = []
 
@@ -346,7 +374,7 @@ def test_two_that_come_together_read_their_shared_beginning_once(form: str) -> N
 
 def test_a_form_with_fewer_slots_than_wished_is_not_overfilled() -> None:
     with stand(slots=2) as there:
-        there.engine._board.resize(9)
+        there.engine._board.resize(9, 8)
         heard = [there.ask(b"a", max_new_tokens=4) for _ in range(5)]
         for one in heard:
             same(one.answer(), alone(b"a", max_new_tokens=4))

@@ -78,7 +78,7 @@ def test_a_served_decoder_generates_and_is_counted(server: Server) -> None:
 
 
 def test_the_flags_bound_the_queue(server: Server) -> None:
-    with pytest.raises(Overloaded, match="The queue is full: 2 requests wait"):
+    with pytest.raises(Overloaded, match=r"The queue is full: \d requests wait"):
         for _ in range(100):
             ask(server, b"a", min_new_tokens=40)
 

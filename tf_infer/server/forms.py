@@ -7,6 +7,7 @@ prompt is produced like every other. Needs no TensorFlow.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -184,6 +185,32 @@ def positions_of(manifest: ModelManifest) -> int:
     return int(spec.shape[POSITIONS] or 0)
 
 
+READ_IDS = 32  # what a read costs beside its ids, in ids: the weights pass through memory once
+
+
+@functools.lru_cache(maxsize=4096)
+def cuts(count: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return how `count` ids are best cut for an engine that pads each read to one of some sizes.
+
+    Args:
+        count: >= 1, at most the largest size.
+        sizes: ascending; empty for an engine that does not pad.
+    """
+    return _cheapest(count, sizes)[1] if sizes else (count,)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cheapest(count: int, sizes: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Return the cost, in ids, and the cuts."""
+    options: list[tuple[int, tuple[int, ...]]] = [
+        (READ_IDS + min(size for size in sizes if size >= count), (count,))]
+    for size in sizes:
+        if size < count:
+            cost, rest = _cheapest(count - size, sizes)
+            options.append((READ_IDS + size + cost, (size, *rest)))
+    return min(options)
+
+
 class EngineForm:
     """A StepEngine, and the signature `choose` of the version it belongs to.
 
@@ -192,13 +219,14 @@ class EngineForm:
         servable: runs `choose`.
         manifest: of the version.
         most_slots: of the engine's; 0 for all.
+        sizes: of ids that the engine reads without padding, ascending; empty for any.
     """
 
     KNOWN = frozenset({"logits", "ids", "prompt_length", "length", "allowed", "state"})
 
     def __init__(self, engine: StepEngine, servable: Servable, manifest: ModelManifest,
-                 most_slots: int = 0) -> None:
-        self._engine, self._servable = engine, servable
+                 most_slots: int = 0, sizes: tuple[int, ...] = ()) -> None:
+        self._engine, self._servable, self._sizes = engine, servable, sizes
         self.slots = min(most_slots or engine.slots, engine.slots)
         self.chunk = engine.chunk
         self.positions = min(engine.positions, positions_of(manifest))
@@ -215,7 +243,9 @@ class EngineForm:
 
     def read(self, slot: int, ids: np.ndarray, start: int) -> None:
         """See `Form.read`."""
-        self._engine.read(slot, ids, start)
+        for size in cuts(len(ids), self._sizes):
+            self._engine.read(slot, ids[:size], start)
+            ids, start = ids[size:], start + size
 
     def produce(self, rows: Sequence[Row], *, hurry: bool) -> list[list[Choice]]:
         """See `Form.produce`: one token of each row."""

@@ -259,7 +259,7 @@ class SlotEngine:
             self._fail(there, failure)
             return None
         with self._changed:
-            self._board.resize(form.slots)
+            self._board.resize(form.slots, form.chunk)
         self._form = form
         return form
 
@@ -361,14 +361,13 @@ class SlotEngine:
         """Read a part of a prompt; save its beginning when all is read. Return how many ids."""
         call, row = reading.key, reading.key.row
         assert row is not None
-        stop = min(reading.stop, reading.start + form.chunk)
-        form.read(reading.slot, row.ids[reading.start:stop], reading.start)
+        form.read(reading.slot, row.ids[reading.start:reading.stop], reading.start)
         with self._changed:
-            self._board.did_read(call, stop)
+            self._board.did_read(call, reading.stop)
         ids = row.ids[:row.prompt_length - 1]
-        if stop == len(ids) and (length := self._prefixes.to_save(ids)):
+        if reading.stop == len(ids) and (length := self._prefixes.to_save(ids)):
             self._prefixes.add(ids[:length], form.save(reading.slot, length))
-        return stop - reading.start
+        return reading.stop - reading.start
 
     # ------------------------------------------------------------------ tokens
 

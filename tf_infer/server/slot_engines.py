@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 from tf_infer import token_bytes
-from tf_infer.engines.contracts import StepEngine
 from tf_infer.errors import BackendMissing, NotOffered
 from tf_infer.manifest import EXTRA_FOLDER, ModelManifest
 from tf_infer.server import cpus
@@ -77,17 +76,18 @@ def _form(config: DecodeConfig, servable: Servable, manifest: ModelManifest, pat
         NotOffered: --decode_engine asks for an engine that the version does not carry.
         TfInferError: the engine cannot be loaded.
     """
-    engine = None if config.engine == "saved_model" else _engine(config, manifest, path)
-    if engine is not None:
-        event("decode", path=path, form=LITERT, slots=engine.slots)
-        return EngineForm(engine, servable, manifest, config.slots)
+    form = None if config.engine == "saved_model" else _engine(config, servable, manifest, path)
+    if form is not None:
+        event("decode", path=path, form=LITERT, slots=form.slots)
+        return form
     slots = slots_for(config.slots, manifest.grid.rows[-1], row_bytes(manifest),
                       config.cache_mb * MIB)
     event("decode", path=path, form="saved_model", slots=slots)
     return SavedForm(servable, manifest, slots)
 
 
-def _engine(config: DecodeConfig, manifest: ModelManifest, path: Path) -> StepEngine | None:
+def _engine(config: DecodeConfig, servable: Servable, manifest: ModelManifest, path: Path,
+            ) -> EngineForm | None:
     """Return the engine of a version; None where it has none, or its library is missing."""
     folder = path / EXTRA_FOLDER / ENGINES_FOLDER / LITERT
     there = folder.is_dir() and any(spec.name == CHOOSE for spec in manifest.signatures)
@@ -99,12 +99,13 @@ def _engine(config: DecodeConfig, manifest: ModelManifest, path: Path) -> StepEn
         return None
     try:
         from tf_infer.engines.litert import load
-        return load(folder, threads=cpus.usable())
+        engine = load(folder, threads=cpus.usable())
     except BackendMissing as error:
         if config.engine == LITERT:
             raise
         event("decode", logging.WARNING, path=path, passed_over=LITERT, error=str(error))
         return None
+    return EngineForm(engine, servable, manifest, config.slots, engine.manifest.chunks)
 
 
 def register(metrics: Metrics, generators: VersionGenerators) -> None:

@@ -5,9 +5,9 @@ of those that are not read yet, and lets every row that has been read produce.
 
  1. First come, first served: prompts join in the order of their arrival, into the lowest free slot,
     and are read in that order.
- 2. A turn reads at most `chunk` ids of prompts, whoever they belong to: that is the longest that
-    running rows wait for the prompts of others between two of their tokens. A prompt of n ids that
-    is first in the line has been read after ceil(n / chunk) turns.
+ 2. While somebody produces, a turn reads at most `chunk` ids of prompts, whoever they belong to:
+    that is the longest that running rows wait for the prompts of others between two of their
+    tokens. A prompt of n ids that is first in the line has been read after ceil(n / chunk) turns.
  3. A call that comes is refused when `queue` calls wait beside those that free slots will take.
  4. A slot holds one call or none, and a call waits, or has one slot, or is gone.
 """
@@ -31,8 +31,9 @@ class SlotLimits:
     Attributes:
         slots: rows that run at once.
         queue: calls that may wait for a slot.
-        chunk: prompt ids read in one turn.
-        read: prompt ids of one reading, what the form can do at once.
+        chunk: prompt ids read in a turn in which somebody produces.
+        read: prompt ids of one reading, what the form can do at once; of a turn in which nobody
+            does.
     """
 
     slots: int
@@ -83,10 +84,10 @@ class Board(Generic[K]):
         self._seated: OrderedDict[K, _Seat] = OrderedDict()        # in the order they joined
         self._free = list(range(limits.slots))
 
-    def resize(self, slots: int) -> None:
-        """Have so many slots, before anybody has one."""
+    def resize(self, slots: int, read: int) -> None:
+        """Have so many slots, and read so many ids at once, before anybody has a slot."""
         assert not self._seated, "slots come and go only while nobody sits in them"
-        self.limits = replace(self.limits, slots=slots)
+        self.limits = replace(self.limits, slots=slots, read=read)
         self._free = list(range(self.limits.slots))
 
     # ------------------------------------------------------------------ coming
@@ -126,12 +127,16 @@ class Board(Generic[K]):
         Args:
             spent: ids that this turn has read already.
         """
-        budget = min(self.limits.chunk - spent, self.limits.read)
+        most = self.limits.chunk if self._anybody_produces() else self.limits.read
+        budget = min(most - spent, self.limits.read)
         for key, seat in self._seated.items():
             if seat.read < seat.length:
                 stop = min(seat.length, seat.read + budget)
                 return Read(key, seat.slot, seat.read, stop) if budget > 0 else None
         return None
+
+    def _anybody_produces(self) -> bool:
+        return any(seat.read == seat.length for seat in self._seated.values())
 
     def did_read(self, key: K, stop: int) -> None:
         """Take that a call's first `stop` ids stand in its slot."""
