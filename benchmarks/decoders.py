@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 PROMPTS, NEW_TOKENS, ROWS, SEED = (32, 256), 64, (1, 8, 32), 0
 POOL = 8 * ROWS[-1]  # prompts of a length: every call of four rounds has its own
 POSITIONS = PROMPTS[-1] + NEW_TOKENS
-SERVED_CAPACITY = 128
+MODEL, SERVED_PROMPTS, SERVED_CAPACITY = "writer", (32, 64, 128, 256), 128
 NO_END = {"bos_token_id": None, "eos_token_id": None, "vocab_size": 50257}
 GPT2: dict[str, Any] = {"model_type": "gpt2", **NO_END}
 LLAMA: dict[str, Any] = {
@@ -119,7 +119,7 @@ def task_from(source: Path, capacity: int = NEW_TOKENS, tokens: tuple[int, ...] 
     from tf_infer.tasks import build
 
     return build.from_checkpoint(source, {
-        "kind": "causal_lm", "name": "writer", "capacity": capacity,
+        "kind": "causal_lm", "name": MODEL, "capacity": capacity,
         "grid": ShapeGrid(rows=ROWS, tokens=tokens),
         "defaults": GenerationDefaults.within(capacity)}, max_tokens=tokens[-1])
 
@@ -142,15 +142,33 @@ def export_engine(source: Path, made: Path) -> None:
     litert.write(task_from(source).network, made, litert.EngineSettings(), positions=POSITIONS)
 
 
-def export_served(source: Path, made: Path, precision: str | None = None) -> None:
-    """Write a version that a server can load, for benchmarks/continuous.py."""
-    from tf_infer.cli.proof import export_task
-    from tf_infer.optimize import apply, plan
+def export_served(source: Path, made: Path, precision: str | None = None, engine: bool = False
+                  ) -> None:
+    """Write a version that a server can load, for benchmarks/continuous.py.
 
-    task = task_from(source, SERVED_CAPACITY, (32, 64, 128, 256))
-    if precision is not None:
-        task = apply.apply(task, plan.read_plan(precision))
-    export_task(task, made / "writer", name="writer", xla=False, server=False, max_rows=ROWS[0])
+    What is checked is only that the SavedModel answers one prompt as the graph does.
+    """
+    from tf_infer.equality import Tolerance
+    from tf_infer.export.saved_model import save
+    from tf_infer.manifest import EXTRA_FOLDER
+    from tf_infer.optimize import apply, litert, plan
+    from tf_infer.verify import golden, parity
+    from tf_infer.verify.predictors import GraphPredictor, SavedModelPredictor
+
+    reference = task_from(source, SERVED_CAPACITY, SERVED_PROMPTS)
+    task = reference if precision is None else apply.apply(reference, plan.read_plan(precision))
+    signatures = task.signatures()
+    graph = GraphPredictor(signatures)
+    samples = parity.fill(graph, golden.make_requests(
+        [one.spec for one in signatures.values()], [(b"Once upon a time",)], encode=graph,
+        example=lambda _: b""))
+    folder = save(
+        task, made / MODEL, name=MODEL, golden=samples, check=lambda version: parity.verify(
+            {"saved_model": lambda: SavedModelPredictor(version)}, samples, Tolerance()))
+    if engine:
+        positions = SERVED_PROMPTS[-1] + SERVED_CAPACITY
+        litert.write(reference.network, folder / EXTRA_FOLDER / "engines/litert",
+                     litert.EngineSettings(), positions=positions)
 
 
 EXPORTS: dict[str, Callable[[Path, Path], None]] = {
@@ -158,8 +176,9 @@ EXPORTS: dict[str, Callable[[Path, Path], None]] = {
     "ours-float32": export_portable,
     "ours-bfloat16": partial(export_portable, precision="bfloat16"),
     "ours-int8": partial(export_portable, precision="int8"),
-    "served": export_served,
+    "served-float32": export_served,
     "served-bfloat16": partial(export_served, precision="bfloat16"),
+    "served-engine": partial(export_served, engine=True),
 }
 
 

@@ -1,0 +1,273 @@
+"""Continuous against static batching: our server, mixed lengths, Poisson arrivals.
+
+    python -m benchmarks.continuous --shape mini > benchmarks/results/continuous.json
+    python -m benchmarks.continuous --shape gpt2 --form served-engine --seconds 20 --minutes 12
+
+Prints one JSON object. Both servers serve one version: `static` answers the signature `generate`
+through Predict, where requests run together until the longest of them has ended; `continuous`
+answers GenerationService, where each joins and leaves by itself. Both are processes of their own,
+frozen when it is not their turn; so is the load (benchmarks/generation_load.py).
+
+Prompts are pieces of real stories of 8 to 150 words, answers have 4 to 128 tokens, both spread
+evenly over the logarithm of their length, the same in the same order for both servers.
+
+    capacity        tokens/s with 32 callers who each wait for their answer
+    rates           Poisson arrivals at shares of what static did with those callers, a result a
+                    round; tokens/s of those that ended in the last three quarters of the time
+    per_token_ms    from the time a request was due to its end, by its tokens
+    first_ms        to its first token; a static answer comes whole
+    at equal p99    tokens/s that each can do before its p99 of per_token_ms is above a bound, read
+                    off between the two nearest rates
+    streaming       what a token costs more when the answer comes in pieces: one caller, and eight
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks import contestants, decoders, models
+from benchmarks.client import machine
+from benchmarks.contestants import Contestant, Running
+from benchmarks.generation_load import GenerationLoad, as_json
+from benchmarks.server import say
+
+CALLERS, REQUESTS = 32, 512
+WORDS, TOKENS = (8, 150), (4, decoders.SERVED_CAPACITY)
+SHARES = (0.3, 0.5, 0.7, 0.85, 1.0, 1.3, 1.7, 2.2, 2.8)
+STATIC, CONTINUOUS = "static", "continuous"
+Cells = dict[str, dict[float, list[dict[str, Any]]]]  # server -> share -> one result a round
+BATCHING = """max_batch_size { value: 32 } batch_timeout_micros { value: 10000 }
+max_enqueued_batches { value: 1000 } num_batch_threads { value: 1 }
+"""
+
+
+def requests(seed: int = 0) -> list[tuple[str, int]]:
+    """Return prompts and how many tokens to produce."""
+    draw = random.Random(seed)
+    path = models.SHARED / "data/tinystories_sample/train.txt"
+    words = path.read_text(encoding="utf-8").split()[:200_000]
+
+    def spread(least: int, most: int) -> int:
+        return round(math.exp(draw.uniform(math.log(least), math.log(most))))
+
+    found = []
+    for _ in range(REQUESTS):
+        count = spread(*WORDS)
+        start = draw.randrange(len(words) - count)
+        found.append((" ".join(words[start:start + count]), spread(*TOKENS)))
+    return found
+
+
+class Decoding(Running):
+    """A server of a decoder."""
+
+    def ask(self, request: Any, timeout_s: float = 60.0) -> str:
+        """Return how many tokens a prompt's answer has."""
+        load = GenerationLoad(
+            target=self.address, model=decoders.MODEL, stream=self.contestant.name == CONTINUOUS,
+            requests=[request], seconds=0.01)
+        found = measured(load)
+        if not found["records"]:
+            raise ConnectionError(str(found["failures"]))
+        return str(found["records"][0]["tokens"])
+
+
+def measured(load: GenerationLoad) -> dict[str, Any]:
+    """Run a load in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.generation_load"],
+                          input=as_json(load), capture_output=True, text=True,
+                          timeout=load.seconds + 180, cwd=models.ROOT)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def run(server: Decoding, **values: Any) -> dict[str, Any]:
+    """Give a server a load, and return figures."""
+    server.freeze(frozen=False)
+    before = server.cpu_s()
+    found = measured(GenerationLoad(target=server.address, model=decoders.MODEL,
+                                    stream=server.contestant.name == CONTINUOUS, **values))
+    spent = server.cpu_s() - before
+    server.freeze()
+    result = figures(found["records"], found["failures"], values["seconds"])
+    result["cpu_ms_per_token"] = round(1000 * spent / result["tokens"], 3)
+    say(f"  {server.contestant.name:10} {values.get('rate') or values.get('callers')}: {result}")
+    return result
+
+
+# ---------------------------------------------------------------------------- reporting
+
+
+def throughput(records: Sequence[dict[str, float]], seconds: float) -> float:
+    """Return tokens a second of the requests that ended while others came.
+
+    The first quarter is left out: what ends then does not make up for what begins.
+    """
+    tokens = sum(one["tokens"] for one in records if seconds / 4 <= one["end_s"] < seconds)
+    return round(tokens / (0.75 * seconds), 1)
+
+
+def figures(records: Sequence[dict[str, float]], failures: dict[str, int], seconds: float
+            ) -> dict[str, Any]:
+    """Return what a load's records come to."""
+    if not records:
+        raise RuntimeError(f"no request was answered: {failures}")
+    tokens = sum(one["tokens"] for one in records)
+    per_token = sorted(1000 * (one["end_s"] - one["due_s"]) / max(1, one["tokens"])
+                       for one in records)
+    first = sorted(1000 * (one["first_s"] - one["due_s"]) for one in records)
+    gaps = [1000 * (one["end_s"] - one["first_s"]) / (one["tokens"] - 1)
+            for one in records if one["pieces"] > 1 and one["tokens"] > 1]
+    return {
+        "requests": len(records), "failures": failures, "tokens": int(tokens),
+        "tokens_per_s": throughput(records, seconds),
+        "per_token_ms": {"p50": at(per_token, 0.5), "p99": at(per_token, 0.99)},
+        "first_ms": {"p50": at(first, 0.5), "p99": at(first, 0.99)},
+        **({"between_tokens_ms": round(statistics.median(gaps), 2)} if gaps else {}),
+        "tokens_per_piece": round(tokens / sum(one["pieces"] for one in records), 2)}
+
+
+def at(ordered: Sequence[float], share: float) -> float:
+    """Return the value that a share of the others lie below."""
+    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
+
+
+def throughput_at(points: Sequence[tuple[float, float]], bound: float) -> float | None:
+    """Return the tokens a second at which p99 reaches a bound.
+
+    Args:
+        points: (tokens a second, p99) of every rate of arrivals, in its order.
+        bound: of the p99.
+
+    The last rate below the bound before the first one above it counts, and what lies between the
+    two, straight over the logarithm of p99. None where the lowest rate is above it already.
+    """
+    below: tuple[float, float] | None = None
+    for speed, p99 in points:
+        if p99 > bound:
+            if below is None:
+                return None
+            share = (math.log(bound) - math.log(below[1])) / (math.log(p99) - math.log(below[1]))
+            return below[0] + share * (speed - below[0])
+        below = (speed, p99)
+    return below[0] if below else None
+
+
+def equal_p99(cells: Cells) -> dict[str, Any]:
+    """Return, for each p99 that static had, how much more continuous does before it has it."""
+    points = {name: [(statistics.median(one["tokens_per_s"] for one in results),
+                      statistics.median(one["per_token_ms"]["p99"] for one in results))
+                     for _, results in sorted(row.items())]
+              for name, row in cells.items()}
+    found = {}
+    for _, bound in sorted(points[STATIC], key=lambda point: point[1]):
+        speeds = {name: throughput_at(points[name], bound) for name in points}
+        if all(speeds.values()):
+            found[f"p99 {bound} ms"] = {name: round(value or 0.0, 1)
+                                        for name, value in speeds.items()} | {
+                "continuous / static": round(
+                    (speeds[CONTINUOUS] or 0.0) / (speeds[STATIC] or 1.0), 2)}
+    return found
+
+
+def overhead(static: dict[str, Any], streamed: dict[str, Any]) -> dict[str, float]:
+    """Return the milliseconds that a token takes whole, in pieces, and the difference."""
+    found = {"whole_ms": static["per_token_ms"]["p50"],
+             "streamed_ms": streamed["per_token_ms"]["p50"]}
+    return found | {"more_ms": round(found["streamed_ms"] - found["whole_ms"], 3)}
+
+
+# ---------------------------------------------------------------------------- parts
+
+
+def servers(base: Path) -> list[Contestant]:
+    """Return both servers of one model."""
+    batching = ("--enable_batching", "--batching_parameters_file={folder}/batching.txt")
+    found = []
+    for name, flags in ((STATIC, batching), (CONTINUOUS, ())):
+        one = contestants.ours(base, *flags, name=name, files={"batching.txt": BATCHING})
+        found.append(one)
+    return found
+
+
+def compare(group: Sequence[Decoding], seconds: float, rounds: int, until_s: float
+            ) -> dict[str, Any]:
+    """Measure capacity, then every rate, in turns."""
+    asked = requests()
+    for one in group:  # before anything counts
+        run(one, requests=asked, callers=CALLERS, seconds=min(5.0, seconds))
+    capacity = {one.contestant.name: run(one, requests=asked, callers=CALLERS, seconds=seconds)
+                for one in group}
+    static = capacity[STATIC]
+    mean = static["tokens"] / static["requests"]
+    cells: Cells = {one.contestant.name: {} for one in group}
+    for number in range(rounds):
+        for share in SHARES:
+            if time.monotonic() + 3 * seconds > until_s:
+                say(f"no time for a rate of {share}")
+                break
+            rate = share * static["tokens_per_s"] / mean
+            for one in group if number % 2 else group[::-1]:
+                cells[one.contestant.name].setdefault(share, []).append(
+                    run(one, requests=asked, rate=rate, seconds=seconds, seed=number))
+    return {"capacity": capacity, "rates": cells, "at equal p99": equal_p99(cells)}
+
+
+def streaming(group: Sequence[Decoding], seconds: float) -> dict[str, Any]:
+    """Measure answers whole and in pieces, of the same prompts."""
+    asked = [(prompt, TOKENS[1]) for prompt, _ in requests(1)]
+    found = {}
+    for callers in (1, 8):
+        pair = {one.contestant.name: run(one, requests=asked, callers=callers, seconds=seconds)
+                for one in group}
+        found[f"{callers} callers"] = overhead(pair[STATIC], pair[CONTINUOUS])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, default=decoders.CACHE, help="exported models")
+    parser.add_argument("--peers", type=Path, help="makes the checkpoint, see benchmarks/decode.py")
+    parser.add_argument("--shape", choices=sorted(decoders.SHAPES), default="mini")
+    parser.add_argument("--form", default="served-float32",
+                        help="an export of benchmarks/decoders.py")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of one rate")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin nothing that ends later")
+    arguments = parser.parse_args()
+    until_s = time.monotonic() + 60 * arguments.minutes
+    base = decoders.form(arguments.form, arguments.shape, arguments.cache, arguments.peers)
+    found: dict[str, Any] = {"python": platform.python_version(), "machine": machine(),
+                             "shape": arguments.shape, "form": arguments.form}
+    with ExitStack() as stack:
+        group = []
+        for contestant in servers(base / decoders.MODEL):
+            one = Decoding(contestant, (requests()[0][0], 4))
+            stack.callback(one.stop)
+            one.freeze()
+            say(f"{contestant.name} started in {one.start_s:.1f} s")
+            group.append(one)
+        found |= compare(group, arguments.seconds, arguments.rounds, until_s)
+        found["streaming"] = streaming(group, min(5.0, arguments.seconds))
+        found["resident_mb"] = {one.contestant.name: one.resident_mb() for one in group}
+    found["load_after"] = round(os.getloadavg()[0], 2)
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
