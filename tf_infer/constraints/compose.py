@@ -22,7 +22,7 @@ CHUNK = 2_048         # states whose functions are made at once
 MULTIPLIERS = 2       # of independent hashes that tell functions apart
 
 
-class _Level(NamedTuple):
+class Level(NamedTuple):
     """The nodes of one depth of the tree.
 
     Attributes:
@@ -57,7 +57,7 @@ class Vocabulary:
         plain = [b"" if number in end_ids else token
                  for number, token in enumerate(tokens.tokens[:size])]
         self.levels = _tree(plain)
-        self.first_levels: list[_Level] | None = None
+        self.first_levels: list[Level] | None = None
         if tokens.first != tokens.tokens:
             self.first_levels = _tree([b"" if number in end_ids else token
                                        for number, token in enumerate(tokens.first[:size])])
@@ -96,7 +96,7 @@ def compose(automaton: ByteAutomaton, vocabulary: Vocabulary, bounds: Bounds, *,
     return _finished(class_of, step, automaton.accepting[:dead], first, vocabulary, where)
 
 
-def _tree(tokens: list[bytes]) -> list[_Level]:
+def _tree(tokens: list[bytes]) -> list[Level]:
     """Return the tree of the tokens' beginnings without its root; empty tokens are not in it."""
     ids = np.array([number for number, token in enumerate(tokens) if token], np.int64)
     longest = max(map(len, tokens), default=0)
@@ -110,7 +110,7 @@ def _tree(tokens: list[bytes]) -> list[_Level]:
         ids, sizes, begin, node = ids[live], sizes[live], begin[live], node[live]
         keys, node = np.unique(node * 256 + flat[begin + depth], return_inverse=True)
         ends = sizes == depth + 1
-        levels.append(_Level(keys // 256, (keys % 256).astype(np.uint8), ids[ends], node[ends]))
+        levels.append(Level(keys // 256, (keys % 256).astype(np.uint8), ids[ends], node[ends]))
     return levels
 
 
@@ -120,7 +120,7 @@ def _byte_classes(automaton: ByteAutomaton) -> tuple[np.ndarray, np.ndarray]:
     return class_of.reshape(-1), np.ascontiguousarray(table)
 
 
-def _functions(levels: list[_Level], size: int, states: np.ndarray, table: np.ndarray,
+def _functions(levels: list[Level], size: int, states: np.ndarray, table: np.ndarray,
                byte_class: np.ndarray, dead: int, deadline: float, bounds: Bounds, where: str
                ) -> tuple[np.ndarray, np.ndarray]:
     """Return the function of every token on some states: class [V], and functions [C, D'].
