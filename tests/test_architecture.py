@@ -77,6 +77,8 @@ FILES: dict[str, set[str]] = {
     "constraints/pattern_compiler.py": {"outlines_core"},
     "optimize/litert_file.py": {"flatbuffers"},
     "verify/predictors.py": {"tensorflow", "tensorflow_text"},
+    "verify/duplicates.py": {"sklearn"},
+    "verify/error_report.py": {"jinja2", "matplotlib"},
     "profiling/plot.py": {"matplotlib"},
     "server/servable.py": {"tensorflow", "tensorflow_text"},
     "server/http_server.py": {"aiohttp"},

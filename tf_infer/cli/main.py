@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "serve": "answer over TensorFlow Serving's API",
     "predict": "ask a server",
     "status": "ask a server what it serves, and wait for it",
+    "analyze": "say where a classifier errs, as a page to look at",
     "compare": "say where two classifiers differ, and whether the second may take over",
     "bench": "send a server loads, and say how fast it answers",
     "profile": "record what a server does, and say where the time goes",

@@ -46,7 +46,7 @@ def replay(candidate: Predictor, samples: Sequence[Sample], tolerance: Tolerance
 
 def verify(candidates: Mapping[str, Callable[[], Predictor]], samples: Sequence[Sample],
            tolerance: Tolerance, *, reference: str = "eager",
-           skipped: Mapping[str, str] | None = None) -> Report:
+           skipped: Mapping[str, str] | None = None, plan: PathReport | None = None) -> Report:
     """Compare several paths with the outputs that the samples carry.
 
     Args:
@@ -55,6 +55,8 @@ def verify(candidates: Mapping[str, Callable[[], Predictor]], samples: Sequence[
         tolerance: what counts as equal.
         reference: name of the path that made the samples' outputs.
         skipped: path -> why the caller does not have it compared; written into the report.
+        plan: how the reference itself compares with the model before its plan; goes into the
+            report, and fails it.
 
     Returns:
         The report, when no path differs.
@@ -70,7 +72,7 @@ def verify(candidates: Mapping[str, Callable[[], Predictor]], samples: Sequence[
     reports += [PathReport(path=path, atol=tolerance.atol, rtol=tolerance.rtol, samples=0,
                            seconds=0.0, differences=(), skipped=reason)
                 for path, reason in (skipped or {}).items()]
-    report = Report(reference=reference, paths=tuple(reports))
+    report = Report(reference=reference, paths=tuple(reports), plan=plan)
     require(report, cause=first_error)
     return report
 
@@ -80,8 +82,8 @@ def require(report: Report, *, cause: Exception | None = None) -> None:
     if report.passed:
         return
     faults = [f"{path.path} {fault.signature}/{fault.output}: {_describe(fault, path)}"
-              for path in report.paths for fault in path.differences
-              if fault.first_sample is not None]
+              for path in (*report.paths, *filter(None, [report.plan]))
+              for fault in path.differences if fault.first_sample is not None]
     if not faults:
         faults = ["no path was compared; give at least one"]
     raise VerificationError(

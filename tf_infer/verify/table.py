@@ -12,7 +12,7 @@ HEADER = ("path", "signature", "output", "worst difference", "outside", "result"
 def format_report(report: Report) -> str:
     """Return one line for each path, signature and output, its worst difference, and a verdict."""
     rows = [HEADER]
-    for path in report.paths:
+    for path in (*filter(None, [report.plan]), *report.paths):
         rows += _rows(path)
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
@@ -29,6 +29,8 @@ def verdict(report: Report) -> str:
         return f"FAILED: {', '.join(failed)} does not give what {report.reference} gives."
     if not compared:
         return "FAILED: no path was compared."
+    if report.plan is not None and not report.plan.passed:
+        return f"FAILED: the form of the {report.plan.path} is too far from the model before it."
     seconds = sum(path.seconds for path in report.paths)
     return f"passed: {', '.join(compared)} = {report.reference}, in {seconds:.1f} s."
 

@@ -1,0 +1,167 @@
+"""`tf-infer analyze`: where a classifier errs, as a page to look at, JSON, and a few lines."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tf_infer.cli import connection
+from tf_infer.errors import BackendMissing, ConfigError, DataError, ServingError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tf_infer.client.client import Client
+    from tf_infer.train.data import Example
+    from tf_infer.verify.error_analysis import ErrorAnalysis, Item, NearDuplicate
+    from tf_infer.wire.messages import ModelRef
+
+EPILOG = """examples:
+  tf-infer analyze --model intents --texts test.jsonl
+  tf-infer analyze --model intents --texts test.jsonl --train train.jsonl --output errors.html
+  tf-infer analyze --model intents --texts test.jsonl --json errors.json
+
+files: as of `tf-infer train`, with a label in every row. The page needs nothing beside it and holds
+confusions, classes, slices by length, script and label, the surest wrong answers, labels to look
+at again and, with --train, test rows that training has almost seen. The page and the JSON file
+hold texts of the data; what is printed does not.
+"""
+
+UNKNOWN = "\U0010fffd"  # a private character that no vocabulary has
+SHOWN = 8
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument("--model", required=True, metavar="NAME", help="classifier to ask")
+    parser.add_argument("--texts", required=True, type=Path, metavar="FILE", help="labelled texts")
+    parser.add_argument("--train", type=Path, metavar="FILE",
+                        help="what it was trained on, to find near-duplicates")
+    parser.add_argument("--output", type=Path, default=Path("errors.html"), metavar="FILE",
+                        help="the page (default errors.html)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="everything as JSON, too")
+    parser.add_argument("--rows", type=int, default=32, metavar="N",
+                        help="texts in one call (default 32)")
+    parser.add_argument("--worst", type=int, default=50, metavar="N",
+                        help="rows of each list (default 50)")
+    connection.configure(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask, count, write the page; return 0."""
+    from tf_infer.train import data
+    from tf_infer.verify.error_analysis import analyse
+
+    try:
+        from tf_infer.verify.duplicates import near_duplicates
+        from tf_infer.verify.error_report import html
+    except ImportError as error:
+        raise BackendMissing("analyze needs matplotlib, jinja2 and scikit-learn: "
+                             "pip install 'tf_infer[report]'") from error
+    for name in ("rows", "worst"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name}: expected at least 1, got {getattr(arguments, name)}.")
+    for path in filter(None, (arguments.output, arguments.json)):
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"{path}: expected a file in a folder that exists.")
+    examples = data.read(arguments.texts)
+    bare = [example.place for example in examples if not example.labels]
+    if bare:
+        raise DataError(f"{bare[0]}: expected a label in every row. Label the texts, or compare "
+                        "two models without labels: tf-infer compare.")
+    duplicates: list[NearDuplicate] | None = None
+    if arguments.train:
+        duplicates = near_duplicates(_rows(examples), _rows(data.read(arguments.train)))
+    items, classes = _items(arguments, examples)
+    found = analyse(items, classes, worst=arguments.worst, duplicates=duplicates)
+    ref = connection.reference(arguments)
+    arguments.output.write_text(html(found, title=str(ref), source=(
+        f"{ref} at {arguments.address} on {arguments.texts.name}")), encoding="utf-8")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(dataclasses.asdict(found), indent=1),
+                                  encoding="utf-8")
+    print("\n".join(_lines(found)))
+    print(f"written: {arguments.output} (it holds texts of the data)")
+    return 0
+
+
+def _rows(examples: Sequence[Example]) -> list[tuple[str, str, frozenset[str]]]:
+    return [(example.place, "\n".join(filter(None, (example.text, example.text_pair))),
+             frozenset(example.labels)) for example in examples]
+
+
+def _items(arguments: argparse.Namespace, examples: Sequence[Example]
+           ) -> tuple[list[Item], tuple[str, ...]]:
+    """Ask the model about every row; return the items and the names of the classes."""
+    from tf_infer.verify.error_analysis import Item
+
+    ref = connection.reference(arguments)
+    found: list[Item] = []
+    classes: tuple[str, ...] = ()
+    with connection.connect(arguments) as client:
+        unknown = _unknown_id(client, ref)
+        for start in range(0, len(examples), arguments.rows):
+            batch = examples[start:start + arguments.rows]
+            pairs = [example.text_pair for example in batch]
+            told = client.classify(ref, [example.text for example in batch], text_pairs=[
+                pair or "" for pair in pairs] if any(pair is not None for pair in pairs) else None)
+            counts = _counts(client, ref, batch, unknown)
+            for example, one, (tokens, missing) in zip(batch, told, counts):
+                classes = classes or tuple(label.name for label in one.scores)
+                found.append(Item(
+                    place=example.place, text=example.text, truth=frozenset(example.labels),
+                    answer=frozenset(one.labels), score=one.score, tokens=tokens, unknown=missing,
+                    probabilities=tuple(label.score for label in one.scores)))
+            _progress(min(start + arguments.rows, len(examples)), len(examples))
+    return found, classes
+
+
+def _unknown_id(client: Client, ref: ModelRef) -> int | None:
+    """Return the id of what the vocabulary does not have; None where nothing is unknown to it.
+
+    The id that a character no vocabulary has becomes, if it becomes a single one.
+    """
+    try:
+        found = client.predict(ref, {"text": [UNKNOWN]}, signature="encode")
+    except ServingError:
+        return None  # not a model of ours
+    inside = (found["ends"][0] > found["starts"][0]) & (found["mask"][0] > 0)
+    ids: np.ndarray = found["ids"][0][inside]
+    return int(ids[0]) if len(ids) == 1 else None
+
+
+def _counts(client: Client, ref: ModelRef, batch: Sequence[Example], unknown: int | None
+            ) -> list[tuple[int, int]]:
+    """Return how many ids each text has, and how many of them are the unknown one."""
+    if unknown is None:
+        return [(0, 0)] * len(batch)
+    found = client.predict(ref, {"text": [example.text for example in batch]}, signature="encode")
+    real = (found["mask"] > 0) & (found["ends"] > found["starts"])           # [B, T]
+    return list(zip(real.sum(axis=1).tolist(),
+                    (real & (found["ids"] == unknown)).sum(axis=1).tolist()))
+
+
+def _progress(done: int, rows: int) -> None:
+    if sys.stderr.isatty():
+        end = "" if done < rows else "\r\033[K"
+        print(f"\r{done} of {rows} texts", end=end, file=sys.stderr, flush=True)
+
+
+def _lines(found: ErrorAnalysis) -> Iterator[str]:
+    yield (f"{100 * found.accuracy:.2f} % of {found.rows} rows are right "
+           f"({100 * found.low:.1f} to {100 * found.high:.1f} %), calibration error "
+           f"{found.calibration_error:.3f}")
+    for truth, answer, count in found.confusions[:SHOWN]:
+        yield f"  {count:5d}  {truth} taken for {answer}"
+    for one in [one for one in found.slices if one.weak][:SHOWN]:
+        yield (f"  weak   {one.kind} {one.name}: {100 * one.accuracy:.1f} % of {one.rows} rows")
+    if found.label_errors:
+        yield f"  {len(found.label_errors)} labels to look at again"
+    if found.duplicates:
+        yield f"  {len(found.duplicates)} rows are almost in the training data"
