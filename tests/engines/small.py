@@ -13,7 +13,7 @@ from tf_infer.engines import litert
 from tf_infer.networks import build
 from tf_infer.optimize.litert import EngineSettings, write
 
-VOCABULARY, POSITIONS = 100, 100  # two pages: 64 and 48
+VOCABULARY, POSITIONS = 100, 100  # four pages: 32, 32, 32, 16
 ROWS, CHUNKS = (1, 2, 4), (4, 16)
 SIZES = {"vocabulary_size": VOCABULARY, "num_layers": 2, "hidden_dim": 32, "intermediate_dim": 64}
 FAMILIES: dict[str, Any] = {

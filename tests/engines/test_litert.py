@@ -137,7 +137,7 @@ def test_a_slot_is_alone_whatever_stands_in_the_others(llama: Case) -> None:
     np.testing.assert_allclose(crowd[0], alone, atol=FLOAT_ATOL)
 
 
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 99])
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 99])
 def test_what_is_saved_goes_on_in_any_slot(llama: Case, length: int) -> None:
     engine = llama.engine
     read_whole(engine, 3, llama.ids[3, :length])

@@ -17,7 +17,7 @@ import numpy as np
 from tf_infer import config
 from tf_infer.engines.litert_runtime import Call, Model, aligned
 from tf_infer.errors import ConfigError, ExportError
-from tf_infer.manifest import ENGINE_FILE, EngineManifest, hash_file
+from tf_infer.manifest import ENGINE_FILE, EngineManifest, hash_file, row_blocks
 
 MASKED = -1e30
 KINDS = ("keys", "values")
@@ -207,7 +207,7 @@ class LiteRTEngine:
             mask = aligned((rows, 1, 1, int(self._begins[pages]) + 1))
             arrays = {"ids": ids, "positions": positions, "mask": mask,
                       "logits": self._logits[:rows], **self._named(new)}
-            arrays |= self._cached(slice(0, rows), pages)
+            arrays |= self._cached(0, rows, pages)
             call = self._model.bind(f"step_{rows}_{pages}", arrays)
             self._steps[rows, pages] = _Step(call, ids, positions, mask, new)
         return self._steps[rows, pages]
@@ -224,7 +224,7 @@ class LiteRTEngine:
             mask = None
             if pages:
                 mask = arrays["mask"] = aligned((1, 1, 1, int(self._begins[pages])))
-                arrays |= self._cached(slice(row, row + 1), pages)
+                arrays |= self._cached(row, 1, pages)
             call = self._model.bind(f"read_{tokens}_{pages}", arrays)
             self._reads[row, tokens, pages] = _Read(call, ids, positions, mask, last, new)
         return self._reads[row, tokens, pages]
@@ -241,10 +241,13 @@ class LiteRTEngine:
         return {f"{kind}_{layer}": array[layer] for kind, array in zip(KINDS, new)
                 for layer in range(self.manifest.layers)}
 
-    def _cached(self, rows: slice, pages: int) -> dict[str, np.ndarray]:
-        return {f"{kind}_{layer}_{page}": self._pages[page][place][layer, rows]
-                for place, kind in enumerate(KINDS) for page in range(pages)
-                for layer in range(self.manifest.layers)}
+    def _cached(self, first: int, rows: int, pages: int) -> dict[str, np.ndarray]:
+        """Return the parts of the first pages that hold `rows` rows from `first` on, by input."""
+        return {f"{kind}_{layer}_{page}_{number}":
+                self._pages[page][place][layer, first + begin:first + end]
+                for page in range(pages)
+                for number, (begin, end) in enumerate(row_blocks(rows, self.manifest.pages[page]))
+                for place, kind in enumerate(KINDS) for layer in range(self.manifest.layers)}
 
     # ------------------------------------------------------------------ the cache
 

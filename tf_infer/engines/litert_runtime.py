@@ -237,5 +237,6 @@ def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     """Return zeros that can be bound; memory is taken from the system as it is written to."""
     count = int(np.prod(shape))
     # A kernel may read a little past the end of what it was given.
-    memory = mmap.mmap(-1, count * np.dtype(dtype).itemsize + mmap.PAGESIZE)
+    size = count * np.dtype(dtype).itemsize + mmap.PAGESIZE
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.frombuffer(memory, dtype, count).reshape(shape)

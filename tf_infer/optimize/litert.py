@@ -14,7 +14,9 @@ from tf_infer.manifest import ENGINE_FILE, EngineManifest, hash_file
 from tf_infer.networks.arrays import arrays_of
 from tf_infer.optimize.litert_decoder import DecoderFile, Precision
 
-PAGE = 64  # positions of the first page; later ones double what is there
+PAGE = 32  # positions of the first page
+# Nats: sums in another order; weights and inputs of 8 bits, seen over the whole vocabulary.
+ATOL: dict[Precision, float] = {"float32": 1e-3, "int8": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,12 +28,15 @@ class EngineSettings:
         positions: P, ids of a slot; None takes what the task can need.
         rows: sizes of a step, ascending; the last is the number of slots.
         chunks: sizes of a read, ascending.
+        atol: how far log-probabilities may be from the network's, nats; None takes that of the
+            precision.
     """
 
     precision: Precision = "int8"
     positions: int | None = None
     rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     chunks: tuple[int, ...] = (16, 64, 256)
+    atol: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("rows", "chunks"):
@@ -40,18 +45,31 @@ class EngineSettings:
             check(bool(sizes) and sizes[0] > 0 and ascending, f"EngineSettings.{name}",
                   "one or more ascending sizes > 0", sizes)
         check(self.chunks[0] > 1, "EngineSettings.chunks", "sizes > 1", self.chunks)
+        check(self.atol is None or self.atol >= 0, "EngineSettings.atol", ">= 0", self.atol)
         check(self.positions is None or self.positions > 0, "EngineSettings.positions", "> 0",
               self.positions)
 
 
-def page_sizes(positions: int) -> tuple[int, ...]:
-    """Return pages that hold `positions` together: 64, 64, 128, 256, ..., the last one cut.
+    @property
+    def tolerance_nats(self) -> float:
+        """Return `atol`, or that of the precision."""
+        return ATOL[self.precision] if self.atol is None else self.atol
 
-    Sizes are multiples of 16, so that every row of a page begins where the runtime wants it.
+
+def row_sizes(slots: int) -> tuple[int, ...]:
+    """Return sizes of a step up to `slots`: 1, 2, 4, ... and the slots themselves."""
+    return (*(2**n for n in range(slots.bit_length()) if 2**n < slots), slots)
+
+
+def page_sizes(positions: int) -> tuple[int, ...]:
+    """Return pages that hold `positions` together, each about half of those before it.
+
+    32, 32, 32, 32, 64, 96, 128, 192, ..., the last one cut: a text meets few more positions than it
+    has. Multiples of 16, so that every row of a page begins where the runtime wants it.
     """
     pages: list[int] = []
     while sum(pages) < positions:
-        size = max(PAGE, sum(pages))
+        size = max(PAGE, sum(pages) // 2 // PAGE * PAGE)
         pages.append(min(size, -(-(positions - sum(pages)) // 16) * 16))
     return tuple(pages)
 

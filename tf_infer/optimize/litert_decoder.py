@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from tf_infer.manifest import row_blocks
 from tf_infer.networks.arrays import DecoderArrays, Dense, Norm
 from tf_infer.optimize.litert_file import Constant, GraphWriter, ModelFile, Tensor
 
@@ -43,6 +44,14 @@ class _Layer:
     gate: _Dense | None
     inner: _Dense
     outer: _Dense
+
+
+class _Block(NamedTuple):
+    """Keys and values of one page, [rows, G, C, d] each, and which rows of the step they are."""
+
+    rows: tuple[int, int]
+    keys: Tensor
+    values: Tensor
 
 
 class DecoderFile:
@@ -99,7 +108,8 @@ class DecoderFile:
         """Add the graph that reads one token of each of N rows.
 
         Inputs: `ids`, `positions` [N]; `mask` [N, 1, 1, sum of pages + 1], 0 on live positions and
-        at the end, MASKED elsewhere; `keys_i_j`, `values_i_j` [N, G, C, d] of layer i, page j.
+        at the end, MASKED elsewhere; `keys_i_j_k`, `values_i_j_k` [rows, G, C, d] of layer i,
+        page j, rows k (`manifest.row_blocks`).
         Outputs: `keys_i`, `values_i` [N, G, 1, d]; `logits` [N, V].
         """
         graph = _Graph(self, self.file.graph(name), rows, 1, pages)
@@ -110,8 +120,9 @@ class DecoderFile:
         """Add the graph that reads T ids into one slot.
 
         Inputs: `ids`, `positions` [T]; `mask` [1, 1, 1, sum of pages] (absent without pages);
-        `last` [1, T], 1 on the last id that counts, 0 elsewhere; `keys_i_j`, `values_i_j`
-        [1, G, C, d]. Outputs: `keys_i`, `values_i` [1, G, T, d]; `logits` [1, V].
+        `last` [1, T], 1 on the last id that counts, 0 elsewhere;
+        `keys_i_j_0`, `values_i_j_0` [1, G, C, d].
+        Outputs: `keys_i`, `values_i` [1, G, T, d]; `logits` [1, V].
         """
         graph = _Graph(self, self.file.graph(name), 1, tokens, pages)
         last = graph.writer.input("last", [1, tokens])
@@ -179,13 +190,14 @@ class _Graph:
         """[N T, (H + 2 G) d] -> query [N, G, R T, d], keys and values [N, G, T, d]."""
         writer, heads, groups = self.writer, self.arrays.heads, self.arrays.groups
         size, count = self.arrays.head_size, self.rows * self.tokens
-        turned = writer.part(projected, 1, 0, (heads + groups) * size)
-        values = writer.part(projected, 1, (heads + groups) * size, groups * size)
+        border = (heads + groups) * size
+        turned = writer.part(projected, {1: (0, border)})
+        values = writer.part(projected, {1: (border, border + groups * size)})
         turned = writer.reshape(turned, [count, heads + groups, size])
         if angles is not None:
             turned = self._rotate(turned, angles)
-        query = writer.part(turned, 1, 0, heads)
-        keys = writer.part(turned, 1, heads, groups)
+        query = writer.part(turned, {1: (0, heads)})
+        keys = writer.part(turned, {1: (heads, heads + groups)})
         shape = [self.rows, self.tokens, groups, size]
         keys = writer.transpose(writer.reshape(keys, shape), [0, 2, 1, 3])
         values = writer.transpose(writer.reshape(values, shape), [0, 2, 1, 3])
@@ -199,7 +211,8 @@ class _Graph:
         """Turn pairs (i, i + d / 2) of [N T, heads, d] (networks.attention.rotate)."""
         writer, half = self.writer, self.arrays.head_size // 2
         cosines, sines = angles
-        first, second = writer.part(tensor, 2, 0, half), writer.part(tensor, 2, half, half)
+        first = writer.part(tensor, {2: (0, half)})
+        second = writer.part(tensor, {2: (half, 2 * half)})
         return writer.concat([
             writer.subtract(writer.multiply(first, cosines), writer.multiply(second, sines)),
             writer.add(writer.multiply(second, cosines), writer.multiply(first, sines))], 2)
@@ -209,13 +222,9 @@ class _Graph:
         writer, (rows, groups, queries, size) = self.writer, query.shape
         writer.output(f"keys_{layer}", keys)
         writer.output(f"values_{layer}", values)
-        shapes = [[rows, groups, page, size] for page in self.pages]
-        cached = [(writer.input(f"keys_{layer}_{page}", shape),
-                   writer.input(f"values_{layer}_{page}", shape))
-                  for page, shape in enumerate(shapes)]
-        scores = [writer.batch_matmul(query, page_keys, transposed=True)
-                  for page_keys, _ in cached]
-        own = writer.batch_matmul(query, keys, transposed=True)
+        cached = [self._inputs(layer, page) for page in range(len(self.pages))]
+        scores = [self._of_page(query, blocks) for blocks in cached]
+        own = self._scores(query, keys)
         if self.ahead is not None:
             own = writer.add(own, self.ahead)
             if scores and self.mask is not None:
@@ -225,20 +234,53 @@ class _Graph:
             assert self.mask is not None
             joined = writer.add(writer.concat([*scores, own], 3), self.mask)
         weights = writer.softmax(joined)
-        found, begin = None, 0
-        for (_, page_values), page in zip(cached, self.pages):
-            part = writer.batch_matmul(writer.part(weights, 3, begin, page), page_values)
-            found = part if found is None else writer.add(found, part)
-            begin += page
-        last = writer.part(weights, 3, begin, self.tokens)
-        # One weight and one value: a product is cheaper than a matrix product.
-        own = writer.multiply(last, values) if self.tokens == 1 else writer.batch_matmul(
-            last, values)
-        found = own if found is None else writer.add(found, own)
+        end = sum(self.pages)
+        found = self._mixed(writer.part(weights, {3: (end, end + self.tokens)}), values)
+        for page, blocks in enumerate(cached):
+            begin = sum(self.pages[:page])
+            parts = [self._mixed(
+                writer.part(weights, {0: block.rows, 3: (begin, begin + self.pages[page])}),
+                block.values) for block in blocks]
+            found = writer.add(found, writer.concat(parts, 0))
         shared = queries // self.tokens
         found = writer.reshape(found, [rows, groups, shared, self.tokens, size])
         found = writer.transpose(found, [0, 3, 1, 2, 4])
         return writer.reshape(found, [rows * self.tokens, groups * shared * size])
+
+    def _inputs(self, layer: int, page: int) -> list[_Block]:
+        """Make the inputs of one page of one layer, some rows each."""
+        blocks = []
+        for number, (begin, end) in enumerate(row_blocks(self.rows, self.pages[page])):
+            shape = [end - begin, self.arrays.groups, self.pages[page], self.arrays.head_size]
+            name = f"{layer}_{page}_{number}"
+            blocks.append(_Block((begin, end), self.writer.input(f"keys_{name}", shape),
+                                 self.writer.input(f"values_{name}", shape)))
+        return blocks
+
+    def _of_page(self, query: Tensor, blocks: Sequence[_Block]) -> Tensor:
+        """Scores [N, G, R T, C] of a page."""
+        return self.writer.concat([
+            self._scores(self.writer.part(query, {0: block.rows}), block.keys)
+            for block in blocks], 0)
+
+    def _scores(self, query: Tensor, keys: Tensor) -> Tensor:
+        """[N, G, R T, d], [N, G, C, d] -> [N, G, R T, C]."""
+        writer, (rows, groups, queries, _) = self.writer, query.shape
+        if queries > 1:
+            return writer.batch_matmul(query, keys, transposed=True)
+        # A matrix product would first copy the keys into another order, for one query.
+        found = writer.sum(writer.multiply(keys, query), 3)                  # [N, G, C, 1]
+        return writer.reshape(found, [rows, groups, 1, keys.shape[2]])
+
+    def _mixed(self, weights: Tensor, values: Tensor) -> Tensor:
+        """[N, G, R T, C], [N, G, C, d] -> [N, G, R T, d]."""
+        writer, (rows, groups, queries, places) = self.writer, weights.shape
+        if places == 1:
+            return writer.multiply(weights, values)
+        if queries > 1:
+            return writer.batch_matmul(weights, values)
+        weights = writer.reshape(weights, [rows, groups, places, 1])
+        return writer.sum(writer.multiply(values, weights), 2)               # [N, G, 1, d]
 
     def _dense(self, tensor: Tensor, dense: _Dense) -> Tensor:
         return self.writer.dense(tensor, dense.kernel, dense.bias)
@@ -246,8 +288,8 @@ class _Graph:
     def _norm(self, tensor: Tensor, norm: _Norm) -> Tensor:
         writer = self.writer
         if norm.shift is not None:
-            tensor = writer.subtract(tensor, writer.mean(tensor))
-        power = writer.mean(writer.multiply(tensor, tensor))
+            tensor = writer.subtract(tensor, writer.mean(tensor, 1))
+        power = writer.mean(writer.multiply(tensor, tensor), 1)
         tensor = writer.multiply(tensor, writer.rsqrt(writer.add(power, norm.epsilon)))
         tensor = writer.multiply(tensor, norm.scale)
         return tensor if norm.shift is None else writer.add(tensor, norm.shift)

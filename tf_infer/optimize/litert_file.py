@@ -7,7 +7,7 @@ and fifty of them hold one copy of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -37,7 +37,27 @@ class Constant(NamedTuple):
     buffer: int
     shape: tuple[int, ...]
     dtype: str
-    scales: np.ndarray | None
+    scales: _Scales | None
+
+
+class _Scales(schema.QuantizationParametersT):
+    """Scales of the rows of a constant; they stand in the file once, however many graphs use them.
+
+    A file is written once: what is kept here is a place in that file.
+    """
+
+    def __init__(self, scales: np.ndarray) -> None:
+        super().__init__()
+        self.scale = scales
+        self.zeroPoint = np.zeros(len(scales), np.int64)
+        self.quantizedDimension = 0
+        self._place: int | None = None
+
+    def Pack(self, builder: Any) -> int:
+        """Write it, or return where it was written."""
+        if self._place is None:
+            self._place = super().Pack(builder)
+        return self._place
 
 
 @dataclass(slots=True)
@@ -65,7 +85,7 @@ class ModelFile:
         """Add [N, D] float32 as int8 with one scale a row, symmetric."""
         values, scales = quantize_rows(array)
         self.buffers.append(values.reshape(-1).view(np.uint8))
-        return Constant(len(self.buffers) - 1, array.shape, "int8", scales)
+        return Constant(len(self.buffers) - 1, array.shape, "int8", _Scales(scales))
 
     def graph(self, name: str) -> GraphWriter:
         """Begin a graph, which becomes the signature `name`."""
@@ -172,12 +192,13 @@ class GraphWriter:
         """left * right, broadcast."""
         return self.op(Op.MUL, [left, right], _broadcast(left, right), schema.MulOptionsT())
 
-    def mean(self, tensor: Tensor) -> Tensor:
-        """Mean over the last axis, which stays as 1."""
-        options = schema.ReducerOptionsT()
-        options.keepDims = True
-        axis = self.file.constant(np.array([len(tensor.shape) - 1], np.int32))
-        return self.op(Op.MEAN, [tensor, axis], (*tensor.shape[:-1], 1), options)
+    def mean(self, tensor: Tensor, axis: int) -> Tensor:
+        """Mean over one axis, which stays as 1."""
+        return self._reduce(Op.MEAN, tensor, axis)
+
+    def sum(self, tensor: Tensor, axis: int) -> Tensor:
+        """Sum over one axis, which stays as 1."""
+        return self._reduce(Op.SUM, tensor, axis)
 
     def rsqrt(self, tensor: Tensor) -> Tensor:
         """1 / sqrt(tensor)."""
@@ -215,12 +236,13 @@ class GraphWriter:
             return self.reshape(tensor, shape)
         return self.op(Op.TRANSPOSE, [tensor, self._ints(order)], shape, schema.TransposeOptionsT())
 
-    def part(self, tensor: Tensor, axis: int, begin: int, size: int) -> Tensor:
-        """`size` places of one axis from `begin` on."""
-        if size == tensor.shape[axis]:
-            return tensor
+    def part(self, tensor: Tensor, ranges: Mapping[int, tuple[int, int]]) -> Tensor:
+        """From `begin` to `end` of each axis that is named, all of the others."""
         begins, sizes = [0] * len(tensor.shape), list(tensor.shape)
-        begins[axis], sizes[axis] = begin, size
+        for axis, (begin, end) in ranges.items():
+            begins[axis], sizes[axis] = begin, end - begin
+        if tuple(sizes) == tensor.shape:
+            return tensor
         return self.op(Op.SLICE, [tensor, self._ints(begins), self._ints(sizes)], sizes,
                        schema.SliceOptionsT())
 
@@ -260,6 +282,13 @@ class GraphWriter:
         return self.op(Op.EMBEDDING_LOOKUP, [ids, table], (ids.shape[0], table.shape[1]),
                        version=4 if table.dtype == "int8" else 1)
 
+    def _reduce(self, operator: int, tensor: Tensor, axis: int) -> Tensor:
+        options = schema.ReducerOptionsT()
+        options.keepDims = True
+        shape = list(tensor.shape)
+        shape[axis] = 1
+        return self.op(operator, [tensor, self._ints([axis])], shape, options)
+
     def _ints(self, values: Sequence[int]) -> Constant:
         return self.file.constant(np.array(values, np.int32))
 
@@ -268,18 +297,15 @@ class GraphWriter:
             return one.place
         if one.buffer not in self._constants:
             self._constants[one.buffer] = self._tensor(
-                f"c{one.buffer}", one.shape, one.dtype, buffer=one.buffer, scales=one.scales)
+                f"c{one.buffer}", one.shape, one.dtype, buffer=one.buffer,
+                quantization=one.scales)
         return self._constants[one.buffer].place
 
     def _tensor(self, name: str, shape: Sequence[int], dtype: str, *, buffer: int = 0,
-                scales: np.ndarray | None = None) -> Tensor:
+                quantization: _Scales | None = None) -> Tensor:
         made = schema.TensorT()
         made.name, made.shape, made.type, made.buffer = name, list(shape), _TYPES[dtype], buffer
-        if scales is not None:
-            made.quantization = schema.QuantizationParametersT()
-            made.quantization.scale = scales
-            made.quantization.zeroPoint = np.zeros(len(scales), np.int64)
-            made.quantization.quantizedDimension = 0
+        made.quantization = quantization
         self.subgraph.tensors.append(made)
         return Tensor(len(self.subgraph.tensors) - 1, tuple(shape))
 
