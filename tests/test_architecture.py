@@ -83,6 +83,7 @@ FILES: dict[str, set[str]] = {
     "server/servable.py": {"tensorflow", "tensorflow_text"},
     "server/http_server.py": {"aiohttp"},
     "server/chat.py": {"jinja2"},
+    "server/reflection.py": {"grpc_reflection"},
     "server/session_config.py": {"tensorflow"},
     "server/profiler.py": {"tensorflow"},  # at the first profile, never before
 }

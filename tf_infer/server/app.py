@@ -155,6 +155,11 @@ class Server:
                                         self._readers.submit).handlers())
         if self._profiler is not None:
             (admin if self.config.admin_port else public).extend(self._profiler.handlers())
+        offered = [method for method in (*self._service.offered(), methods.GENERATE)
+                   if method not in moved]
+        if self._profiler is not None and not self.config.admin_port:
+            offered += [methods.PROFILE, methods.TERMINATE]
+        public.extend(_reflection(offered))
         return admin, public
 
     def _open(self, handlers: Sequence[Any],
@@ -243,6 +248,15 @@ def _rest_opener() -> Callable[[ServerConfig, Service, Pipeline, VersionGenerato
         raise BackendMissing("--rest_api_port needs aiohttp: pip install 'tf_infer[server]'"
                              ) from error
     return opened
+
+
+def _reflection(offered: Sequence[methods.Method]) -> list[Any]:
+    """Return what tells of the methods; nothing where its library is not installed."""
+    try:
+        from tf_infer.server import reflection
+    except ImportError:
+        return []
+    return reflection.handlers(offered)
 
 
 def _times(times: LoadTimes) -> str:

@@ -218,6 +218,10 @@ class Service:
 
     # ------------------------------------------------------------------ gRPC
 
+    def offered(self) -> tuple[methods.Method, ...]:
+        """Return the methods that are answered."""
+        return tuple(method for method, _ in self._answers.values())
+
     def handlers(self, wanted: Callable[[methods.Method], bool] = lambda method: True, *,
                  large: Callable[..., Any] | None = None) -> list[Any]:
         """Return one generic handler per service, for `grpc.Server.add_generic_rpc_handlers`.
