@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from tf_infer.config import AddedToken, BytePairConfig, SentencePieceConfig, WordPieceConfig
+from tf_infer.config import (
+    AddedToken,
+    BytePairConfig,
+    BytesConfig,
+    ChatFormat,
+    SentencePieceConfig,
+    WordPieceConfig,
+)
 from tf_infer.errors import CheckpointError
 from tf_infer.text import build, files
 
@@ -264,3 +271,43 @@ def test_a_broken_tokenizer_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(CheckpointError, match="expected a JSON object"):
         files.read(tmp_path)
+
+
+def test_the_chat_template_and_its_tokens_are_read(tmp_path: Path) -> None:
+    write(tmp_path, tokenizer_config={
+        "chat_template": "{{ bos_token }}x", "bos_token": {"content": "<s>"}, "eos_token": "</s>",
+        "add_bos_token": True}, special_tokens_map={"unk_token": "<unk>", "eos_token": "old"})
+    found = files.read_chat(tmp_path, start=True)
+    assert found == ChatFormat(template="{{ bos_token }}x", start=True, tokens={
+        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+
+
+def test_of_several_chat_templates_the_default_counts_and_a_file_before_all(tmp_path: Path
+                                                                            ) -> None:
+    listed = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
+    write(tmp_path, tokenizer_config={"chat_template": listed})
+    found = files.read_chat(tmp_path, start=False)
+    assert found is not None and found.template == "yes"
+    (tmp_path / "chat_template.jinja").write_text("filé", encoding="utf-8")
+    found = files.read_chat(tmp_path, start=False)
+    assert found is not None and found.template == "filé"
+    assert files.read_chat(tmp_path / "empty", start=False) is None
+
+
+@pytest.mark.parametrize("template", [5, "", "x" * 70_000, {"a": 1}])
+def test_a_chat_template_that_is_none_is_named(tmp_path: Path, template: Any) -> None:
+    write(tmp_path, tokenizer_config={"chat_template": template})
+    with pytest.raises(CheckpointError, match="chat template"):
+        files.read_chat(tmp_path, start=False)
+
+
+def test_a_copied_folder_keeps_the_chat_template_also_of_the_bytes_codec(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    files.copy(source, target, BytesConfig())
+    assert list(target.iterdir()) == []
+    write(source, tokenizer_config={"chat_template": "x", "eos_token": "</s>"})
+    files.copy(source, target, BytesConfig())
+    assert files.read_chat(target, start=True) == files.read_chat(source, start=True) == ChatFormat(
+        template="x", tokens={"eos_token": "</s>"}, start=True)

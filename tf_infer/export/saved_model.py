@@ -29,6 +29,7 @@ from tf_infer.export.signatures import (
 from tf_infer.export.versions import staging
 from tf_infer.export.warmup import write_warmup
 from tf_infer.manifest import (
+    CHAT_FILE,
     EXTRA_FOLDER,
     GOLDEN_FILE,
     MANIFEST_FILE,
@@ -41,6 +42,7 @@ from tf_infer.manifest import (
     write_samples,
 )
 from tf_infer.tasks.base import Signature, Task
+from tf_infer.tasks.build import chat_format
 from tf_infer.token_bytes import TOKENS_FILE
 from tf_infer.version import __version__
 
@@ -52,6 +54,7 @@ PACKAGES = ("tensorflow", "tensorflow-text", "keras", "keras-hub", "numpy", "pro
 def save(task: Task, base_dir: Path, *, name: str, check: Callable[[Path], Report],
          golden: Sequence[Sample], version: int | None = None, warmup_text: str = "",
          plan: Mapping[str, Any] | None = None,
+         extras: Callable[[Path], None] = lambda extra: None,
          progress: Callable[[str], None] = lambda line: None) -> Path:
     """Write a task as `base_dir/<version>/`, complete and checked, or write nothing.
 
@@ -65,6 +68,8 @@ def save(task: Task, base_dir: Path, *, name: str, check: Callable[[Path], Repor
         version: number; None takes the next. A number is never used twice.
         warmup_text: cut to the lengths of the grid; empty takes a text of ours.
         plan: of optimisation, for the manifest.
+        extras: writes what else travels with the version (engines) into the folder it is given,
+            the staged version's assets.extra; what it raises ends the export.
         progress: is told what happens next.
 
     Returns:
@@ -88,9 +93,11 @@ def save(task: Task, base_dir: Path, *, name: str, check: Callable[[Path], Repor
             write_saved_model(task, stage.folder)
             extra = stage.folder / EXTRA_FOLDER
             extra.mkdir()
+            write_chat(task, stage.folder)
             write_samples(map(_without_large_outputs, golden), extra / GOLDEN_FILE)
             if isinstance(task.config, config.CausalLMConfig):
                 task.codec.token_bytes().write(extra / TOKENS_FILE)
+            extras(extra)
             progress("writing warm-up requests")
             write_warmup(extra / WARMUP_FILE, signatures, manifest.grid, model=name,
                          text=warmup_text)
@@ -124,6 +131,13 @@ def write_saved_model(task: Task, folder: Path) -> None:
     specs_written = [signature.spec for signature in signatures.values()]
     describe_signatures(folder, specs_written)
     check_signature_defs(folder, specs_written)
+
+
+def write_chat(task: Task, folder: Path) -> None:
+    """Write how the messages of a chat become a prompt, where the task's tokenizer says it."""
+    chat = chat_format(task)
+    if chat is not None:
+        config.dump(chat, folder / EXTRA_FOLDER / CHAT_FILE)
 
 
 def _traced(signature: Signature, specs: Mapping[str, tf.TensorSpec]

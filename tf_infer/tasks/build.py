@@ -24,6 +24,7 @@ from tf_infer import config as configs
 from tf_infer.config import (
     BytesConfig,
     CausalLMConfig,
+    ChatFormat,
     ClassifierConfig,
     GenerationDefaults,
     PackingConfig,
@@ -133,9 +134,22 @@ def save(task: Task, folder: Path) -> Path:
     return folder
 
 
+def chat_format(task: Task) -> ChatFormat | None:
+    """Return how messages become a prompt of this task, as its tokenizer's folder says.
+
+    Raises:
+        CheckpointError: the folder's template is none.
+    """
+    if task.tokenizer_dir is None or not isinstance(task.config, CausalLMConfig):
+        return None
+    return files.read_chat(task.tokenizer_dir, start=task.config.packing.start)
+
+
 def _save_tokenizer(task: Task, folder: Path) -> None:
     folder.mkdir()
     if isinstance(task.config.codec, BytesConfig):
+        if task.tokenizer_dir is not None:
+            files.copy(task.tokenizer_dir, folder, task.config.codec)
         return
     if task.tokenizer_dir is None:
         raise ConfigError("task.tokenizer_dir: expected the folder of the tokenizer's files, got "

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from tf_infer.config import (
+    MAX_TEMPLATE_CHARS,
     AddedToken,
     BytePairConfig,
     BytesConfig,
+    ChatFormat,
     CodecConfig,
     PackingConfig,
     SentencePieceConfig,
@@ -27,6 +29,10 @@ from tf_infer.errors import CheckpointError
 from tf_infer.text import tokenizer_json, vocabulary
 from tf_infer.text.pieces import read_model
 from tf_infer.text.tokenizer_json import Frame
+
+TEMPLATE_FILE = "chat_template.jinja"
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token",
+                  "mask_token")
 
 _MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 _KERAS_HUB = {"vocab.txt": "vocabulary.txt", "vocab.json": "vocabulary.json",
@@ -69,12 +75,54 @@ def read_packing(folder: Path, *, max_tokens: int = 128) -> PackingConfig:
                          truncation="left" if side == "left" else "longest_first")
 
 
+def read_chat(folder: Path, *, start: bool) -> ChatFormat | None:
+    """Read how the messages of a chat become a prompt; None where the folder does not say.
+
+    Args:
+        folder: as for `read`, or one that `copy` wrote. `chat_template.jinja` counts before
+            `chat_template` of tokenizer_config.json; of several templates the one called "default"
+            is taken.
+        start: whether the model's packing puts a start id before every text.
+
+    Raises:
+        CheckpointError: a template that is no text, or too long.
+    """
+    folder = Path(folder)
+    settings = {**_json(folder / "special_tokens_map.json"),
+                **_json(folder / "tokenizer_config.json")}
+    path = folder / TEMPLATE_FILE
+    template = (path.read_text(encoding="utf-8") if path.exists()
+                else settings.get("chat_template"))
+    if isinstance(template, list):
+        template = next((one["template"] for one in template if one.get("name") == "default"), None)
+    if template is None:
+        return None
+    tokens = {name: token for name in SPECIAL_TOKENS
+              if isinstance(token := _content(settings.get(name)), str)}
+    if not isinstance(template, str) or not 0 < len(template) <= MAX_TEMPLATE_CHARS:
+        raise CheckpointError(f"{folder}: expected a chat template that is a text of 1 to "
+                              f"{MAX_TEMPLATE_CHARS} characters, got another. "
+                              "Remove it, or shorten it.")
+    return ChatFormat(template=template, tokens=tokens, start=start)
+
+
+def copy_chat(folder: Path, target: Path) -> None:
+    """Write what `read_chat` reads into `target`, if there is a template."""
+    chat = read_chat(folder, start=False)
+    if chat is None:
+        return
+    (target / TEMPLATE_FILE).write_text(chat.template, encoding="utf-8")
+    (target / "special_tokens_map.json").write_text(
+        json.dumps(dict(chat.tokens), ensure_ascii=False, indent=2), encoding="utf-8")
+
+
 def copy(folder: Path, target: Path, config: CodecConfig) -> None:
     """Write the files that the codec of `config` reads into `target`, which must exist.
 
     Raises:
         CheckpointError: a file is missing, or a vocabulary cannot be written in our form.
     """
+    copy_chat(folder, target)
     if isinstance(config, BytesConfig):
         return
     found = _open(Path(folder))
@@ -112,8 +160,12 @@ class _Folder:
 
     def token(self, name: str) -> str | None:
         """Return the special token that tokenizer_config.json or special_tokens_map.json name."""
-        value = self.settings.get(name)
-        return value.get("content") if isinstance(value, dict) else value
+        token: str | None = _content(self.settings.get(name))
+        return token
+
+
+def _content(value: Any) -> Any:
+    return value.get("content") if isinstance(value, dict) else value
 
 
 def _open(path: Path) -> _Folder:
