@@ -24,6 +24,7 @@ EPILOG = """examples:
   tf-infer predict intents --file messages.txt --json > labels.jsonl
   cat messages.txt | tf-infer predict intents --address host-a:8500,host-b:8500
   tf-infer predict writer "Once upon a time" --max-new-tokens 40 --temperature 0.8 --seed 7
+  tf-infer predict writer "Once upon a time" --stream --max-new-tokens 200
   tf-infer predict intents --signature encode "where is my parcel?"
   tf-infer predict half_plus_two --input 'x=[1.0, 2.0, 5.0]'
 
@@ -52,6 +53,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=32, metavar="N",
                         help="texts in one call (default 32)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--stream", action="store_true",
+                        help="of a decoder on a server of ours: print the text as it comes")
     options = parser.add_argument_group("options of a decoder (default: the model's own)")
     options.add_argument("--max-new-tokens", type=int, metavar="N")
     options.add_argument("--temperature", type=float, help="0 takes the best token")
@@ -83,6 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Ask, print the answers, return 0."""
     if arguments.rows < 1:
         raise ConfigError(f"--rows: expected at least 1, got {arguments.rows}.")
+    if arguments.stream and (arguments.inputs or arguments.pair or arguments.signature):
+        raise ConfigError("--stream: expected texts for a decoder, and no --input, --pair or "
+                          "--signature beside it. Leave it out.")
     if arguments.inputs and (arguments.texts or arguments.file):
         raise ConfigError("--input: expected no TEXT and no --file beside it. Give one of them.")
     if not arguments.inputs and not arguments.texts and not arguments.file and sys.stdin.isatty():
@@ -96,7 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
         first = next(texts, None)
         if first is None:
             raise ConfigError("TEXT: expected at least one line, got none.")
-        _ask_texts(client, ref, itertools.chain([first], texts), arguments)
+        ask = _stream_texts if arguments.stream else _ask_texts
+        ask(client, ref, itertools.chain([first], texts), arguments)
     return 0
 
 
@@ -155,6 +162,29 @@ def _ask_texts(client: Client, ref: ModelRef, texts: Iterator[str], arguments: a
         else:
             answers = client.predict(ref, _text_inputs(signature, rows, second), signature=name)
             _print_outputs(answers, as_json=arguments.json)
+
+
+def _stream_texts(client: Client, ref: ModelRef, texts: Iterator[str],
+                  arguments: argparse.Namespace) -> None:
+    """Print the continuation of one text after the other while it comes."""
+    from tf_infer.client.calls import row_seeds
+
+    options = {name: getattr(arguments, name) for name in GENERATION if name != "seed"}
+    for place, text in enumerate(texts):
+        seed = arguments.seed
+        if seed is not None:  # that of the row which the text would be without --stream
+            seed = row_seeds(seed, place % arguments.rows + 1)[-1]
+        with client.stream(ref, text, seed=seed, **options) as stream:
+            for piece in stream:
+                if arguments.json:
+                    _print_json({
+                        "text": piece.text, "ids": [token.id for token in piece.tokens],
+                        "score": piece.score, "finish_reason": piece.finish_reason})
+                    sys.stdout.flush()
+                else:
+                    print(piece.text, end="", flush=True)
+        if not arguments.json:
+            print(flush=True)
 
 
 def _signature(client: Client, ref: ModelRef, name: str) -> SignatureInfo:

@@ -1,0 +1,96 @@
+"""`tf-infer predict --stream` against a server in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.server.generationkit import SCRIPT, TEXT, Serving, serving, until
+from tf_infer.cli.main import main
+from tf_infer.client.calls import row_seeds
+from tf_infer.server.scripted import Writer
+
+
+def predict(one: Serving, *arguments: str, model: str = "writer") -> int:
+    return main(["predict", model, "--stream", "--address", one.server.addresses[0], *arguments])
+
+
+def test_texts_are_printed_one_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]
+                                               ) -> None:
+    with serving(tmp_path) as one:
+        assert predict(one, "Once", "Twice", "--max-new-tokens", "10", "--temperature", "0.5",
+                       "--seed", "7") == 0
+        asked = one.writer.requests
+    assert capsys.readouterr().out == f"{TEXT}\n{TEXT}\n"
+    assert [request.prompt for request in asked] == [b"Once", b"Twice"]
+    assert [dict(request.options) for request in asked] == [
+        {"max_new_tokens": 10, "temperature": 0.5, "seed": seed} for seed in row_seeds(7, 2)]
+
+
+def test_pieces_are_printed_as_they_come(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    writer = Writer([b"one ", b"two"])
+    writer.gate = threading.Semaphore(1)
+    seen: list[str] = []
+
+    def look() -> None:
+        text, end_s = "", time.monotonic() + 5
+        while "one " not in text and time.monotonic() < end_s:
+            text += capfd.readouterr().out
+            time.sleep(0.01)
+        seen.append(text)
+        assert writer.gate is not None
+        writer.gate.release()
+
+    with serving(tmp_path, writer) as one:
+        looking = threading.Thread(target=look)
+        looking.start()
+        assert predict(one, "Once") == 0
+        looking.join()
+    assert seen == ["one "] and capfd.readouterr().out == "two\n"
+
+
+def test_pieces_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(tmp_path, Writer(SCRIPT, every_s=0.01)) as one:
+        assert predict(one, "Once", "--json") == 0
+    pieces = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert "".join(piece["text"] for piece in pieces) == TEXT
+    assert [number for piece in pieces for number in piece["ids"]] == list(range(len(SCRIPT)))
+    assert pieces[-1]["finish_reason"] == "stop" and pieces[0]["finish_reason"] is None
+
+
+def test_ctrl_c_ends_the_request_and_the_command(tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    writer = Writer([b"a"] * 1000, every_s=0.01)
+    with serving(tmp_path, writer) as one:
+        pressed = threading.Timer(0.3, os.kill, args=(os.getpid(), signal.SIGINT))
+        pressed.start()
+        assert predict(one, "Once") == 130
+        pressed.join()
+        assert until(lambda: writer.cancelled == 1)
+    out, err = capsys.readouterr()
+    assert set(out.strip()) == {"a"} and err == "tf-infer predict: interrupted\n"
+
+
+@pytest.mark.parametrize(("arguments", "text"), [
+    (("--signature", "encode", "x"), "--stream: expected texts for a decoder"),
+    (("--input", "x=1"), "--stream: expected texts"),
+    (("x", "--max-new-tokens", "-1"), "max_new_tokens: expected 0 to 1000"),
+])
+def test_what_cannot_be_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                arguments: tuple[str, ...], text: str) -> None:
+    with serving(tmp_path) as one:
+        assert predict(one, *arguments) != 0
+    assert text in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_generate_is_said(tmp_path: Path,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(tmp_path) as one:
+        assert predict(one, "x", model="echo") != 0
+    assert "decoder" in capsys.readouterr().err
