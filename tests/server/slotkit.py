@@ -19,7 +19,7 @@ from tf_infer.server.saved_form import SavedForm
 from tf_infer.server.slot_engine import EngineLimits, SlotEngine, Watch
 
 DEFAULTS = {spec.name: spec.default for spec in OPTIONS}
-WAIT_S = 30.0
+WAIT_S = 120.0
 
 
 class Answer(NamedTuple):

@@ -22,6 +22,7 @@ from tf_infer.errors import (
 from tf_infer.server.fake_decoder import WORDS
 from tf_infer.server.forms import cuts
 from tf_infer.server.generation import Constraint, GenerationRequest, Piece
+from tf_infer.server.saved_form import SavedForm
 from tf_infer.server.slot_engine import Watch
 
 FORMS = pytest.mark.parametrize("form", ["engine", "saved"])
@@ -437,6 +438,10 @@ def endure(form: str, count: int, seed: int) -> None:
         until(lambda: there.engine.counts() == (0, 0))
         assert sorted(there.engine._board._free) == list(range(4))
         assert there.engine.prefix_bytes <= 2000
+        if form == "saved":
+            held = there.engine._form
+            assert isinstance(held, SavedForm)
+            assert not held._apart and not held._order and not len(held._batch)
         assert not any(one.faults for one in heard)
 
 

@@ -19,6 +19,7 @@ from tf_infer.errors import NotOffered
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
 from tf_infer.server.contracts import Arrays, Servable
 from tf_infer.server.pace import Pace
+from tf_infer.server.quick_choice import best_token, is_quick
 
 CHOOSE, STEPS = "choose", "steps"
 POSITIONS = -2  # axis of `cache` of `steps`
@@ -54,6 +55,7 @@ class Row:
         most: tokens it may still produce, >= 1.
         allowed: bits of the tokens that may come next, as `choose` takes them; empty for all.
         state: of the named automaton.
+        quick: whether its choice is the best token alone; None while nobody has looked.
         step_by_step: what is allowed next depends on each token: no more than one at a time.
     """
 
@@ -66,6 +68,7 @@ class Row:
     most: int = 1
     allowed: np.ndarray = field(default_factory=lambda: NO_MASK)
     state: int = 0
+    quick: bool | None = None
     step_by_step: bool = False
 
     def last(self) -> int:
@@ -234,6 +237,7 @@ class EngineForm:
         self._options = option_inputs(spec, self.KNOWN)
         self._names = frozenset(one.name for one in spec.inputs) & self.KNOWN
         self._outputs = tuple(one.name for one in spec.outputs)
+        self._ends: dict[int, bool] = {}  # whether an id ends a text, as far as it was met
         self._tokens = np.zeros(engine.slots, np.int32)
         self._lengths = np.zeros(engine.slots, np.int32)
 
@@ -254,8 +258,29 @@ class EngineForm:
             self._tokens[row.slot], self._lengths[row.slot] = row.last(), row.length - 1
         active = [row.slot for row in rows]
         logits = self._engine.step(self._tokens, self._lengths, active)      # [S, V]
-        chosen = self._choose(rows, logits[active])
-        return [[self._choice(row, chosen, place)] for place, row in enumerate(rows)]
+        quick = {row.slot: choice for row in rows
+                 if (choice := self._quick(row, logits[row.slot])) is not None}
+        rest = [row for row in rows if row.slot not in quick]
+        if rest:
+            chosen = self._choose(rest, logits[[row.slot for row in rest]])
+            for place, row in enumerate(rest):
+                quick[row.slot] = self._learned(row, self._choice(row, chosen, place))
+        return [[quick[row.slot]] for row in rows]
+
+    def _quick(self, row: Row, logits: np.ndarray) -> Choice | None:
+        """Choose without the graph, where that is the same; None where it is not known to be."""
+        if row.quick is None:
+            row.quick = is_quick(row.options, self._options, row.logprobs)
+        found = best_token(logits, row.allowed) if row.quick else None
+        if found is None or found.token not in self._ends:
+            return None
+        return Choice(found.token, found.logprob, self._ends[found.token])
+
+    def _learned(self, row: Row, choice: Choice) -> Choice:
+        """Take from a quick row's choice whether its token is an end."""
+        if row.quick:
+            self._ends[choice.token] = choice.is_end
+        return choice
 
     def _choose(self, rows: Sequence[Row], logits: np.ndarray) -> Arrays:
         inputs = {"logits": logits, "ids": histories(rows),
