@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as xml
 
 import numpy as np
 import pytest
@@ -112,6 +113,17 @@ def test_the_export_says_what_it_did_and_what_comes_next(exported: tuple[Path, s
     texts = [text for sample in samples if sample.signature == "serving_default"
              for text in sample.inputs["text"]]
     assert {b"once upon", b"a time"} <= set(texts)
+
+
+def test_verify_takes_another_version_as_reference_and_writes_junit(
+        base_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    junit = tmp_path / "verify.xml"
+    assert main(["verify", str(base_dir / "1"), "--against", str(base_dir), "--junit",
+                 str(junit)]) == 0
+    assert f"passed: saved_model, session = {base_dir}" in capsys.readouterr().out
+    suite = xml.parse(junit).getroot()[0]
+    assert suite.get("failures") == "0"
+    assert "session.classify" in {case.get("classname") for case in suite}
 
 
 def test_verify_asks_a_server_too(

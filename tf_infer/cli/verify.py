@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ examples:
   tf-infer verify runs/intents
   tf-infer verify saved_models/intents
   tf-infer verify saved_models/intents/3 --address localhost:8500 --model intents
+  tf-infer verify saved_models/intents/3 --rest-address localhost:8501 --junit verify.xml
+  tf-infer verify saved_models/intents/4 --against saved_models/intents/3 --atol 1e-3
   tf-infer verify /models/theirs/1 --samples requests.jsonl --json
 """
 TASK_FILE = "task.json"
@@ -46,6 +48,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-xla", action="store_true", help="do not compare with XLA")
     parser.add_argument("--address", metavar="HOST:PORT",
                         help="of a server that has this version: compare its answers too")
+    parser.add_argument("--rest-address", metavar="HOST:PORT",
+                        help="of its HTTP port: compare what REST answers, too")
+    parser.add_argument("--against", type=Path, metavar="DIR",
+                        help="another version directory: its answers are the reference")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML for a CI")
     parser.add_argument("--model", metavar="NAME",
                         help="its name there (default: as in the manifest)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -66,11 +73,24 @@ def run(arguments: argparse.Namespace) -> int:
         report = verify(arguments, tolerance, progress)
     except VerificationError as error:
         report = error.report
+    if arguments.junit:
+        _write_junit(report, arguments)
     if arguments.json:
         print(json.dumps({"passed": report.passed, "report": to_json(report)}, indent=2))
     else:
         print(format_report(report))
     return 0 if report.passed else 1
+
+
+def _write_junit(report: Report, arguments: argparse.Namespace) -> None:
+    from tf_infer.verify.junit import to_junit
+
+    try:
+        arguments.junit.write_text(to_junit(report, name=f"tf-infer verify {arguments.folder}"),
+                                   encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--junit: {arguments.junit} cannot be written: {error.strerror}."
+                          ) from error
 
 
 def verify_task(arguments: argparse.Namespace, tolerance: Tolerance,
@@ -105,25 +125,54 @@ def verify_task(arguments: argparse.Namespace, tolerance: Tolerance,
 def verify_version(arguments: argparse.Namespace, tolerance: Tolerance,
                    progress: Callable[[str], None]) -> Report:
     """Replay samples through both loaders of a version directory, and through a server."""
+    from tf_infer.manifest import Report
     from tf_infer.verify import parity
     from tf_infer.verify.predictors import GrpcPredictor, SavedModelPredictor, SessionPredictor
+    from tf_infer.verify.rest_predictor import RestPredictor, can_travel
 
     folder, name = find_version(arguments.folder)
+    progress(f"reading {folder}")
     samples = _samples(folder, arguments.samples)
     reference = "golden"
-    if any(not sample.outputs for sample in samples):
+    if arguments.against:
+        other, _ = find_version(arguments.against)
+        progress(f"running samples through {other}")
+        samples = parity.fill(SavedModelPredictor(other), samples)
+        reference = str(arguments.against)
+    elif any(not sample.outputs for sample in samples):
         progress(f"running samples through {folder}")
         samples = parity.fill(SavedModelPredictor(folder), samples)
         reference = "saved_model"
     openers: dict[str, Callable[[], Predictor]] = {
         "saved_model": lambda: SavedModelPredictor(folder),
         "session": lambda: SessionPredictor(folder)}
+    model, number = arguments.model or name, folder.resolve().name
+    version = int(number) if number.isdecimal() else None
     if arguments.address:
-        model, number = arguments.model or name, folder.resolve().name
-        version = int(number) if number.isdecimal() else None
         openers["grpc"] = lambda: GrpcPredictor(arguments.address, model, version=version)
-    progress(f"comparing {', '.join(openers)} of {folder}")
-    return parity.verify(openers, samples, tolerance, reference=reference)
+    paths, fault = _compared(openers, samples, tolerance, reference, progress)
+    if arguments.rest_address:
+        told = [sample for sample in samples if can_travel(sample.outputs)]
+        more, failed = _compared({"rest": lambda: RestPredictor(
+            arguments.rest_address, model, version=version)}, told, tolerance, reference, progress)
+        paths, fault = paths + more, fault or failed
+    report = Report(reference=reference, paths=paths)
+    parity.require(report, cause=fault)
+    return report
+
+
+def _compared(openers: Mapping[str, Callable[[], Predictor]], samples: Sequence[Sample],
+              tolerance: Tolerance, reference: str, progress: Callable[[str], None],
+              ) -> tuple[tuple[PathReport, ...], Exception | None]:
+    """Compare some paths; return what was found, and what made one of them fail."""
+    from tf_infer.errors import VerificationError
+    from tf_infer.verify import parity
+
+    progress(f"comparing {', '.join(openers)}")
+    try:
+        return parity.verify(openers, samples, tolerance, reference=reference).paths, None
+    except VerificationError as error:
+        return error.report.paths, error
 
 
 def find_version(folder: Path) -> tuple[Path, str]:
