@@ -60,9 +60,9 @@ def best_token(logits: np.ndarray, allowed: np.ndarray) -> Best | None:
         None where this is not for us to decide: a number that is not finite, nothing allowed.
     """
     most = logits.max()
-    total = float(np.exp(logits - most).sum())
-    if not np.isfinite(most) or not np.isfinite(total):
+    if not np.isfinite(most):  # NaN, too, is the largest of all
         return None
+    total = float(np.exp(logits - most).sum())
     if len(allowed):
         bits = np.unpackbits(allowed.view(np.uint8), count=len(logits), bitorder="little")
         held = np.where(bits, logits, -np.inf)
