@@ -129,8 +129,8 @@ class EngineManifest:
         chunks: sizes of a read, ascending.
         pages: positions of each page of the cache, which together hold P or more.
         layers, groups, head_size: of the cache.
-        atol: largest difference of a logit from the network's that was allowed.
-        max_abs: largest difference that was found at export, over the golden prompts.
+        atol: largest difference of a log-probability from the network's that was allowed, nats.
+        max_abs: largest difference that was found at export, in rows up to a full slot.
         library: what it was checked with, such as "ai-edge-litert 2.3.0".
     """
 

@@ -75,7 +75,7 @@ def write_engine(task: Task, extra: Path, settings: EngineSettings, texts: Seque
     from tf_infer.manifest import ENGINE_FILE, ENGINES_FOLDER, Report
     from tf_infer.optimize.litert import write
     from tf_infer.tasks.causal_lm import CausalLM
-    from tf_infer.verify.engine import EnginePredictor, samples
+    from tf_infer.verify.engine import EnginePredictor, samples, spread
     from tf_infer.verify.parity import replay, require
 
     assert isinstance(task, CausalLM)
@@ -90,7 +90,7 @@ def write_engine(task: Task, extra: Path, settings: EngineSettings, texts: Seque
 
         wanted = samples(_ids(task, texts), engine, logits)
         report = replay(EnginePredictor(engine), wanted,
-                        Tolerance(atol=settings.tolerance_nats, rtol=0.0), path=KIND)
+                        Tolerance(atol=settings.allowed * spread(wanted), rtol=0.0), path=KIND)
     finally:
         engine.close()
     require(Report(reference="eager", paths=(report,)))

@@ -11,6 +11,7 @@ from tf_infer.manifest import Sample
 
 SIGNATURE = "under_given_tokens"
 STEPS = 8  # ids of a row that are read one by one, at its end
+FLOOR = 5.0  # nats below the likeliest id; what is less likely still counts as this
 
 
 class Engine(Protocol):
@@ -29,7 +30,7 @@ class Engine(Protocol):
 
 def samples(ids: np.ndarray, engine: Engine, logits: Callable[[np.ndarray], np.ndarray]
             ) -> tuple[Sample, ...]:
-    """Return rows of many lengths, up to a full slot, with the network's log-probabilities.
+    """Return rows of many lengths, up to a full slot, with the network's answers (`leading`).
 
     Args:
         ids: [n] int32, what to fill rows with; repeated as often as needed.
@@ -41,7 +42,7 @@ def samples(ids: np.ndarray, engine: Engine, logits: Callable[[np.ndarray], np.n
     for number in range(1, rows + 1):
         width = max(engine.positions * number // rows, 2)
         row = np.resize(np.roll(ids, -7 * number), width).astype(np.int32)[None]
-        wanted = log_probs(logits(row)[:, _seen(width, engine.chunk)])
+        wanted = leading(logits(row)[:, _seen(width, engine.chunk)])
         found.append(Sample(SIGNATURE, {"ids": row}, {"log_probs": wanted}))
     return tuple(found)
 
@@ -72,7 +73,21 @@ class EnginePredictor:
             lengths[self._slot] = place
             tokens = np.full(engine.slots, row[place], np.int32)
             found.append(engine.step(tokens, lengths, active)[self._slot].copy())
-        return {"log_probs": log_probs(np.stack(found)[None])}
+        return {"log_probs": leading(np.stack(found)[None])}
+
+
+def spread(found: Sequence[Sample]) -> float:
+    """Return how far likely and unlikely ids are apart, nats, in the mean over all places.
+
+    A tolerance is a share of it: half a nat is little after much training and all before it.
+    """
+    return float(np.mean([np.ptp(sample.outputs["log_probs"], axis=-1).mean() for sample in found]))
+
+
+def leading(logits: np.ndarray) -> np.ndarray:
+    """Return log-probabilities, nats, over the last axis, none lower than FLOOR below the best."""
+    found = log_probs(logits)
+    return np.maximum(found, found.max(axis=-1, keepdims=True) - FLOOR)
 
 
 def log_probs(logits: np.ndarray) -> np.ndarray:
