@@ -100,7 +100,7 @@ class StreamPiece:
     Attributes:
         text: whole characters; may be empty.
         tokens: since the last piece; their bytes may be ahead of `text`.
-        finish_reason: None until the last piece; then "stop", "length", or what docs/generation.md
+        finish_reason: None until the last piece; then "stop", "length", or what docs/streaming.md
             tells.
         usage: counts so far.
         score: nats, sum over the new tokens and the end token.

@@ -156,7 +156,7 @@ def _check_names(kind: Kind, given: Mapping[str, Any]) -> None:
         if name not in known:
             shown = repr(name) if _IDENTIFIER.fullmatch(name) else f"{len(name)} characters"
             raise InvalidRequest(f"body: expected fields that {kind} has here, got the unknown "
-                                 f"name {shown}. Leave it out, or see docs/generation.md.")
+                                 f"name {shown}. Leave it out, or see docs/streaming.md.")
         if name in _NOTHING and value not in _NOTHING[name]:
             raise InvalidRequest(f"{name}: expected none, for that is not offered. Leave it out.")
 
