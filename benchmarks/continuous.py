@@ -29,6 +29,7 @@ import math
 import os
 import platform
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -250,6 +251,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=60.0, help="begin nothing that ends later")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that who is frozen is ended
     until_s = time.monotonic() + 60 * arguments.minutes
     base = decoders.form(arguments.form, arguments.shape, arguments.cache, arguments.peers)
     found: dict[str, Any] = {"python": platform.python_version(), "machine": machine(),

@@ -341,6 +341,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD",
                         help="contestants with one of these words in their name")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that those frozen are ended
     until_s = time.monotonic() + 60 * arguments.minutes
     found: dict[str, Any] = {
         "python": platform.python_version(), "machine": machine(),
