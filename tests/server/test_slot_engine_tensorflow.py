@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,17 @@ from tf_infer import token_bytes
 from tf_infer.config import CausalLMConfig, GenerationDefaults, PackingConfig, ShapeGrid
 from tf_infer.errors import InvalidRequest
 from tf_infer.export import saved_model
-from tf_infer.manifest import ModelManifest
+from tf_infer.manifest import EXTRA_FOLDER, ModelManifest
 from tf_infer.networks.contracts import Cache
+from tf_infer.optimize import litert
+from tf_infer.server import slot_engines
+from tf_infer.server.config import DecodeConfig
 from tf_infer.server.forms import EngineForm, Form
 from tf_infer.server.generation import Constraint, GenerationRequest
 from tf_infer.server.saved_form import SavedForm
 from tf_infer.server.servable import SavedModelServable
 from tf_infer.server.slot_engine import EngineLimits, SlotEngine
+from tf_infer.server.slot_engines import ENGINES_FOLDER, LITERT
 from tf_infer.tasks.base import Signature
 from tf_infer.tasks.build import build
 from tf_infer.tasks.causal_lm import CausalLM
@@ -191,6 +196,24 @@ def test_what_comes_through_an_engine_and_choose_is_what_generate_gives(
             for place, token in enumerate(one.tokens()):
                 assert token.logprob == pytest.approx(wanted["token_logprobs"][place], abs=1e-3)
                 assert [number for number, _, _ in token.top] == list(wanted["top_ids"][place][:2])
+
+
+def test_what_comes_through_a_LiteRT_engine_is_what_generate_gives(
+        version: SavedModelServable, task: Served, tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    manifest = version.manifest
+    assert manifest is not None
+    folder = tmp_path / EXTRA_FOLDER / ENGINES_FOLDER / LITERT
+    litert.write(task.network, folder, litert.EngineSettings(
+        precision="float32", rows=(1, 2, 4), chunks=(4, 16)), positions=56)
+    form = slot_engines._form(DecodeConfig(slots=3), version, manifest, tmp_path)
+    assert isinstance(form, EngineForm) and (form.slots, form.chunk) == (3, 16)
+    drawn = requests(manifest, 30, seed=5)
+    with engine_over(version, task, form=form, prefix_bytes=2**20, chunk=16) as engine:
+        heard = [asked(engine, prompt, options) for prompt, options in drawn]
+        for one, (prompt, options) in zip(heard, drawn):
+            holds(one, generated(version, prompt, options))
+        assert engine.prefix_bytes > 0 and engine.slots == 3
 
 
 @pytest.mark.parametrize("kind", ["regex", "choices"])
