@@ -360,6 +360,11 @@ class GenerationDefaults:
         top_p: 1 is off.
         seed: of every row, so that a row's text does not depend on its place in a batch; the
             client derives one for each row from the one it is given.
+        min_p: 0 is off.
+        typical_p: 1 is off.
+        repetition_penalty: 1 is off.
+        presence_penalty, frequency_penalty: 0 is off.
+        stop: strings that end a text, such as those of a chat's format.
     """
 
     max_new_tokens: int = 32
@@ -367,6 +372,12 @@ class GenerationDefaults:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = "GenerationDefaults"
@@ -375,11 +386,49 @@ class GenerationDefaults:
               "a number >= 0", self.temperature)
         check(self.top_k >= 0, f"{where}.top_k", ">= 0", self.top_k)
         check(0.0 < self.top_p <= 1.0, f"{where}.top_p", "0 < top_p <= 1", self.top_p)
+        check(0.0 <= self.min_p <= 1.0, f"{where}.min_p", "0 <= min_p <= 1", self.min_p)
+        check(0.0 < self.typical_p <= 1.0, f"{where}.typical_p", "0 < typical_p <= 1",
+              self.typical_p)
+        check(0.0 < self.repetition_penalty <= 100.0, f"{where}.repetition_penalty",
+              "0 < repetition_penalty <= 100", self.repetition_penalty)
+        for name in ("presence_penalty", "frequency_penalty"):
+            check(abs(getattr(self, name)) <= 100.0, f"{where}.{name}", "a number from -100 to 100",
+                  getattr(self, name))
+        check(len(self.stop) <= 8 and all(
+            0 < len(text.encode()) <= 64 and "\x1f" not in text for text in self.stop),
+            f"{where}.stop", "at most 8 strings of 1 to 64 bytes without U+001F", self.stop)
 
     @classmethod
     def within(cls, capacity: int) -> GenerationDefaults:
         """Return the usual ones, with no more new tokens than `capacity`."""
         return cls(max_new_tokens=max(0, min(cls().max_new_tokens, capacity)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegexConfig:
+    """A regular expression of Python's `re` that a text must match from end to end."""
+
+    kind: Literal["regex"] = "regex"
+    pattern: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JsonSchemaConfig:
+    """A JSON Schema that a text must be valid against; docs/constraints.md says what is honoured."""
+
+    kind: Literal["json_schema"] = "json_schema"
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChoicesConfig:
+    """Texts of which a text must be one."""
+
+    kind: Literal["choices"] = "choices"
+    choices: tuple[str, ...]
+
+
+ConstraintConfig = Union[RegexConfig, JsonSchemaConfig, ChoicesConfig]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -392,6 +441,14 @@ class CausalLMConfig:
         grid: `tokens` are the buckets of the prompt's length.
         capacity: most new tokens of one call; size of the output buffer, fixed when traced.
         end_ids: ids that end a continuation; empty takes the codec's end id.
+        defaults: of the options that a request leaves out.
+        top_logprobs: most alternatives told for each token; each answer has room for so many.
+        beams: hypotheses of the signature `beam`; 0 leaves it out of the export.
+        beam_groups: they search in so many groups that avoid each other's tokens.
+        beam_diversity: what a token costs a group for each hypothesis of an earlier one that took
+            it in the same step.
+        constraints: what a row's text must look like that names one of them in its option
+            `constraint`; compiled into the graph.
     """
 
     kind: Literal["causal_lm"] = "causal_lm"
@@ -404,6 +461,11 @@ class CausalLMConfig:
     capacity: int = 128
     end_ids: tuple[int, ...] = ()
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    top_logprobs: int = 5
+    beams: int = 0
+    beam_groups: int = 1
+    beam_diversity: float = 0.0
+    constraints: Mapping[str, ConstraintConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = "CausalLMConfig"
@@ -414,6 +476,15 @@ class CausalLMConfig:
         check(self.capacity >= 1, f"{where}.capacity", ">= 1", self.capacity)
         check(self.defaults.max_new_tokens <= self.capacity, f"{where}.defaults.max_new_tokens",
               f"at most capacity = {self.capacity}", self.defaults.max_new_tokens)
+        check(0 <= self.top_logprobs <= 100, f"{where}.top_logprobs", "0 to 100", self.top_logprobs)
+        check(self.beams >= 0, f"{where}.beams", ">= 0", self.beams)
+        check(self.beam_groups >= 1 and self.beams % self.beam_groups == 0,
+              f"{where}.beam_groups", f"a divisor of beams = {self.beams}", self.beam_groups)
+        check(math.isfinite(self.beam_diversity) and self.beam_diversity >= 0,
+              f"{where}.beam_diversity", "a number >= 0", self.beam_diversity)
+        check(all(name and "\x1f" not in name for name in self.constraints),
+              f"{where}.constraints", "names that are not empty, without U+001F",
+              list(self.constraints))
         check_grid(self.grid, self.packing, where)
 
 

@@ -91,10 +91,17 @@ def inputs_for(task: Task, signature: str, values: list[bytes]) -> dict[str, np.
                 "length": (np.arange(count, dtype=np.int32) % 7).astype(np.int32)}
     if signature == "steps":
         return _steps_inputs(task, spec, count)
+    if signature == "choose":
+        return _choose_inputs(task, spec, count)
     given: dict[str, np.ndarray] = {}
-    for name in names:
+    for name in [one.name for one in spec.inputs if one.default is None]:
         given[name] = first[::-1].copy() if name in ("text_pair", "continuation") else first
-    return {**given, **(_options(task, count) if signature == "generate" else {})}
+    return {**given, **(_options(task, spec, count) if spec_has_options(spec) else {})}
+
+
+def spec_has_options(spec: SignatureSpec) -> bool:
+    """Return whether a decoder's options are inputs of a signature."""
+    return any(tensor.name == "forced_prefix" for tensor in spec.inputs)
 
 
 def _example(task: Task, value: bytes) -> bytes:
@@ -104,27 +111,75 @@ def _example(task: Task, value: bytes) -> bytes:
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
-def _options(task: Task, count: int) -> dict[str, np.ndarray]:
+def option_rows(task: Task, signature: str, count: int, given: Mapping[str, Any]
+                ) -> dict[str, tf.Tensor]:
+    """Return the options of a signature for `count` rows: what is given, else the defaults.
+
+    A value counts for all rows or is one for each.
+    """
+    made = {}
+    for spec in task.signatures()[signature].spec.inputs:
+        if spec.default is not None:
+            value = given.get(spec.name, spec.default)
+            dtype: Any = object if spec.dtype == "string" else spec.dtype
+            made[spec.name] = tf.constant(np.broadcast_to(np.asarray(value, dtype), [count]))
+    return made
+
+
+# Rows take the values of an option in turn: rows of every kind side by side.
+CYCLES: dict[str, list[Any]] = {
+    "temperature": [0.0, 1.0, 0.7, 2.0], "top_k": [0, 0, 5, 40, 1000], "top_p": [1.0, 0.9, 0.5],
+    "min_p": [0.0, 0.0, 0.2], "typical_p": [1.0, 1.0, 1.0, 1.0, 0.8],
+    "repetition_penalty": [1.0, 1.0, 3.0], "presence_penalty": [0.0, -2.0],
+    "frequency_penalty": [0.0, 0.0, 0.0, 4.0], "draw": [0, 1, 2], "logprobs": [0, 5, 1],
+    "stop": ["", "e", "", "\x00\x1fab", "中"], "stop_ids": ["", "", "5\x1f258"],
+    "banned": ["", "a\x1fno", ""], "logit_bias": ["", "100:90.5", "", "5:-3\x1f7:1e1"],
+    "forced_prefix": ["", "", "", "中", "", "a"], "length_penalty": [1.0, 0.0, -0.5]}
+
+
+def _options(task: Task, spec: SignatureSpec, count: int) -> dict[str, np.ndarray]:
     """Rows of every kind side by side: greedy, sampled, filtered; different limits and seeds."""
     assert isinstance(task, CausalLM)
     place = np.arange(count)
-    return {"max_new_tokens": (place * 3 % (task.config.capacity + 1)).astype(np.int32),
-            "temperature": np.array([0.0, 1.0, 0.7, 2.0], np.float32)[place % 4],
-            "top_k": np.array([0, 0, 5, 40, 1000], np.int32)[place % 5],
-            "top_p": np.array([1.0, 0.9, 0.5], np.float32)[place % 3],
-            "seed": (place.astype(np.int64) - 2) * 10**17}
+    most = task.config.capacity - place * 4 % (task.config.capacity + 1)
+    known = {"max_new_tokens": most, "min_new_tokens": np.minimum(most, place % 3),
+             "seed": (place.astype(np.int64) - 2) * 10**17}
+    made = {}
+    for one in spec.inputs:
+        if one.default is not None:
+            dtype: Any = object if one.dtype == "string" else one.dtype
+            cycle = known[one.name] if one.name in known else [
+                CYCLES[one.name][i % len(CYCLES[one.name])] for i in range(count)]
+            made[one.name] = texts([text.encode() for text in cycle]) if dtype is object else (
+                np.array(cycle, dtype))
+    if "forced_prefix" in made and "max_new_tokens" in made:
+        made["forced_prefix"][most < 3] = b""  # a prefix must not be longer than the limit
+    return made
 
 
 def _steps_inputs(task: Task, spec: SignatureSpec, count: int) -> dict[str, np.ndarray]:
     cache = next(tensor for tensor in spec.inputs if tensor.name == "cache")
-    options = _options(task, count)
+    options = _options(task, spec, count)
+    assert isinstance(task, CausalLM)
     steps = {"ids": np.random.default_rng(1).integers(3, 250, (count, 5)).astype(np.int32),
              "id_count": (np.arange(count) % 6).astype(np.int32),
              "cache": np.zeros([count, *cache.shape[1:]], np.float32),
              "lengths": np.zeros(count, np.int32), "produced": np.zeros(count, np.int32)}
-    steps["count"] = np.where(steps["id_count"] > 0, options.pop("max_new_tokens"), 0).astype(
-        np.int32)
+    limits = np.arange(count) * 3 % (task.config.capacity + 1)
+    steps["count"] = np.where(steps["id_count"] > 0, limits, 0).astype(np.int32)
+    steps |= {"history": steps["ids"], "history_length": steps["id_count"]}
     return {**steps, **options}
+
+
+def _choose_inputs(task: Task, spec: SignatureSpec, count: int) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(2)
+    length = (np.arange(count) % 6).astype(np.int32)
+    size = task.codec.vocab_size
+    return {"logits": generator.normal(size=(count, size)).astype(np.float32) * 3,
+            "ids": generator.integers(3, 250, (count, 5)).astype(np.int32), "length": length,
+            "prompt_length": length // 2, "state": np.zeros(count, np.int32),
+            "allowed": generator.integers(-2**31, 2**31 - 1, (count, -(-size // 32)), np.int32),
+            **_options(task, spec, count)}
 
 
 # ---------------------------------------------------------------------------- comparisons

@@ -11,9 +11,9 @@ import tensorflow as tf
 from tests.fakes.codecs import BareCodec, LeadingSpaceCodec, RepairingCodec
 from tests.oracles import continuation as oracle
 from tests.tasks import small
-from tests.tasks.suite import as_arrays
+from tests.tasks.suite import as_arrays, option_rows
 from tf_infer.config import BytesConfig, PackingConfig
-from tf_infer.decoding.score import sequence_scores
+from tf_infer.decoding.score import place_scores
 from tf_infer.tasks import causal_lm, options
 from tf_infer.tasks.build import build
 from tf_infer.tasks.causal_lm import CausalLM
@@ -32,14 +32,11 @@ def task() -> CausalLM:
 
 def generate(task: CausalLM, prompts: list[str] | list[bytes], **given: object
              ) -> dict[str, np.ndarray]:
-    count = len(prompts)
-    wanted = {"max_new_tokens": 7, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0, **given}
-    dtypes = {"temperature": np.float32, "top_p": np.float32, "seed": np.int64}
-    inputs = {name: tf.constant(np.broadcast_to(np.asarray(value, dtypes.get(name, np.int32)),
-                                                [count]))
-              for name, value in wanted.items()}
     return as_arrays(task.signatures()["generate"].function(
-        prompt=tf.constant(prompts, tf.string, shape=[count]), **inputs))
+        prompt=tf.constant(prompts, tf.string, shape=[len(prompts)]),
+        **option_rows(task, "generate", len(prompts), {
+            "max_new_tokens": task.config.capacity, "temperature": 0.0, "top_p": 1.0, "seed": 0,
+            **given})))
 
 
 def prompt_ids(prompt: str) -> list[int]:
@@ -77,14 +74,18 @@ def test_prompt_and_continuation_never_exceed_the_positions() -> None:
 
 
 def test_defaults_are_generate_with_the_defaults_in_every_row(task: CausalLM) -> None:
-    defaults = dataclasses.asdict(task.config.defaults)
+    defaults = {**dataclasses.asdict(task.config.defaults), "stop": "ee\x1f中"}
+    config = dataclasses.replace(task.config, defaults=dataclasses.replace(
+        task.config.defaults, stop=("ee", "中")))
+    task = CausalLM(config, task.codec, task.network)
     found = as_arrays(task.signatures()["serving_default"].function(prompt=tf.constant(PROMPTS)))
     wanted = generate(task, PROMPTS, **defaults)
-    for name, value in wanted.items():
-        np.testing.assert_array_equal(found[name], value)
+    for name, value in found.items():
+        np.testing.assert_array_equal(wanted[name], value)
     declared = {spec.name: spec.default for spec in task.signatures()["generate"].spec.inputs}
-    assert declared == {"prompt": None, **defaults}
-    assert list(declared) == ["prompt", "max_new_tokens", "temperature", "top_k", "top_p", "seed"]
+    assert declared == {"prompt": None, **defaults, **options.NEUTRAL}
+    assert list(declared)[:6] == ["prompt", "max_new_tokens", "temperature", "top_k", "top_p",
+                                  "seed"]
 
 
 def test_seeds_repeat_and_differ(task: CausalLM) -> None:
@@ -109,7 +110,7 @@ def test_seeds_repeat_and_differ(task: CausalLM) -> None:
 ])
 def test_a_wrong_option_is_named_with_its_rule_and_row(
         task: CausalLM, option: str, value: float, rule: str) -> None:
-    good = {"max_new_tokens": 1, "temperature": 1.0, "top_k": 1, "top_p": 1.0}[option]
+    good = {"max_new_tokens": 1, "temperature": 1.0, "top_k": 1}.get(option, 1.0)
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         generate(task, ["secret", "private"], **{option: [good, value]})
     assert rule in str(caught.value)
@@ -120,13 +121,12 @@ def test_a_wrong_option_is_named_with_its_rule_and_row(
 def test_inputs_of_different_lengths_are_refused_by_name(task: CausalLM) -> None:
     function = task.signatures()["generate"].function
     with pytest.raises(tf.errors.InvalidArgumentError, match="seed: expected as many rows as"):
-        function(prompt=tf.constant(["a", "b"]), max_new_tokens=tf.constant([1, 1]),
-                 temperature=tf.zeros([2]), top_k=tf.constant([0, 0]), top_p=tf.ones([2]),
-                 seed=tf.constant([1], tf.int64))
+        function(prompt=tf.constant(["a", "b"]), **{
+            **option_rows(task, "generate", 2, {}), "seed": tf.constant([1], tf.int64)})
 
 
 def test_a_wrong_option_fails_inside_a_graph_too() -> None:
-    check = tf.function(lambda values: options.check({"temperature": values}, 7),
+    check = tf.function(lambda values: options.check({"temperature": values}, small.DECODER),
                         input_signature=[tf.TensorSpec([None], tf.float32)], autograph=False)
     check(tf.constant([0.0, 2.0]))
     check(tf.zeros([0]))
@@ -146,10 +146,8 @@ def with_codec(codec: TextCodec, *, start: bool = True) -> CausalLM:
 def continuation(task: CausalLM, prompt: bytes, added: bytes) -> bytes:
     rows = [[byte + FIRST for byte in text] for text in (prompt, added)]
     before, after = (tf.constant([ids], tf.int32, shape=[1, len(ids)]) for ids in rows)
-    return task.postprocess(
-        prompt_ids=before, prompt_lengths=tf.constant([len(prompt)]), ids=after,
-        length=tf.constant([len(added)]), score=tf.zeros([1]),
-        finished=tf.constant([True]))["text"].numpy()[0]
+    return task.continuation(before, tf.constant([len(prompt)]), after,
+                             tf.constant([len(added)])).numpy()[0]
 
 
 @pytest.mark.parametrize(("prompt", "added", "text"), [
@@ -235,13 +233,13 @@ def test_logits_of_every_place_are_made_for_a_few_rows_at_a_time(
              "id_count": tf.constant([3, 2, 1, 3, 3]), "count": tf.constant([2, 0, 4, 7, 1])}
     wanted = as_arrays(score(prompt=texts, continuation=texts)), as_arrays(steps(**given))
     seen: list[int] = []
-    network, scores = task.network, sequence_scores
+    network, scores = task.network, place_scores
 
     def counted(logits: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
         tf.py_function(lambda size: seen.append(int(size)), [tf.size(logits)], [])
         return scores(logits, *others)
 
-    monkeypatch.setattr(causal_lm, "sequence_scores", counted)
+    monkeypatch.setattr(causal_lm, "place_scores", counted)
     monkeypatch.setattr(causal_lm, "LOGITS", 2 * 16 * network.vocab_size)
     if graph:
         score, steps = (tf.function(function, autograph=False) for function in (score, steps))
@@ -267,9 +265,10 @@ def test_decode_refuses_a_length_beyond_the_row(task: CausalLM) -> None:
 def steps_state(task: CausalLM, count: int) -> dict[str, tf.Tensor]:
     cache = next(s for s in task.signatures()["steps"].spec.inputs if s.name == "cache")
     return {"cache": tf.zeros([count, *cache.shape[1:]]), "lengths": tf.zeros([count], tf.int32),
-            "temperature": tf.zeros([count]), "top_k": tf.zeros([count], tf.int32),
-            "top_p": tf.ones([count]), "seed": tf.range(count, dtype=tf.int64),
-            "produced": tf.zeros([count], tf.int32)}
+            **option_rows(task, "steps", count, {
+                "temperature": 0.0, "top_p": 1.0, "seed": np.arange(count)}),
+            "produced": tf.zeros([count], tf.int32), "history": tf.zeros([count, 0], tf.int32),
+            "history_length": tf.zeros([count], tf.int32)}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -69,18 +69,18 @@ def _asked(controls: Controls) -> _Asked:
         prefix=tf.reduce_any(controls.prefix >= 0))
 
 
-def control(logits: tf.Tensor, controls: Controls, ends: Ends, history: History) -> tf.Tensor:
+def control(logits: tf.Tensor, controls: Controls, ends: Ends, history: History,
+            produced: tf.Tensor) -> tf.Tensor:
     """Do what each row asks for: logits [N, V] float32 -> [N, V] float32.
 
-    A batch in which no row asks for anything is handed back as it is.
+    `produced` [N] int32 is how many tokens each row has. A batch in which no row asks for anything
+    is handed back as it is.
     """
-    return _controlled(logits, controls, ends, history, _asked(controls))
+    return _controlled(logits, controls, ends, history, produced, _asked(controls))
 
 
 def _controlled(logits: tf.Tensor, controls: Controls, ends: Ends, history: History,
-                asked: _Asked) -> tf.Tensor:
-    produced = history.lengths - history.prompt_lengths
-
+                produced: tf.Tensor, asked: _Asked) -> tf.Tensor:
     def changed() -> tf.Tensor:
         found = tf.cond(asked.bias, lambda: add_bias(
             logits, controls.bias_ids, controls.bias_values, _counts(controls.bias_ids)),
@@ -100,7 +100,8 @@ def _counts(ids: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(ids >= 0, tf.int32), axis=-1)
 
 
-def processor(controls: Controls, ends: Ends, history: History, capacity: int) -> Processor:
+def processor(controls: Controls, ends: Ends, history: History, capacity: int, *,
+              before: tf.Tensor | None = None) -> Processor:
     """Return `control` for a loop.
 
     Args:
@@ -108,14 +109,15 @@ def processor(controls: Controls, ends: Ends, history: History, capacity: int) -
         ends: what ends a row.
         history: what each row holds before the first token.
         capacity: tokens that a row may produce, fixed when traced.
+        before: [N] int32, tokens that each row produced before the loop; None for none.
     """
     asked = _asked(controls)
     remembers = asked.penalties | asked.banned
     room = tf.pad(history.ids, [[0, 0], [0, capacity]])                      # [N, H + capacity]
 
     def change(logits: tf.Tensor, produced: tf.Tensor, state: History) -> tf.Tensor:
-        del produced  # the history knows, tokens of earlier calls included
-        return _controlled(logits, controls, ends, state, asked)
+        total = produced if before is None else produced + before
+        return _controlled(logits, controls, ends, state, total, asked)
 
     def accept(state: History, tokens: tf.Tensor, live: tf.Tensor) -> History:
         places = tf.range(tf.shape(state.ids)[1])

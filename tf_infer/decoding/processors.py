@@ -14,6 +14,7 @@ import tensorflow as tf
 from tf_infer.decoding.score import finite
 
 BANNED = -1e30  # logit of a token that must not be chosen while any other may
+NEVER = -3e38   # of one that must not even be chosen while all others are banned
 
 
 class Penalties(NamedTuple):
@@ -115,6 +116,27 @@ def forbid(logits: tf.Tensor, banned: tf.Tensor) -> tf.Tensor:
     A row whose every token is banned is handed back as a row of equals.
     """
     return tf.where(banned, tf.constant(BANNED, logits.dtype), logits)
+
+
+def only(logits: tf.Tensor, allowed: tf.Tensor) -> tf.Tensor:
+    """Let only allowed tokens be chosen, whatever else bans them.
+
+    Args:
+        logits: [N, V] float32.
+        allowed: [N, W] int32, bit i % 32 of word i // 32 says whether token i may be chosen; W is
+            0 (all may) or enough for V bits.
+
+    Returns:
+        [N, V] float32.
+    """
+
+    def masked() -> tf.Tensor:
+        tokens = tf.range(tf.shape(logits)[1])
+        words = tf.gather(allowed, tokens // 32, axis=1)                     # [N, V]
+        bits = tf.bitwise.bitwise_and(tf.bitwise.right_shift(words, tokens % 32), 1)
+        return tf.where(bits == 1, tf.maximum(finite(logits), BANNED), NEVER)
+
+    return tf.cond(tf.shape(allowed)[1] > 0, masked, lambda: logits)
 
 
 def ban(logits: tf.Tensor, banned: tf.Tensor, history: History) -> tf.Tensor:

@@ -27,8 +27,8 @@ def finite(logits: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(tf.where(tf.math.is_nan(logits), low, logits), low, high)
 
 
-def sequence_scores(logits: tf.Tensor, ids: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
-    """Return the log-probability of the counted ids of each row, each given all ids before it.
+def place_scores(logits: tf.Tensor, ids: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
+    """Return the log-probability of each counted id of each row, given all ids before it.
 
     Args:
         logits: [B, T, V] float32, place t holding those of the id behind ids[:, t].
@@ -36,7 +36,12 @@ def sequence_scores(logits: tf.Tensor, ids: tf.Tensor, counted: tf.Tensor) -> tf
         counted: [B, T] bool; place 0 is never counted, since nothing stands before it.
 
     Returns:
-        [B] float32, nats.
+        [B, T] float32, nats, 0 where an id is not counted.
     """
     log_probs = token_log_probs(logits[:, :-1], ids[:, 1:])                  # [B, T - 1]
-    return tf.reduce_sum(tf.where(counted[:, 1:], log_probs, 0.0), axis=-1)
+    return tf.pad(tf.where(counted[:, 1:], log_probs, 0.0), [[0, 0], [1, 0]])
+
+
+def sequence_scores(logits: tf.Tensor, ids: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
+    """Return the sum of `place_scores` of each row: [B] float32, nats."""
+    return tf.reduce_sum(place_scores(logits, ids, counted), axis=-1)

@@ -184,11 +184,14 @@ def _one_row(spec: SignatureSpec, text: bytes, encode: Signature) -> dict[str, n
     """
     encoded = _encode(encode, [text])
     length = np.asarray(np.count_nonzero(encoded["mask"], axis=1), np.int32)
-    known = {**encoded, "length": length, "id_count": length}
+    known = {**encoded, "length": length, "id_count": length, "history": encoded["ids"],
+             "history_length": length, "allowed": np.zeros([1, 0], np.int32)}
     row = {}
     for one in spec.inputs:
         if spec.method_name == CLASSIFY_METHOD:
             row[one.name] = _strings([_example(text)])
+        elif one.dtype == "string" and one.default is not None:
+            row[one.name] = _strings([one.default.encode()])
         elif one.dtype == "string":
             row[one.name] = _strings([b"" if one.name in SECOND_TEXTS else text])
         elif one.name in known:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 
 from tf_infer.config import CausalLMConfig
-from tf_infer.decoding import sampling
-from tf_infer.decoding.contracts import Limits, SamplingOptions, Start
+from tf_infer.decoding import controls, record, sampling, stops
+from tf_infer.decoding.contracts import Limits, Processor, Start
 from tf_infer.decoding.loop import run
-from tf_infer.decoding.score import sequence_scores
-from tf_infer.manifest import SignatureSpec, TensorSpec
+from tf_infer.decoding.processors import History
+from tf_infer.decoding.score import place_scores
+from tf_infer.manifest import SignatureSpec
 from tf_infer.networks.contracts import Cache
 from tf_infer.stages import CORE, POSTPROCESS, PREPROCESS
 from tf_infer.tasks import options
-from tf_infer.tasks.base import Signature, Task, by_name, in_stage, rows, tensor_spec
+from tf_infer.tasks.base import Signature, Task, by_name, in_stage, rows
+from tf_infer.tasks.beams import Beams
 from tf_infer.tasks.grid import in_slices, require, same_rows
+from tf_infer.tasks.host_loops import HostLoops
+from tf_infer.tasks.lists import some_rows
+from tf_infer.tasks.row_options import RowOptions
 from tf_infer.text.contracts import TokenBatch, Tokens
 from tf_infer.text.packing import pack, pad_id
 
 LOGITS = 2**25  # most logits at once where those of every place are made: 128 MiB
-SAMPLING = ("temperature", "top_k", "top_p", "seed")  # in the order of SamplingOptions
 
 
 class CausalLM(Task):
@@ -31,12 +36,16 @@ class CausalLM(Task):
         serving_default: `prompt` -> `text`, `ids`, `length`, `score`, `finish_reason`, with every
             option at its default (the seed too: the same in each row, so that a row's text does
             not depend on its place in a batch).
-        generate: `prompt` and every option -> the same.
-        score: `prompt`, `continuation` -> `score` in nats and `length`, over those ids of prompt +
-            continuation, encoded as one text, that reach into the continuation.
+        generate: `prompt` and every option (docs/generation.md) -> the same, and
+            `token_logprobs`, `top_ids`, `top_logprobs` of each new token.
+        beam: the best continuations by beam search, where `config.beams` > 0; see beams.py.
+        score: `prompt`, `continuation` -> `score` in nats, `length`, `token_logprobs` and
+            `perplexity`, over those ids of prompt + continuation, encoded as one text, that reach
+            into the continuation.
         encode: `text` -> `ids`, `mask`, `starts`, `ends`, as a prompt is read.
         decode: `ids`, `length` -> `text`.
-        steps: read ids, then produce `count` tokens, for loops of the host; see `_steps`.
+        steps: read ids, then produce `count` tokens, for loops of the host; see host_loops.py.
+        choose: the next token from logits, for loops of the host around an engine; likewise.
 
     A prompt is cut on the left to `packing.max_tokens`. Where no start id is put before it, an
     empty prompt is read as the codec's start id, else its end id (GPT-2's habit), else id 0.
@@ -46,6 +55,10 @@ class CausalLM(Task):
     """
 
     config: CausalLMConfig
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        self.row_options = RowOptions(arguments[0], arguments[1])
+        super().__init__(*arguments, **keywords)
 
     @property
     def positions(self) -> int:
@@ -57,55 +70,121 @@ class CausalLM(Task):
 
     @in_stage(PREPROCESS)
     def preprocess(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        """`prompt` [B] string and every option [B] -> what `core` takes."""
+        """`prompt` [B] string and every option [B] -> what `core` takes.
+
+        Without `forced_prefix` among them the options are those of `options.PLAIN` alone.
+        """
         same_rows(inputs)
-        options.check(inputs, self.config.capacity)
-        tokens = self.codec.encode(inputs["prompt"])
+        options.check(inputs, self.config)
+        prompts = inputs["prompt"]
+        if "forced_prefix" not in inputs:
+            given = {name: inputs[name] for name in options.PLAIN}
+            return self._with_prompts(self.codec.encode(prompts), given)
+        texts = self.row_options.texts(inputs)
+        # The texts of options are encoded with the prompts: an encoder is a large part of a graph.
+        encoded = self.codec.encode(tf.concat([prompts, texts.flat], axis=0)).ids
+        count = tf.shape(prompts)[0]
+        given = self.row_options.dense(
+            {name: value for name, value in inputs.items() if name != "prompt"}, texts,
+            some_rows(encoded, count))
+        return self._with_prompts(Tokens(some_rows(encoded, 0, count), None, None), given)
+
+    def _with_prompts(self, tokens: Tokens, given: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Lay prompts into rows beside their options; a row has no more tokens than fit."""
         batch = self._pack(tokens, tokens.ids.row_lengths() == 0)
         lengths = _lengths(batch)
         room = self.network.max_positions - lengths
-        return {"ids": batch.ids, "lengths": lengths,
-                "max_new_tokens": tf.minimum(inputs["max_new_tokens"], room),
-                **{name: inputs[name] for name in SAMPLING}}
+        return {"ids": batch.ids, "lengths": lengths, **given,
+                "max_new_tokens": tf.minimum(given["max_new_tokens"], room)}
 
     def core_specs(self) -> dict[str, tf.TensorSpec]:
-        """Prompt ids [B, T], their lengths [B], and every option [B]."""
-        given = {option.name: tf.TensorSpec([None], option.dtype)
-                 for option in options.options(self.config.capacity)}
+        """Prompt ids [B, T], their lengths [B], and every option."""
         return {"ids": tf.TensorSpec([None, None], tf.int32),
-                "lengths": tf.TensorSpec([None], tf.int32), **given}
+                "lengths": tf.TensorSpec([None], tf.int32), **self.row_options.dense_specs()}
 
     def core(self, **dense: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Prefill and the whole loop: -> `ids` [B, L], `length`, `score`, `finished` [B]."""
-        width = tf.shape(dense["ids"])[1]
-        capacity = tf.minimum(width + self.config.capacity, self.network.max_positions)
-        logits, cache = self.network.prefill(
-            dense["ids"], tf.maximum(dense["lengths"], 1), capacity=capacity)
-        found = sampling.sample(
-            self._step, Start(tf.cast(logits, tf.float32), cache),
-            self._limits(dense["max_new_tokens"]),
-            SamplingOptions(*(dense[name] for name in SAMPLING)))
-        return {"ids": found.ids[:, 0], "length": found.lengths[:, 0],
-                "score": found.scores[:, 0], "finished": found.finished[:, 0]}
+        """Prefill and the whole loop; takes what `preprocess` gives.
+
+        Returns:
+            `ids` [B, L], `length`, `score`, `finished` [B], `token_logprobs` [B, L], `top_ids` and
+            `top_logprobs` [B, L, A], and `cut` [B] int32: bytes from the end of the text back to a
+            stop string, 0 where there is none. Of plain options the first four alone.
+        """
+        start = self.prefilled(dense["ids"], dense["lengths"])
+        plain = "prefix" not in dense
+        chosen, capacity = self.row_options.sampling(dense), self.config.capacity
+        progress, _ = run(
+            self.step, start, self.limits(dense["max_new_tokens"], dense.get("stop_ids")),
+            lambda values, produced: sampling.choose(values, chosen, produced),
+            () if plain else self.processors(
+                dense, History(dense["ids"], dense["lengths"], dense["lengths"])),
+            () if plain else (
+                record.watcher(dense["logprobs"], capacity, self.config.top_logprobs),
+                stops.watcher(self.row_options.spellings, dense["stops"] - 1)))
+        found = {"ids": progress.ids, "length": progress.lengths, "score": progress.scores,
+                 "finished": progress.finished}
+        if plain:
+            return found
+        told, search = progress.seen
+        return {**found, "token_logprobs": told.log_probs, "top_ids": told.top_ids,
+                "top_logprobs": told.top_log_probs, "cut": search.cut}
+
+    def prefilled(self, ids: tf.Tensor, lengths: tf.Tensor) -> Start:
+        """Read prompts [B, T]; there is room for `config.capacity` tokens more, or all that fit."""
+        capacity = tf.minimum(tf.shape(ids)[1] + self.config.capacity, self.network.max_positions)
+        logits, cache = self.network.prefill(ids, tf.maximum(lengths, 1), capacity=capacity)
+        return Start(tf.cast(logits, tf.float32), cache)
+
+    def processors(self, dense: Mapping[str, tf.Tensor], history: History, *,
+                   before: tf.Tensor | None = None) -> tuple[Processor, ...]:
+        """Return what changes the logits of a loop; `before` [B] tokens came in earlier calls."""
+        chosen = self.row_options
+        return (controls.processor(chosen.controls(dense), chosen.ends(dense), history,
+                                   self.config.capacity, before=before),)
 
     @in_stage(POSTPROCESS)
     def postprocess(self, **dense: tf.Tensor) -> dict[str, tf.Tensor]:
         """What `core` gave, and the prompt's `prompt_ids`, `prompt_lengths` -> the outputs."""
-        text = self._continuation(dense["prompt_ids"], dense["prompt_lengths"], dense["ids"],
-                                  dense["length"])
+        text = self.continuation(dense["prompt_ids"], dense["prompt_lengths"], dense["ids"],
+                                 dense["length"])
+        if "cut" in dense:
+            text = self._cut(text, dense["ids"], dense["length"], dense["cut"])
+        told = ("token_logprobs", "top_ids", "top_logprobs")
         return {"text": text, "ids": dense["ids"], "length": dense["length"],
                 "score": dense["score"],
-                "finish_reason": tf.where(dense["finished"], "stop", "length")}
+                "finish_reason": tf.where(dense["finished"], "stop", "length"),
+                **{name: dense[name] for name in told if name in dense}}
 
-    def _step(self, tokens: tf.Tensor, live: tf.Tensor, cache: Cache) -> tuple[tf.Tensor, Cache]:
+    def _cut(self, texts: tf.Tensor, ids: tf.Tensor, lengths: tf.Tensor, back: tf.Tensor
+             ) -> tf.Tensor:
+        """Cut off so many bytes at the end of what the ids spell, 0 for none: [B] string.
+
+        A codec may have put U+FFFD for some of these bytes: the text then ends with their repair.
+        """
+
+        def cut() -> tf.Tensor:
+            real = tf.sequence_mask(lengths, tf.shape(ids)[1])
+            spelled = tf.strings.reduce_join(
+                tf.where(real, tf.gather(self.codec.spellings(), ids), ""), axis=-1)
+            size = tf.minimum(back, tf.strings.length(spelled))
+            end = tf.strings.substr(spelled, tf.strings.length(spelled) - size, size)
+            repaired = tf.strings.unicode_transcode(end, "UTF-8", "UTF-8")
+            kept = tf.strings.length(texts) - tf.where(
+                _ends_with(texts, end), size, tf.strings.length(repaired))
+            return tf.where(back > 0, tf.strings.substr(
+                texts, tf.zeros_like(kept), tf.maximum(kept, 0)), texts)
+
+        return tf.cond(tf.reduce_any(back > 0), cut, lambda: texts)
+
+    def step(self, tokens: tf.Tensor, live: tf.Tensor, cache: Cache) -> tuple[tf.Tensor, Cache]:
+        """Read one token of each live row; see `StepFn`."""
         logits, cache = self.network.extend(tokens[:, None], tf.cast(live, tf.int32), cache)
         return tf.cast(logits[:, 0], tf.float32), cache
 
-    def _limits(self, max_new_tokens: tf.Tensor) -> Limits:
-        end_ids = self.config.end_ids
-        if not end_ids and self.codec.end_id is not None:
-            end_ids = (self.codec.end_id,)
-        return Limits(self.config.capacity, max_new_tokens, end_ids, pad_id(self.codec))
+    def limits(self, max_new_tokens: tf.Tensor, stop_ids: tf.Tensor | None = None) -> Limits:
+        """Return the limits of a loop; `stop_ids` [B, E] are one more than the ids, 0 for none."""
+        return Limits(self.config.capacity, max_new_tokens, self.row_options.end_ids,
+                      pad_id(self.codec), None if stop_ids is None else stop_ids - 1)
 
     def _pack(self, tokens: Tokens, bare: tf.Tensor) -> TokenBatch:
         """Lay encoded texts into rows, with one id before those of `bare` [B] if none would be."""
@@ -125,8 +204,8 @@ class CausalLM(Task):
 
         return Tokens(led(tokens.ids, first), led(tokens.starts, 0), led(tokens.ends, 0))
 
-    def _continuation(self, prompt_ids: tf.Tensor, prompt_lengths: tf.Tensor, ids: tf.Tensor,
-                      lengths: tf.Tensor) -> tf.Tensor:
+    def continuation(self, prompt_ids: tf.Tensor, prompt_lengths: tf.Tensor, ids: tf.Tensor,
+                     lengths: tf.Tensor) -> tf.Tensor:
         """Decode prompt and continuation as one, and cut off what the prompt alone gives.
 
         Decoded alone, a continuation would lose the space before its first word (SentencePiece).
@@ -146,7 +225,7 @@ class CausalLM(Task):
     # ------------------------------------------------------------------ signatures
 
     def signatures(self) -> Mapping[str, Signature]:
-        """Return serving_default, generate, score, encode, decode, steps."""
+        """Return serving_default, generate, score, encode, decode, steps, choose, perhaps beam."""
         capacity = self.config.capacity
         prompt = rows("prompt", "string", note="UTF-8 text")
         text = rows("text", "string", note="UTF-8 text")
@@ -156,32 +235,54 @@ class CausalLM(Task):
         answer = (
             rows("text", "string", note="the continuation alone"),
             rows("ids", "int32", capacity, note="its ids, padding behind them"), length, score,
-            rows("finish_reason", "string", note="stop (an end id) or length (the limit)"))
+            rows("finish_reason", "string",
+                 note="stop (an end id, a stop id, a stop string) or length (the limit)"))
+        most = self.config.top_logprobs
+        told = (
+            rows("token_logprobs", "float32", capacity, note="of each id, nats; 0 behind them"),
+            rows("top_ids", "int32", capacity, most,
+                 note="likeliest ids at each place, as many as `logprobs` says; -1 behind them"),
+            rows("top_logprobs", "float32", capacity, most, note="theirs, nats; 0 behind them"))
         packed = (
             ids, rows("mask", "int32", None, note="1 on ids that count, first in each row"),
             rows("starts", "int32", None, note="first byte in the text"),
             rows("ends", "int32", None, note="one past its last byte"))
-        given = options.specs(capacity, self.config.defaults)
-        steps_in, steps_out = self._steps_specs()
-        return by_name(
+        given = options.specs(self.config)
+        found = by_name(
             (SignatureSpec(name="serving_default", inputs=(prompt,), outputs=answer),
              self._with_defaults),
-            (SignatureSpec(name="generate", inputs=(prompt, *given), outputs=answer),
+            (SignatureSpec(name="generate", inputs=(prompt, *given), outputs=(*answer, *told)),
              self._generate),
-            (SignatureSpec(name="score", outputs=(score, length), inputs=(
-                prompt, rows("continuation", "string", note="UTF-8 text"))), self._score),
+            (SignatureSpec(name="score", inputs=(
+                prompt, rows("continuation", "string", note="UTF-8 text")), outputs=(
+                score, length, rows("token_logprobs", "float32", None,
+                                    note="of each id that counts, nats; 0 behind them"),
+                rows("perplexity", "float32", note="exp(-score / length); 1 without ids"))),
+             self._score),
             (SignatureSpec(name="encode", inputs=(text,), outputs=packed), self._encoded),
             (SignatureSpec(name="decode", inputs=(ids, length), outputs=(text,)), self._decoded),
-            (SignatureSpec(name="steps", inputs=steps_in, outputs=steps_out), self._steps))
+            *HostLoops(self).signatures())
+        return found | (by_name(Beams(self).signature()) if self.config.beams else {})
 
     def _with_defaults(self, *, prompt: tf.Tensor) -> dict[str, tf.Tensor]:
-        return self._generate(prompt=prompt, **options.defaults_for(
-            tf.shape(prompt)[0], self.config.capacity, self.config.defaults))
+        given = options.defaults_for(tf.shape(prompt)[0], self.config)
+        if options.are_plain(self.config.defaults) and self.compiled == "none":
+            # What nobody can ask for here need not be in the graph, which is half the size then.
+            given = {name: given[name] for name in options.PLAIN}
+        found = self._generate(prompt=prompt, **given)
+        return {name: found[name] for name in ("text", "ids", "length", "score", "finish_reason")}
 
     def _generate(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         dense = self.preprocess(**inputs)
-        return self.postprocess(**self.run_core(**dense), prompt_ids=dense["ids"],
+        return self.postprocess(**self._run(dense), prompt_ids=dense["ids"],
                                 prompt_lengths=dense["lengths"])
+
+    def _run(self, dense: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        if "prefix" in dense:
+            return self.run_core(**dense)
+        with tf.name_scope(CORE):
+            specs = {name: self.core_specs()[name] for name in dense}
+            return in_slices(self.core, dense, specs, self.config.grid.rows[-1])
 
     def _score(self, *, prompt: tf.Tensor, continuation: tf.Tensor) -> dict[str, tf.Tensor]:
         """Read prompt and continuation as one row; count what ends behind the prompt.
@@ -190,8 +291,10 @@ class CausalLM(Task):
         """
         dense, length = self._joined(prompt, continuation)
         specs = {name: tf.TensorSpec([None, None], tensor.dtype) for name, tensor in dense.items()}
-        scores = in_stage(CORE)(in_slices)(self._scored, dense, specs, self._rows_for(dense["ids"]))
-        return {**scores, "length": length}
+        scores = in_stage(CORE)(in_slices)(self._scored, dense, specs, self.rows_for(dense["ids"]))
+        with tf.name_scope(POSTPROCESS):
+            share = tf.cast(tf.maximum(length, 1), tf.float32)
+            return {**scores, "length": length, "perplexity": tf.exp(-scores["score"] / share)}
 
     @in_stage(PREPROCESS)
     def _joined(self, prompt: tf.Tensor, continuation: tf.Tensor
@@ -214,9 +317,13 @@ class CausalLM(Task):
     def _scored(self, *, ids: tf.Tensor, mask: tf.Tensor, counted: tf.Tensor
                 ) -> dict[str, tf.Tensor]:
         logits = tf.cast(self.network(ids, mask, training=False), tf.float32)
-        return {"score": sequence_scores(logits, ids, counted)}                # [B]
+        log_probs = place_scores(logits, ids, counted)                       # [B, T]
+        # Those that count stand together, first in the row.
+        order = tf.argsort(tf.cast(~counted, tf.int32), axis=-1, stable=True)
+        return {"score": tf.reduce_sum(log_probs, axis=-1),
+                "token_logprobs": tf.gather(log_probs, order, batch_dims=1)}
 
-    def _rows_for(self, ids: tf.Tensor) -> tf.Tensor:
+    def rows_for(self, ids: tf.Tensor) -> tf.Tensor:
         """Return how many rows as wide as `ids` [B, T] give no more than LOGITS logits, or 1."""
         places = tf.maximum(tf.shape(ids, tf.int64)[1], 1)
         most = tf.maximum(LOGITS // (places * self.network.vocab_size), 1)
@@ -236,71 +343,12 @@ class CausalLM(Task):
                 "length: expected 0 <= length <= ids in the row.", length)
         return {"text": self.codec.decode(ids, length)}
 
-    # ------------------------------------------------------------------ steps
-
-    def _steps_specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        with tf.init_scope():
-            _, cache = self.network.prefill(tf.zeros([1, 1], tf.int32), tf.ones([1], tf.int32),
-                                            capacity=1)
-        _, heads, _, size = cache.layers[0][0].shape
-        state = (rows("cache", "float32", 2 * len(cache.layers), heads, self.positions, size,
-                      note="keys of layer i at 2i, its values at 2i + 1; zeros to begin"),
-                 rows("lengths", "int32", note="positions in use; 0 to begin"))
-        given = options.specs(self.config.capacity, self.config.defaults)[1:]
-        inputs = (
-            rows("ids", "int32", None, note="to read first: the prompt, or the last token"),
-            rows("id_count", "int32", note="how many of them; 0 leaves the row as it is"),
-            *state, rows("count", "int32", note="tokens to produce"), *given,
-            rows("produced", "int32", note="tokens produced by earlier calls: number of the draw"))
-        outputs = (
-            rows("tokens", "int32", self.config.capacity, note="produced, padding behind them"),
-            rows("token_count", "int32", note="how many; the end id does not count"),
-            rows("finished", "bool", note="an end id came"),
-            rows("score", "float32", note="log-probability of tokens and end id, nats"), *state)
-        return inputs, outputs
-
-    @in_stage(CORE)
-    def _steps(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Read `ids`, then produce `count` tokens in each row; all state goes in and comes out.
-
-        The last token of a call has not been read: the next call takes it as its `ids`. A row with
-        `id_count` 0 neither reads nor produces, so rows may join and leave between calls.
-        """
-        same_rows(inputs)
-        options.check(inputs, self.config.capacity)
-        ids, id_count, count = inputs["ids"], inputs["id_count"], inputs["count"]
-        require((id_count >= 0) & (id_count <= tf.shape(ids)[1]),
-                "id_count: expected 0 <= id_count <= ids in the row.", id_count)
-        require((count >= 0) & (count <= self.config.capacity),
-                f"count: expected 0 <= count <= {self.config.capacity}.", count)
-        require((count == 0) | (id_count > 0), "id_count: expected >= 1 where count is.", id_count)
-        require((inputs["lengths"] >= 0) & (
-            inputs["lengths"] + id_count + count <= self.positions),
-            f"lengths: expected lengths + id_count + count <= {self.positions}.",
-            inputs["lengths"])
-        specs = {spec.name: tensor_spec(spec) for spec in self._steps_specs()[0]}
-        return in_slices(self._stepped, inputs, specs, self._rows_for(ids))
-
-    def _stepped(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        ids, id_count, count = inputs["ids"], inputs["id_count"], inputs["count"]
-        logits, cache = self.network.extend(
-            ids, id_count, _unstacked(inputs["cache"], inputs["lengths"]))
-        last = tf.gather(logits, tf.maximum(id_count, 1) - 1, batch_dims=1)  # [B, V]
-        chosen = SamplingOptions(*(inputs[name] for name in SAMPLING))
-        progress, cache = run(
-            self._step, Start(tf.cast(last, tf.float32), cache), self._limits(count),
-            lambda values, lengths: sampling.choose(values, chosen, inputs["produced"] + lengths))
-        flat = [tensor for layer in cache.layers for tensor in layer]
-        return {"tokens": progress.ids, "token_count": progress.lengths,
-                "finished": progress.finished, "score": progress.scores,
-                "cache": tf.stack(flat, axis=1), "lengths": cache.lengths}
-
 
 def _lengths(batch: TokenBatch) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(batch.mask, tf.int32), axis=-1)             # [B]
 
 
-def _unstacked(stacked: tf.Tensor, lengths: tf.Tensor) -> Cache:
-    """[B, 2 layers, heads, P, size] -> a Cache."""
-    flat = tf.unstack(stacked, axis=1)
-    return Cache(tuple(zip(flat[::2], flat[1::2])), lengths)
+def _ends_with(texts: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
+    """[B] bool."""
+    size = tf.minimum(tf.strings.length(ends), tf.strings.length(texts))
+    return tf.strings.substr(texts, tf.strings.length(texts) - size, size) == ends

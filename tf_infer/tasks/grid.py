@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -134,9 +134,28 @@ def require(rule: tf.Tensor, message: str, values: tf.Tensor | None = None) -> A
     return tf.debugging.Assert(tf.reduce_all(rule), data)
 
 
+def require_all(rules: Sequence[tuple[str, tf.Tensor, tf.Tensor]]) -> Any:
+    """Do what `require` does for many rules, in one check: each is a message, a rule, and values.
+
+    The first rule that is broken is told. All have as many rows.
+    """
+    broken = ~tf.stack([rule for _, rule, _ in rules])                       # [rules, B]
+    values = tf.stack([tf.cast(value, tf.float64) for _, _, value in rules])
+    # A row of zeros, so that there is something to look at where nothing is broken, or no row.
+    first = tf.argmax(tf.pad(tf.reduce_any(broken, axis=1), [[0, 1]], constant_values=True))
+    first = tf.minimum(first, len(rules) - 1)
+    row = tf.argmax(tf.pad(broken, [[0, 0], [0, 1]], constant_values=True)[first])
+    return tf.debugging.Assert(~tf.reduce_any(broken), [
+        tf.gather(tf.constant([message for message, _, _ in rules]), first),
+        tf.constant("First such row:"), row, tf.constant("got:"),
+        tf.pad(values, [[0, 0], [0, 1]])[first, row]])
+
+
 def same_rows(inputs: Mapping[str, tf.Tensor]) -> None:
     """Fail with INVALID_ARGUMENT unless every input has as many rows as the first one."""
-    (leader, first), *others = inputs.items()
-    for name, tensor in others:
-        require(tf.equal(tf.shape(tensor)[0], tf.shape(first)[0]),
-                f"{name}: expected as many rows as {leader}.")
+    leader = next(iter(inputs))
+    counts = tf.stack([tf.shape(tensor)[0] for tensor in inputs.values()])
+    wrong = counts != counts[0]
+    messages = [f"{name}: expected as many rows as {leader}." for name in inputs]
+    tf.debugging.Assert(~tf.reduce_any(wrong), [
+        tf.gather(tf.constant(messages), tf.argmax(wrong))])

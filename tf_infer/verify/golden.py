@@ -41,7 +41,9 @@ SCORED_PREFIX = b"one two "
 # Cycles of different lengths, so that the combinations differ from row to row.
 OPTION_CYCLES: Mapping[str, tuple[Any, ...]] = {
     "temperature": (None, 0.7), "top_k": (None, 3, 0), "top_p": (None, None, None, 0.9),
-    "max_new_tokens": (None, 3, 1, None, 0)}
+    "max_new_tokens": (None, 3, 1, None, 0), "min_p": (None, None, 0.05),
+    "repetition_penalty": (None, 1.3, None, None, None), "logprobs": (None, 1),
+    "stop": (None, None, None, " "), "banned": (None, None, None, None, "a\x1fthe")}
 
 
 def choose(texts: Sequence[bytes], counts: Sequence[int], grid: ShapeGrid, *,
@@ -153,14 +155,16 @@ def make_inputs(spec: SignatureSpec, batch: Batch, encoded: Mapping[str, np.ndar
         most = min([STEPS, *(one.shape[1] for one in spec.outputs
                              if one.name == "tokens" and len(one.shape) == 2 and one.shape[1])])
         count = np.clip(positions - length, 0, most).astype(np.int32)
-        known |= {"length": length, "id_count": length, "count": count}
+        known |= {"length": length, "id_count": length, "count": count,
+                  "history": encoded["ids"], "history_length": length,
+                  "allowed": np.zeros([len(batch), 0], np.int32)}
     features = [{"text": a, "text_pair": b} for a, b in zip(batch, _next_row(batch))]
     texts = _texts(spec, batch)
     made: dict[str, np.ndarray] = {}
     for one in spec.inputs:
         if spec.name == "classify":
             made[one.name] = _strings([example(row) for row in features])
-        elif one.dtype == "string":
+        elif one.dtype == "string" and one.default is None:
             made[one.name] = texts[one.name]
         elif one.name in known:
             made[one.name] = known[one.name].astype(one.dtype)
@@ -205,6 +209,8 @@ def _option(spec: TensorSpec, rows: int) -> np.ndarray:
     cycle = OPTION_CYCLES.get(spec.name, (None,))
     values = [spec.default if value is None else value
               for value in itertools.islice(itertools.cycle(cycle), rows)]
+    if spec.dtype == "string":
+        return _strings([value.encode() for value in values])
     if spec.name == "max_new_tokens":  # the default is within the capacity, which is not known here
         values = [min(value, spec.default) for value in values]
     return np.array(values, dtype=spec.dtype)
