@@ -24,6 +24,7 @@ import openai
 from tests.server.generationkit import SCRIPT, TEXT, Serving, serving, until
 from tf_infer.config import ChatFormat
 from tf_infer.errors import Overloaded
+from tf_infer.server import http_server
 from tf_infer.server.generation import Constraint
 from tf_infer.server.scripted import Writer
 
@@ -482,6 +483,19 @@ def test_a_caller_who_leaves_before_the_answer_frees_the_slot(tmp_path: Path) ->
         assert until(lambda: writer.cancelled == 1 and one.lent() == 0)
 
 
+def test_no_leaving_gets_lost_however_dense_the_tokens_come(tmp_path: Path) -> None:
+    """asyncio.wait_for of Python before 3.12 would swallow some of these cancellations."""
+    writer = Writer([b"a"] * 20_000, every_s=0.0005, capacity=20_000)
+    with serving(tmp_path, writer, rest=True) as one:
+        for count in range(1, 9):
+            connection = http.client.HTTPConnection("localhost", one.rest_port)
+            connection.request("POST", "/v1/completions", b'{"model":"writer","prompt":"x"}')
+            assert until(lambda wanted=count: len(writer.requests) == wanted)  # type: ignore[misc]
+            time.sleep(0.01 * count)
+            connection.close()
+        assert until(lambda: writer.cancelled == 8 and one.lent() == 0)
+
+
 def test_one_answer_that_fails_ends_the_others(tmp_path: Path) -> None:
     class Second(Writer):
         def submit(self, request: Any, listener: Any) -> Any:
@@ -510,6 +524,19 @@ def test_a_caller_who_does_not_read_holds_nobody_up_and_loses_nothing(tmp_path: 
                 heard += part
     assert heard.count(b"x" * 1000) > 0 and heard.count(b"x") - heard.count(b'"x"') >= 1000 * count
     assert b"[DONE]" in heard
+
+
+def test_a_caller_who_reads_nothing_for_long_is_cut_off(tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "READING_SILENCE_S", 0.2)
+    writer = Writer([b"x" * 5000] * 10_000, capacity=10_000, every_s=0.001)
+    with serving(tmp_path, writer, rest=True) as one:
+        body = json.dumps({"model": "writer", "prompt": "x", "stream": True}).encode()
+        with socket.create_connection(("localhost", one.rest_port), timeout=20) as caller:
+            caller.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+                           b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            assert until(lambda: writer.cancelled == 1 and one.lent() == 0, 20)
+        assert complete(one, max_tokens=1).status == 200
 
 
 def test_a_server_that_stops_tells_who_still_reads(tmp_path: Path) -> None:

@@ -129,4 +129,7 @@ def test_an_error_names_the_field_as_the_caller_knows_it() -> None:
     body = json.loads(openai_answers.error_body(InvalidRequest(
         "max_new_tokens: expected 0 to 7, got 8.")))["error"]
     assert (body["param"], body["message"]) == ("max_tokens", "max_tokens: expected 0 to 7, got 8.")
+    body = json.loads(openai_answers.error_body(InvalidRequest(
+        "assertion failed: [max_new_tokens: expected more.] [First such row:] [0]")))["error"]
+    assert body["param"] == "max_tokens" and "[max_tokens: expected" in body["message"]
     assert json.loads(openai_answers.error_body(ServerFailure("x: y")))["error"]["param"] is None

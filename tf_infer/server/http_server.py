@@ -219,13 +219,19 @@ class HttpServer:
         if self._ending is not None and self._ending.done():
             response.force_close()
         transport = request.transport
+
+        def cut_off() -> None:
+            if transport is not None:
+                transport.abort()
+
         async with aclosing(reply.chunks) as chunks:
             await response.prepare(request)
             async for chunk in chunks:
-                if transport is None or not transport.get_write_buffer_size():
+                timer = asyncio.get_running_loop().call_later(READING_SILENCE_S, cut_off)
+                try:
                     await response.write(chunk)
-                else:
-                    await asyncio.wait_for(response.write(chunk), READING_SILENCE_S)
+                finally:
+                    timer.cancel()
             await response.write_eof()
         return response
 

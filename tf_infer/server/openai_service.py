@@ -43,7 +43,9 @@ class _Exchange:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        # an answer's number and what came of it, or a wait's number and None: it took too long
+        self._events: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
+        self._waits = 0
         self._streams: list[Stream] = []
         self._lock = threading.Lock()
         self._over = False
@@ -75,13 +77,19 @@ class _Exchange:
         Raises:
             ServingError: what an answer ended with; DEADLINE_EXCEEDED when nothing comes in time.
         """
-        if self._events.empty() and timeout_s is not None:
-            try:
-                index, event = await asyncio.wait_for(self._events.get(), timeout_s)
-            except (asyncio.TimeoutError, TimeoutError):
-                raise DeadlineExceeded(TIMED_OUT) from None
-        else:
+        # not asyncio.wait_for: before Python 3.12 a cancellation may get lost in it
+        self._waits += 1
+        timer = None if timeout_s is None else self._loop.call_later(
+            timeout_s, self._events.put_nowait, (self._waits, None))
+        try:
             index, event = await self._events.get()
+            while event is None and index != self._waits:  # of a wait that has ended
+                index, event = await self._events.get()
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if event is None:
+            raise DeadlineExceeded(TIMED_OUT)
         if isinstance(event, ServingError):
             raise event
         return index, event

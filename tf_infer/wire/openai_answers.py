@@ -31,7 +31,8 @@ _ERRORS: dict[Code, tuple[str, str | None]] = {
     Code.DEADLINE_EXCEEDED: ("timeout_error", "timeout"),
     Code.UNAVAILABLE: ("server_error", "service_unavailable"),
 }
-_FIELD = re.compile(r"([a-z][a-z0-9_]*(?:[.\[][a-z0-9_.\]\[]*)?): ")
+# an error's text begins with a field; within a graph there is something before it
+_FIELD = re.compile(r"(?:assertion failed: \[)?([a-z][a-z0-9_]*(?:[.\[][a-z0-9_.\]\[]*)?): ")
 _RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "stop_ids":
             "stop_token_ids", "banned": "bad_words"}
 
@@ -263,7 +264,8 @@ def error_body(error: ServingError) -> bytes:
                              if error_status(error) == 400 else ("server_error", None))
     found = _FIELD.match(error.details) if kind == "invalid_request_error" else None
     param = _RENAMED.get(found[1], found[1]) if found else None
-    text = f"{param}{error.details[found.end(1):]}" if found else error.details
+    text = error.details if found is None else (
+        f"{error.details[:found.start(1)]}{param}{error.details[found.end(1):]}")
     if error.code is Code.NOT_FOUND:
         param = "model"
     return _json({"error": {"message": text, "type": kind,
