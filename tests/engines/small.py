@@ -14,7 +14,7 @@ from tf_infer.networks import build
 from tf_infer.optimize.litert import EngineSettings, write
 
 VOCABULARY, POSITIONS = 100, 100  # four pages: 32, 32, 32, 16
-ROWS, CHUNKS = (1, 2, 4), (4, 16)
+ROWS, CHUNKS = (1, 2, 4), (4, 16, 96)  # a read of 96 is looked at in two blocks
 SIZES = {"vocabulary_size": VOCABULARY, "num_layers": 2, "hidden_dim": 32, "intermediate_dim": 64}
 FAMILIES: dict[str, Any] = {
     "small": SmallTransformerConfig(width=32, layers=2, heads=2, hidden=64,

@@ -115,8 +115,7 @@ def test_every_position_of_a_full_slot_is_right_also_at_the_borders_of_pages(lla
         engine.read(2, llama.ids[2, :4], 97)
 
 
-@pytest.mark.parametrize("sizes", [[16] * 6 + [4], [1] * 20 + [16] * 5, [3, 16, 7, 16, 16, 6, 16,
-                                                                        16, 4]])
+@pytest.mark.parametrize("sizes", [[16] * 6 + [4], [1] * 20 + [80], [3, 16, 7, 64, 10], [96, 4]])
 def test_reading_in_any_chunks_is_reading_whole(llama: Case, sizes: list[int]) -> None:
     start = 0
     for size in sizes:

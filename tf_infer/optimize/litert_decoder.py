@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-from tf_infer.manifest import row_blocks
 from tf_infer.networks.arrays import DecoderArrays, Dense, Norm
+from tf_infer.optimize.litert_attention import Attention
 from tf_infer.optimize.litert_file import Constant, GraphWriter, ModelFile, Tensor
 
 Precision: TypeAlias = Literal["int8", "float32"]
-MASKED = -1e30  # as networks.attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +45,6 @@ class _Layer:
     outer: _Dense
 
 
-class _Block(NamedTuple):
-    """Keys and values of one page, [rows, G, C, d] each, and which rows of the step they are."""
-
-    rows: tuple[int, int]
-    keys: Tensor
-    values: Tensor
-
-
 class DecoderFile:
     """The constants of a decoder in a file, and its graphs.
 
@@ -78,10 +69,22 @@ class DecoderFile:
             None if table is None else self.file.constant(table)
             for table in (arrays.positions, arrays.cosines, arrays.sines))
         self.norm = self._norm(arrays.norm)
+        self.centred = arrays.norm.shift is not None
         self.layers = [_Layer(
-            self._norm(layer.norm), self._dense(self._scaled(layer.qkv)), self._dense(layer.out),
-            self._norm(layer.inner_norm), None if layer.gate is None else self._dense(layer.gate),
-            self._dense(layer.inner), self._dense(layer.outer)) for layer in arrays.layers]
+            self._norm(layer.norm), self._dense(self._scaled(layer.qkv)),
+            self._dense(self._centred(layer.out)), self._norm(layer.inner_norm),
+            None if layer.gate is None else self._dense(layer.gate), self._dense(layer.inner),
+            self._dense(self._centred(layer.outer))) for layer in arrays.layers]
+
+    def _centred(self, dense: Dense) -> Dense:
+        """Take the mean of its outputs from what a layer adds to hidden, where norms take it off.
+
+        Then hidden has a mean of 0 from the embedding on, and no norm has to find it.
+        """
+        if not self.centred:
+            return dense
+        kernel = dense.kernel - dense.kernel.mean(axis=0, keepdims=True)
+        return Dense(kernel, None if dense.bias is None else dense.bias - dense.bias.mean())
 
     def _scaled(self, qkv: Dense) -> Dense:
         """Divide queries by the square root of d once and for all."""
@@ -138,21 +141,11 @@ class _Graph:
         self.decoder = decoder
         self.arrays = decoder.arrays
         self.writer = writer
-        self.rows, self.tokens, self.pages = rows, tokens, tuple(pages)
+        self.rows, self.tokens = rows, tokens
         count = rows * tokens
         self.ids = writer.input("ids", [count], "int32")
         self.positions = writer.input("positions", [count], "int32")
-        self.mask: Tensor | None = None
-        self.ahead: Constant | None = None
-        if tokens == 1:
-            self.mask = writer.input("mask", [rows, 1, 1, sum(pages) + 1])
-        elif pages:
-            self.mask = writer.input("mask", [1, 1, 1, sum(pages)])
-        if tokens > 1:
-            shared = self.arrays.heads // self.arrays.groups
-            places = np.arange(tokens)
-            ahead = np.where(places[None, :] > places[:, None], MASKED, 0.0).astype(np.float32)
-            self.ahead = decoder.file.constant(np.tile(ahead, (shared, 1))[None, None])
+        self.attention = Attention(writer, rows, tokens, pages)
 
     def run(self) -> Tensor:
         """Return hidden [N * T, D] of all layers; keys and values become outputs."""
@@ -160,6 +153,8 @@ class _Graph:
         hidden = writer.lookup(self.ids, decoder.words)
         if decoder.positions is not None:
             hidden = writer.add(hidden, writer.lookup(self.positions, decoder.positions))
+        if decoder.centred:
+            hidden = writer.subtract(hidden, writer.mean(hidden, 1))
         angles = None
         if decoder.cosines is not None and decoder.sines is not None:
             half = decoder.cosines.shape[1]
@@ -168,7 +163,7 @@ class _Graph:
                 for table in (decoder.cosines, decoder.sines))
         for index, layer in enumerate(decoder.layers):
             projected = self._dense(self._norm(hidden, layer.norm), layer.qkv)
-            attended = self._attend(index, *self._heads(projected, angles))
+            attended = self.attention.layer(index, *self._heads(projected, angles))
             hidden = writer.add(hidden, self._dense(attended, layer.out))
             normed = self._norm(hidden, layer.inner_norm)
             inner = self._dense(normed, layer.inner)
@@ -187,7 +182,7 @@ class _Graph:
 
     def _heads(self, projected: Tensor, angles: tuple[Tensor, ...] | None
                ) -> tuple[Tensor, Tensor, Tensor]:
-        """[N T, (H + 2 G) d] -> query [N, G, R T, d], keys and values [N, G, T, d]."""
+        """[N T, (H + 2 G) d] -> query [N, G, R, T, d], keys and values [N, G, T, d]."""
         writer, heads, groups = self.writer, self.arrays.heads, self.arrays.groups
         size, count = self.arrays.head_size, self.rows * self.tokens
         border = (heads + groups) * size
@@ -203,9 +198,7 @@ class _Graph:
         values = writer.transpose(writer.reshape(values, shape), [0, 2, 1, 3])
         shared = heads // groups
         query = writer.reshape(query, [self.rows, self.tokens, groups, shared, size])
-        query = writer.transpose(query, [0, 2, 3, 1, 4])
-        query = writer.reshape(query, [self.rows, groups, shared * self.tokens, size])
-        return query, keys, values
+        return writer.transpose(query, [0, 2, 3, 1, 4]), keys, values
 
     def _rotate(self, tensor: Tensor, angles: tuple[Tensor, ...]) -> Tensor:
         """Turn pairs (i, i + d / 2) of [N T, heads, d] (networks.attention.rotate)."""
@@ -217,78 +210,12 @@ class _Graph:
             writer.subtract(writer.multiply(first, cosines), writer.multiply(second, sines)),
             writer.add(writer.multiply(second, cosines), writer.multiply(first, sines))], 2)
 
-    def _attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attention over the pages and over what is read -> [N T, H d]."""
-        writer, (rows, groups, queries, size) = self.writer, query.shape
-        writer.output(f"keys_{layer}", keys)
-        writer.output(f"values_{layer}", values)
-        cached = [self._inputs(layer, page) for page in range(len(self.pages))]
-        scores = [self._of_page(query, blocks) for blocks in cached]
-        own = self._scores(query, keys)
-        if self.ahead is not None:
-            own = writer.add(own, self.ahead)
-            if scores and self.mask is not None:
-                scores = [writer.add(writer.concat(scores, 3), self.mask)]
-            joined = writer.concat([*scores, own], 3)
-        else:
-            assert self.mask is not None
-            joined = writer.add(writer.concat([*scores, own], 3), self.mask)
-        weights = writer.softmax(joined)
-        end = sum(self.pages)
-        found = self._mixed(writer.part(weights, {3: (end, end + self.tokens)}), values)
-        for page, blocks in enumerate(cached):
-            begin = sum(self.pages[:page])
-            parts = [self._mixed(
-                writer.part(weights, {0: block.rows, 3: (begin, begin + self.pages[page])}),
-                block.values) for block in blocks]
-            found = writer.add(found, writer.concat(parts, 0))
-        shared = queries // self.tokens
-        found = writer.reshape(found, [rows, groups, shared, self.tokens, size])
-        found = writer.transpose(found, [0, 3, 1, 2, 4])
-        return writer.reshape(found, [rows * self.tokens, groups * shared * size])
-
-    def _inputs(self, layer: int, page: int) -> list[_Block]:
-        """Make the inputs of one page of one layer, some rows each."""
-        blocks = []
-        for number, (begin, end) in enumerate(row_blocks(self.rows, self.pages[page])):
-            shape = [end - begin, self.arrays.groups, self.pages[page], self.arrays.head_size]
-            name = f"{layer}_{page}_{number}"
-            blocks.append(_Block((begin, end), self.writer.input(f"keys_{name}", shape),
-                                 self.writer.input(f"values_{name}", shape)))
-        return blocks
-
-    def _of_page(self, query: Tensor, blocks: Sequence[_Block]) -> Tensor:
-        """Scores [N, G, R T, C] of a page."""
-        return self.writer.concat([
-            self._scores(self.writer.part(query, {0: block.rows}), block.keys)
-            for block in blocks], 0)
-
-    def _scores(self, query: Tensor, keys: Tensor) -> Tensor:
-        """[N, G, R T, d], [N, G, C, d] -> [N, G, R T, C]."""
-        writer, (rows, groups, queries, _) = self.writer, query.shape
-        if queries > 1:
-            return writer.batch_matmul(query, keys, transposed=True)
-        # A matrix product would first copy the keys into another order, for one query.
-        found = writer.sum(writer.multiply(keys, query), 3)                  # [N, G, C, 1]
-        return writer.reshape(found, [rows, groups, 1, keys.shape[2]])
-
-    def _mixed(self, weights: Tensor, values: Tensor) -> Tensor:
-        """[N, G, R T, C], [N, G, C, d] -> [N, G, R T, d]."""
-        writer, (rows, groups, queries, places) = self.writer, weights.shape
-        if places == 1:
-            return writer.multiply(weights, values)
-        if queries > 1:
-            return writer.batch_matmul(weights, values)
-        weights = writer.reshape(weights, [rows, groups, places, 1])
-        return writer.sum(writer.multiply(values, weights), 2)               # [N, G, 1, d]
-
     def _dense(self, tensor: Tensor, dense: _Dense) -> Tensor:
         return self.writer.dense(tensor, dense.kernel, dense.bias)
 
     def _norm(self, tensor: Tensor, norm: _Norm) -> Tensor:
+        """Normalise [N, D], whose mean is 0 where it counts."""
         writer = self.writer
-        if norm.shift is not None:
-            tensor = writer.subtract(tensor, writer.mean(tensor, 1))
         power = writer.mean(writer.multiply(tensor, tensor), 1)
         tensor = writer.multiply(tensor, writer.rsqrt(writer.add(power, norm.epsilon)))
         tensor = writer.multiply(tensor, norm.scale)

@@ -7,6 +7,7 @@ and fifty of them hold one copy of the weights.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -67,19 +68,16 @@ class ModelFile:
     buffers: list[np.ndarray | None] = field(default_factory=lambda: [None])
     graphs: list[GraphWriter] = field(default_factory=list)
     codes: dict[tuple[int, int], int] = field(default_factory=dict)
-    small: dict[tuple[str, tuple[int, ...], bytes], Constant] = field(default_factory=dict)
+    known: dict[tuple[str, tuple[int, ...], bytes], Constant] = field(default_factory=dict)
 
     def constant(self, array: np.ndarray) -> Constant:
-        """Add float32 or int32 numbers; small ones that are there already are not added again."""
+        """Add float32 or int32 numbers; those that are there already are not added again."""
         array = np.ascontiguousarray(array)
-        key = (array.dtype.name, array.shape, array.tobytes() if array.nbytes < 4096 else b"")
-        if array.nbytes < 4096 and key in self.small:
-            return self.small[key]
-        self.buffers.append(array.reshape(-1).view(np.uint8))
-        made = Constant(len(self.buffers) - 1, array.shape, array.dtype.name, None)
-        if array.nbytes < 4096:
-            self.small[key] = made
-        return made
+        key = (array.dtype.name, array.shape, hashlib.sha256(array).digest())
+        if key not in self.known:
+            self.buffers.append(array.reshape(-1).view(np.uint8))
+            self.known[key] = Constant(len(self.buffers) - 1, array.shape, array.dtype.name, None)
+        return self.known[key]
 
     def quantized(self, array: np.ndarray) -> Constant:
         """Add [N, D] float32 as int8 with one scale a row, symmetric."""

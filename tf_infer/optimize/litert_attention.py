@@ -1,0 +1,135 @@
+"""Attention in the graphs of the LiteRT engine: over pages of the cache and over what is read.
+
+Axis letters as in litert_decoder.py. What a step costs beside its weights is here: the cache is
+read once for each token, and everything that copies or reorders it costs that once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tf_infer.manifest import row_blocks
+from tf_infer.optimize.litert_file import GraphWriter, Tensor
+
+MASKED = -1e30  # as networks.attention
+# Ids of a long read are looked at so many at a time, so that little is computed of what lies ahead
+# (256 ids at once: twice the scores).
+READ_BLOCK = 64
+
+
+class _Block(NamedTuple):
+    """Keys and values of one page, [rows, G, C, d] each, and which rows of the step they are."""
+
+    rows: tuple[int, int]
+    keys: Tensor
+    values: Tensor
+
+
+class Attention:
+    """Attention of one graph: N rows of T ids, of which one is 1.
+
+    Makes the inputs `mask`, `keys_i_j_k` and `values_i_j_k`, and the outputs `keys_i`, `values_i`.
+    """
+
+    def __init__(self, writer: GraphWriter, rows: int, tokens: int, pages: Sequence[int]) -> None:
+        self.writer = writer
+        self.rows, self.tokens, self.pages = rows, tokens, tuple(pages)
+        self.mask: Tensor | None = None
+        if tokens == 1:
+            self.mask = writer.input("mask", [rows, 1, 1, sum(pages) + 1])
+        elif pages:
+            self.mask = writer.input("mask", [1, 1, 1, sum(pages)])
+
+    def layer(self, number: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return what a layer finds.
+
+        Args:
+            number: of the layer.
+            query: [N, G, R, T, d], divided by the square root of d.
+            keys, values: [N, G, T, d] of what is read.
+
+        Returns:
+            [N T, G R d].
+        """
+        writer, (rows, groups, shared, tokens, size) = self.writer, query.shape
+        writer.output(f"keys_{number}", keys)
+        writer.output(f"values_{number}", values)
+        cached = [self._inputs(number, page, groups, size) for page in range(len(self.pages))]
+        parts = []
+        for begin in range(0, tokens, READ_BLOCK):
+            end = min(begin + READ_BLOCK, tokens)
+            part = writer.reshape(writer.part(query, {3: (begin, end)}),
+                                  [rows, groups, shared * (end - begin), size])
+            seen = [writer.part(tensor, {2: (0, end)}) for tensor in (keys, values)]
+            found = self._look(part, cached, seen[0], seen[1], begin)
+            parts.append(writer.reshape(found, [rows, groups, shared, end - begin, size]))
+        found = writer.transpose(writer.concat(parts, 3), [0, 3, 1, 2, 4])
+        return writer.reshape(found, [rows * tokens, groups * shared * size])
+
+    def _look(self, query: Tensor, cached: Sequence[Sequence[_Block]], keys: Tensor,
+              values: Tensor, begin: int) -> Tensor:
+        """Look from ids `begin` and so on at all pages and at what was read up to them.
+
+        query [N, G, Q, d], keys, values [N, G, E, d] -> [N, G, Q, d].
+        """
+        writer, queries, end = self.writer, query.shape[2], keys.shape[2]
+        scores = [self._of_page(query, blocks) for blocks in cached]
+        own = self._scores(query, keys)
+        if self.tokens == 1:
+            assert self.mask is not None
+            joined = writer.add(writer.concat([*scores, own], 3), self.mask)
+        else:
+            places = np.tile(np.arange(begin, end), queries // (end - begin))
+            ahead = np.where(np.arange(end) > places[:, None], MASKED, 0.0).astype(np.float32)
+            own = writer.add(own, writer.file.constant(ahead[None, None]))
+            if self.mask is not None:
+                scores = [writer.add(writer.concat(scores, 3), self.mask)]
+            joined = writer.concat([*scores, own], 3)
+        weights = writer.softmax(joined)
+        first = sum(self.pages)
+        found = self._mixed(writer.part(weights, {3: (first, first + end)}), values)
+        for page, blocks in enumerate(cached):
+            place = sum(self.pages[:page])
+            parts = [self._mixed(
+                writer.part(weights, {0: block.rows, 3: (place, place + self.pages[page])}),
+                block.values) for block in blocks]
+            found = writer.add(found, writer.concat(parts, 0))
+        return found
+
+    def _inputs(self, layer: int, page: int, groups: int, size: int) -> list[_Block]:
+        """Make the inputs of one page of one layer, some rows each."""
+        blocks = []
+        for number, (begin, end) in enumerate(row_blocks(self.rows, self.pages[page])):
+            shape = [end - begin, groups, self.pages[page], size]
+            name = f"{layer}_{page}_{number}"
+            blocks.append(_Block((begin, end), self.writer.input(f"keys_{name}", shape),
+                                 self.writer.input(f"values_{name}", shape)))
+        return blocks
+
+    def _of_page(self, query: Tensor, blocks: Sequence[_Block]) -> Tensor:
+        """Scores [N, G, Q, C] of a page."""
+        return self.writer.concat([
+            self._scores(self.writer.part(query, {0: block.rows}), block.keys)
+            for block in blocks], 0)
+
+    def _scores(self, query: Tensor, keys: Tensor) -> Tensor:
+        """[N, G, Q, d], [N, G, C, d] -> [N, G, Q, C]."""
+        writer, (rows, groups, queries, _) = self.writer, query.shape
+        if queries > 1:
+            return writer.batch_matmul(query, keys, transposed=True)
+        # A matrix product would first copy the keys into another order, for one query.
+        found = writer.sum(writer.multiply(keys, query), 3)                  # [N, G, C, 1]
+        return writer.reshape(found, [rows, groups, 1, keys.shape[2]])
+
+    def _mixed(self, weights: Tensor, values: Tensor) -> Tensor:
+        """[N, G, Q, C], [N, G, C, d] -> [N, G, Q, d]."""
+        writer, (rows, groups, queries, places) = self.writer, weights.shape
+        if places == 1:
+            return writer.multiply(weights, values)
+        if queries > 1:
+            return writer.batch_matmul(weights, values)
+        weights = writer.reshape(weights, [rows, groups, places, 1])
+        return writer.sum(writer.multiply(values, weights), 2)               # [N, G, 1, d]
