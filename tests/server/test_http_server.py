@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -362,3 +363,26 @@ def test_a_server_that_never_started_can_be_stopped() -> None:
 def test_a_name_that_is_none_cannot_be_listened_on() -> None:
     with pytest.raises(OSError):
         http_server.listen("no-such-host.invalid", free_port())
+
+
+def test_a_caller_who_reads_nothing_of_a_stream_is_cut_off(monkeypatch: pytest.MonkeyPatch
+                                                            ) -> None:
+    monkeypatch.setattr(http_server, "READING_SILENCE_S", 0.2)
+    closed = threading.Event()
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield b"x" * 65536
+        finally:
+            closed.set()
+
+    async def handler(request: Any) -> http_server.Streamed:
+        return http_server.Streamed(chunks(), "text/plain")
+
+    server = http_server.HttpServer(handler, host="localhost", port=(port := free_port()))
+    server.start()
+    with socket.create_connection(("localhost", port), timeout=20) as caller:
+        caller.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert closed.wait(10)
+    assert server.stop(1.0).result(5) is True

@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +24,8 @@ import openai
 from tests.server.generationkit import SCRIPT, TEXT, Serving, serving, until
 from tf_infer.config import ChatFormat
 from tf_infer.errors import Overloaded
-from tf_infer.server import http_server
 from tf_infer.server.generation import Constraint
 from tf_infer.server.scripted import Writer
-from tf_infer.server.streams import MAX_WAITING_BYTES
 
 CHAT = ChatFormat(template="{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
                            "{{ '<assistant>' if add_generation_prompt }}")
@@ -526,26 +523,6 @@ def test_a_caller_who_does_not_read_holds_nobody_up_and_loses_nothing(tmp_path: 
                 heard += part
     assert heard.count(b"x" * 1000) > 0 and heard.count(b"x") - heard.count(b'"x"') >= 1000 * count
     assert b"[DONE]" in heard
-
-
-def test_a_caller_who_reads_nothing_for_long_is_cut_off(tmp_path: Path,
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "READING_SILENCE_S", 0.2)
-    count = MAX_WAITING_BYTES // 2 // 10_000
-    writer = Writer([b"x" * 10_000] * count, capacity=count)
-    with serving(tmp_path, writer, rest=True) as one:
-        body = json.dumps({"model": "writer", "prompt": "x", "stream": True}).encode()
-        heard = b""
-        with socket.create_connection(("localhost", one.rest_port), timeout=20) as caller:
-            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            caller.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-                           b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            assert until(lambda: writer.ended == 1)
-            time.sleep(0.6)
-            with suppress(ConnectionResetError):
-                while part := caller.recv(65536):
-                    heard += part
-    assert b"[DONE]" not in heard
 
 
 def test_a_server_that_stops_tells_who_still_reads(tmp_path: Path) -> None:
