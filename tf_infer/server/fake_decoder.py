@@ -16,6 +16,7 @@ import numpy as np
 from tf_infer.config import CausalLMConfig, GenerationDefaults, PackingConfig, ShapeGrid
 from tf_infer.errors import InvalidRequest
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
+from tf_infer.server import quick_choice
 from tf_infer.server.contracts import Arrays
 from tf_infer.token_bytes import TokenBytes
 from tf_infer.wire import serving_pb2
@@ -26,6 +27,7 @@ WORDS = (b"", b"", b"", *(bytes([letter]) for letter in b"abcdefghijklmnop "), b
 VOCAB = len(WORDS)
 POSITIONS, CAPACITY, PROMPT = 96, 48, 48
 TOKENS = TokenBytes(tokens=WORDS, first=WORDS, vanishing=frozenset({0, START, END}))
+NO_MASK = np.zeros(0, np.int32)
 _MASK = (1 << 48) - 1
 _EVERY = np.arange(VOCAB, dtype=np.uint64)
 
@@ -76,22 +78,15 @@ class Chosen(NamedTuple):
 def choose(logits: np.ndarray, options: Mapping[str, Any], produced: int,
            allowed: np.ndarray | None = None) -> Chosen:
     """Choose the next token of one row; [V] logits."""
-    log_probs = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
-    changed = logits.astype(np.float64)
+    changed = logits.copy()
     if produced < int(options["min_new_tokens"]):
-        changed[END] = -1e30
-    if allowed is not None and len(allowed):
-        bits = np.unpackbits(allowed.view(np.uint8), bitorder="little")[:VOCAB]
-        changed[bits == 0] = -1e30
-    temperature = float(options["temperature"])
-    if temperature > 0.0:
-        weights = np.exp((changed - changed.max()) / temperature)
-        seed = np.uint64(int(options["seed"]) & (2**64 - 1))
-        bits = mixed(mixed(seed) ^ np.uint64((produced << 8) + int(options["draw"])))
-        uniform = int(bits >> np.uint64(11)) * 2.0**-53
-        token = int(np.searchsorted(np.cumsum(weights) / weights.sum(), uniform, side="right"))
-    else:
-        token = int(changed.argmax())
+        changed[END] = quick_choice.BANNED
+    how = quick_choice.Drawing(float(options["temperature"]), 0, 1.0, 0.0, int(options["seed"]),
+                               int(options["draw"]))
+    found = quick_choice.choose(changed, how, produced, NO_MASK if allowed is None else allowed)
+    assert found is not None
+    token = found.token
+    log_probs = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
     text = options["stop_ids"]
     text = text.encode() if isinstance(text, str) else text
     ends = {END, *(int(number) for number in text.split(b"\x1f") if number)}

@@ -17,9 +17,9 @@ import numpy as np
 from tf_infer.engines.contracts import StepEngine
 from tf_infer.errors import NotOffered
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
+from tf_infer.server import quick_choice
 from tf_infer.server.contracts import Arrays, Servable
 from tf_infer.server.pace import Pace
-from tf_infer.server.quick_choice import best_token, is_quick
 
 CHOOSE, STEPS = "choose", "steps"
 POSITIONS = -2  # axis of `cache` of `steps`
@@ -55,7 +55,7 @@ class Row:
         most: tokens it may still produce, >= 1.
         allowed: bits of the tokens that may come next, as `choose` takes them; empty for all.
         state: of the named automaton.
-        quick: whether its choice is the best token alone; None while nobody has looked.
+        looked, quick: whether it is known how it chooses, and how, if NumPy can.
         step_by_step: what is allowed next depends on each token: no more than one at a time.
     """
 
@@ -68,7 +68,8 @@ class Row:
     most: int = 1
     allowed: np.ndarray = field(default_factory=lambda: NO_MASK)
     state: int = 0
-    quick: bool | None = None
+    looked: bool = False
+    quick: quick_choice.Drawing | None = None
     step_by_step: bool = False
 
     def last(self) -> int:
@@ -269,16 +270,19 @@ class EngineForm:
 
     def _quick(self, row: Row, logits: np.ndarray) -> Choice | None:
         """Choose without the graph, where that is the same; None where it is not known to be."""
+        if not row.looked:
+            row.looked, row.quick = True, quick_choice.drawing(row.options, self._options)
         if row.quick is None:
-            row.quick = is_quick(row.options, self._options, row.logprobs)
-        found = best_token(logits, row.allowed) if row.quick else None
+            return None
+        found = quick_choice.choose(logits, row.quick, row.length - row.prompt_length, row.allowed,
+                                    row.logprobs)
         if found is None or found.token not in self._ends:
             return None
-        return Choice(found.token, found.logprob, self._ends[found.token])
+        return Choice(found.token, found.logprob, self._ends[found.token], found.top)
 
     def _learned(self, row: Row, choice: Choice) -> Choice:
         """Take from a quick row's choice whether its token is an end."""
-        if row.quick:
+        if row.quick is not None:  # so it has no stop ids of its own
             self._ends[choice.token] = choice.is_end
         return choice
 
