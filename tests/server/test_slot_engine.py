@@ -85,12 +85,13 @@ def test_log_probabilities_are_told_with_their_alternatives(form: str) -> None:
         heard = there.ask(b"abc", top_logprobs=3, max_new_tokens=12, temperature=1.0, seed=3)
         plain = there.ask(b"abc", top_logprobs=0, max_new_tokens=12, temperature=1.0, seed=3)
         answer = heard.answer()
-        assert plain.answer() == answer
+        same(plain.answer(), answer)
     for token, other in zip(heard.tokens(), plain.tokens()):
         assert [value for _, _, value in token.top] == sorted(
             (value for _, _, value in token.top), reverse=True) and len(token.top) == 3
         assert all(piece == WORDS[number] for number, piece, _ in token.top)
-        assert other.top == () and other.logprob == token.logprob <= token.top[0][2] <= 0.0
+        assert other.top == () and other.logprob == pytest.approx(token.logprob, abs=1e-5)
+        assert token.logprob <= token.top[0][2] + 1e-5 <= 1e-5
     told = sum(token.logprob for token in heard.tokens())
     assert told >= answer.score - 1e-4
     assert (answer.reason == "stop") is (told > answer.score + 1e-4)  # the end id's own
@@ -171,10 +172,23 @@ def test_choices_are_kept_token_by_token(form: str) -> None:
     assert all(answer.reason == "stop" for answer in answers)
 
 
-def test_a_limit_within_a_constraint_says_so() -> None:
-    with stand() as there:
-        answer = constrained(there, "choices", "abcdef", max_new_tokens=3).answer()
-        assert (answer.text, answer.reason) == (b"abc", "length")
+@FORMS
+def test_what_ends_within_a_constraint_says_so(form: str) -> None:
+    with stand(form) as there:
+        for value, options, text, reason in [
+                ("abcdef", {"max_new_tokens": 3}, b"abc", "incomplete"),
+                ("abc", {"max_new_tokens": 3}, b"abc", "length"),
+                ("abcdef", {"stop": "d"}, b"abc", "incomplete"),
+                ("abc\x1fabc", {}, b"abc", "stop")]:
+            answer = constrained(there, "choices", value, **options).answer()
+            assert (answer.text, answer.reason) == (text, reason), value
+        heard = there.ask(b"a", choices="abc\x1fp", max_new_tokens=9)
+        assert heard.answer().text in (b"abc", b"p")
+
+
+def test_one_constraint_is_enough() -> None:
+    with stand() as there, pytest.raises(InvalidRequest, match="expected one, got several"):
+        constrained(there, "choices", "a", choices="b")
 
 
 def test_a_constraint_that_cannot_be_is_refused_at_once() -> None:

@@ -15,7 +15,7 @@ from tf_infer.server.generation import GenerationRequest
 SEPARATOR = b"\x1f"  # between the items of an option that is a list
 LIMIT, LEAST, STOP, LOGPROBS = "max_new_tokens", "min_new_tokens", "stop", "logprobs"
 STOP_BYTES = 2**14  # of all stop strings together
-IN_GRAPH = {"name": "constraint", "choices": "choices"}  # kind of a constraint -> the option
+NAMED, CHOICES = "constraint", "choices"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +51,16 @@ def read(request: GenerationRequest, specs: Sequence[TensorSpec], capacity: int)
     """
     known = {spec.name: spec for spec in specs}
     given: dict[str, Any] = dict(request.options)
-    matched = None
-    if request.constraint is not None:
-        kind, value = request.constraint.kind, request.constraint.value
-        if kind == "name" or (kind in IN_GRAPH and IN_GRAPH[kind] in known):
-            given[IN_GRAPH[kind]] = value
-        else:
-            matched = (kind, value)
+    constraint = request.constraint
+    if constraint is not None and constraint.kind == "name":
+        given[NAMED] = constraint.value
+    # `steps` and `choose` know no choices: the host keeps them, as patterns and schemas.
+    choices = given.pop(CHOICES, "")
+    matched = [(CHOICES, _text(CHOICES, choices))] if choices else []
+    if constraint is not None and constraint.kind != "name":
+        matched.append((constraint.kind, constraint.value))
+    if len(matched) + bool(given.get(NAMED)) > 1:
+        raise InvalidRequest("constraint: expected one, got several. Leave the others out.")
     strange = sum(name not in known and name != STOP for name in given)
     if strange:
         raise NotOffered(f"options: expected some of {', '.join(sorted({*known, STOP}))}, got "
@@ -79,7 +82,13 @@ def read(request: GenerationRequest, specs: Sequence[TensorSpec], capacity: int)
         raise InvalidRequest(f"top_logprobs: expected a number >= 0, got {int(logprobs)}.")
     return Asked(max_new_tokens=limit, stops=stops_of(given.get(STOP, default)),
                  logprobs=None if logprobs is None else int(logprobs), options=options,
-                 matched=matched)
+                 matched=matched[0] if matched else None)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, (str, bytes)):
+        raise InvalidRequest(f"{name}: expected a text, got a {type(value).__name__}.")
+    return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
 
 
 def stops_of(value: Any) -> tuple[bytes, ...]:

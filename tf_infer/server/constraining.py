@@ -35,6 +35,7 @@ class Constraining:
         self._servable, self._manifest, self._tokens = servable, manifest, tokens
         self._lock = threading.Lock()
         self._compiler: ConstraintCompiler | None = None
+        self._ends: tuple[int, ...] | None = None
 
     def automaton(self, kind: str, value: str) -> TokenAutomaton:
         """Return the automaton of a constraint; takes up to seconds when it is new.
@@ -62,14 +63,35 @@ class Constraining:
         except ConfigError as error:
             raise InvalidRequest(str(error)) from error
 
+    def is_whole(self, name: str | bytes, state: int) -> bool:
+        """Whether a text of a named constraint may end where it stands.
+
+        `choose` is asked for the best token where end ids are the best by far.
+        """
+        spec = self._spec()
+        with self._lock:
+            ends = self._end_ids(spec, vocabulary_of(spec))
+        logits = np.zeros((1, vocabulary_of(spec)), np.float32)
+        logits[0, list(ends)] = 100.0
+        inputs = {**greedy(spec, logits), "ids": np.zeros((1, 1), np.int32),
+                  "length": np.ones(1, np.int32), "state": np.full(1, state, np.int32),
+                  "constraint": np.asarray([name], object)}
+        out = self._servable.run(CHOOSE, inputs, outputs=("is_end",), timeout_s=None)
+        return bool(out["is_end"][0])
+
+    def _spec(self) -> SignatureSpec:
+        spec = next((one for one in self._manifest.signatures if one.name == CHOOSE), None)
+        if spec is None or self._tokens is None:
+            raise NotOffered("constraint: this version cannot keep it. Export the model again "
+                             "with this version of tf_infer.")
+        return spec
+
     def _made(self) -> ConstraintCompiler:
         with self._lock:
             if self._compiler is None:
-                spec = next((one for one in self._manifest.signatures if one.name == CHOOSE), None)
-                if spec is None or self._tokens is None:
-                    raise NotOffered("constraint: this version cannot keep it. Export the model "
-                                     "again with this version of tf_infer.")
+                spec = self._spec()
                 size = vocabulary_of(spec)
+                assert self._tokens is not None
                 self._compiler = ConstraintCompiler(self._tokens, size, self._end_ids(spec, size))
             return self._compiler
 
@@ -82,6 +104,8 @@ class Constraining:
         assert isinstance(task, CausalLMConfig) and self._tokens is not None
         if task.end_ids:
             return task.end_ids
+        if self._ends is not None:
+            return self._ends
         found: list[int] = []
         wanted = sorted(number for number in self._tokens.vanishing if 0 <= number < size)
         for start in range(0, len(wanted), ROWS):
@@ -91,7 +115,8 @@ class Constraining:
             out = self._servable.run(CHOOSE, greedy(spec, logits), outputs=("is_end",),
                                      timeout_s=None)
             found += [number for number, ends in zip(some, out["is_end"]) if ends]
-        return tuple(found)
+        self._ends = tuple(found)
+        return self._ends
 
 
 def vocabulary_of(spec: SignatureSpec) -> int:

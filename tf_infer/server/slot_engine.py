@@ -26,7 +26,7 @@ from tf_infer.errors import (
     ServingError,
 )
 from tf_infer.manifest import ModelManifest
-from tf_infer.server.asked import Asked, read
+from tf_infer.server.asked import NAMED, Asked, read
 from tf_infer.server.constraining import Constraining
 from tf_infer.server.contracts import Servable
 from tf_infer.server.forms import Choice, Form, Row
@@ -40,6 +40,7 @@ from tf_infer.token_bytes import TokenBytes
 
 STOPPING = "The server is stopping."
 LATE = "The deadline has passed."
+INCOMPLETE = "incomplete"  # finish reason: the limit came before the constraint had what it asks
 ENCODE = "encode"
 ENCODED_ROWS = 32  # prompts of one run of `encode`
 CLOSE_S = 60.0     # for the thread's last step when the engine is closed
@@ -384,9 +385,31 @@ class SlotEngine:
         now_s = time.monotonic()
         for one, text in zip(taken, texts):
             said = one.say(text)
+            if one.reason is not None:
+                one.reason = self._reason(one)
             self._time(one.call, now_s, len(one.kept))
             self._tell(one.call, said, [_token(one.call, choice, pieces) for choice in one.kept],
                        one.reason)
+
+    def _reason(self, one: _Taken) -> str:
+        """Return why a row ends: INCOMPLETE where its constraint asks for more, as `generate`.
+
+        What ended a text by a stop string may have cut it.
+        """
+        call, reason = one.call, one.reason
+        assert reason is not None and call.row is not None
+        named = call.asked.options.get(NAMED)
+        if call.matcher is not None:
+            whole = one.end is not None or reason == "length"
+            if one.end is not None and one.end.token >= 0 and call.matcher.complete:
+                call.matcher.accept(one.end.token)
+                whole = call.matcher.finished
+            return reason if whole and call.matcher.complete else INCOMPLETE
+        if not named or (one.end is not None and not call.asked.options.get("stop_ids")):
+            return reason
+        whole = (reason == "length" or one.end is not None) and self._constraints.is_whole(
+            named, call.row.state)
+        return reason if whole else INCOMPLETE
 
     def _texts(self, taken: Sequence[_Taken]) -> list[dict[int, bytes]]:
         """Decode what is not to be had by joining bytes, all in one run: count -> text."""
@@ -457,12 +480,13 @@ class _Taken:
         call, spelling: whose it is.
         kept: the choices that are part of the answer, an end id not.
         reason: why it ends, None if it goes on.
+        end: the end id, where that is why.
     """
 
-    def __init__(self, call: _Call, spelling: Spelling, kept: list[Choice], score: float,
-                 reason: str | None) -> None:
+    def __init__(self, call: _Call, spelling: Spelling, kept: list[Choice], reason: str | None,
+                 end: Choice | None = None) -> None:
         self.call, self.spelling, self.kept, self.reason = call, spelling, kept, reason
-        self._end_score = score
+        self.end = end
 
     def to_decode(self) -> list[int]:
         """Return of how many of its ids the text must be decoded."""
@@ -490,23 +514,24 @@ class _Taken:
             said.append(speech.hear(text))
             if speech.stopped:
                 del self.kept[count - before:]
-                self.reason, self._end_score = "stop", 0.0
+                self.reason, self.end = "stop", None
                 break
         if self.reason is not None and not speech.stopped:
             count = len(spelling.ids)
             said.append(speech.hear(decoded[count] if count in decoded else spelling.text(count),
                                     final=True))
             if speech.stopped:
-                self.reason = "stop"
+                self.reason, self.end = "stop", None
         for choice in self.kept:
             row.ids[row.length] = choice.token
             row.length += 1
-        if self.call.matcher is not None and self.reason is None:
+        if self.call.matcher is not None:
             for choice in self.kept:
                 self.call.matcher.accept(choice.token)
             row.allowed = self.call.matcher.allowed()
         row.most -= len(self.kept)
-        self.call.score += sum(choice.logprob for choice in self.kept) + self._end_score
+        self.call.score += sum(choice.logprob for choice in self.kept)
+        self.call.score += 0.0 if self.end is None else self.end.logprob
         return b"".join(said)
 
 
@@ -517,12 +542,12 @@ def _take(call: _Call, choices: Sequence[Choice]) -> _Taken:
     kept: list[Choice] = []
     for choice in choices:
         if choice.is_end:
-            return _Taken(call, spelling, kept, choice.logprob, "stop")
+            return _Taken(call, spelling, kept, "stop", choice)
         kept.append(choice)
         spelling.add(choice.token)
         if len(kept) == row.most:
-            return _Taken(call, spelling, kept, 0.0, "length")
-    return _Taken(call, spelling, kept, 0.0, None)
+            return _Taken(call, spelling, kept, "length")
+    return _Taken(call, spelling, kept, None)
 
 
 def _token(call: _Call, choice: Choice, pieces: Mapping[int, bytes]) -> Token:
