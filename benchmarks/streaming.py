@@ -4,10 +4,11 @@
 
 A server process runs a generator without a model, which writes a token every few milliseconds for
 each caller; the token's text is the time when it was made. Told in JSON, for each number of
-callers: CPU time of the server's process per token beyond that of the generator with a listener
-that does nothing, and how long after it was made a token is in the caller's hands (another process
-on the same machine). Rounds alternate; medians of rounds. A last figure, `flood`, is how many
-tokens a second one caller gets of a generator that never waits: what waits goes out as one.
+callers: CPU time of the server's process, and of the generator's own thread in it, per token beyond
+that of the generator with a listener that does nothing; and how long after it was made a token is in
+the caller's hands (another process on the same machine). Rounds alternate; medians of rounds. A last
+figure, `flood`, is how many tokens a second one caller gets of a generator that never waits: what
+waits goes out as one.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Clock:
     """
 
     def __init__(self) -> None:
+        self.thread_s = 0.0  # of CPU, of the thread that writes
         self._waiting: list[tuple[GenerationRequest, Listener, _Ticket]] = []
         self._changed = threading.Condition()
         threading.Thread(target=self._run, daemon=True).start()
@@ -88,6 +90,7 @@ class Clock:
                              new_tokens=row[1], score=-float(row[1])))
                 if last or row[3].over:
                     running.remove(row)
+            self.thread_s = time.thread_time()
             if every_s:
                 time.sleep(max(0.0, due_s - time.monotonic()))
 
@@ -118,7 +121,7 @@ def serve() -> None:
             for line in sys.stdin:
                 if line.startswith("alone"):
                     _alone(clock, *json.loads(line[5:]))
-                print(time.process_time(), flush=True)
+                print(json.dumps([time.process_time(), clock.thread_s]), flush=True)
 
 
 def _alone(clock: Clock, callers: int, tokens: int, every_s: float) -> None:
@@ -154,11 +157,13 @@ class Served:
         assert self._process.stdout is not None
         return self._process.stdout.readline()
 
-    def cpu_s(self, task: str = "") -> float:
+    def cpu_s(self, task: str = "") -> tuple[float, float]:
+        """Return the CPU seconds of the process and of the generator's thread, behind a task."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{task}\n")
         self._process.stdin.flush()
-        return float(self._line())
+        process_s, thread_s = json.loads(self._line())
+        return process_s, thread_s
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -200,32 +205,40 @@ async def ask(way: str, served: Served, callers: int, tokens: int, every_s: floa
 
 
 def measure(served: Served, way: str, callers: int, tokens: int, every_s: float
-            ) -> tuple[float, list[float]]:
-    """Return the server's CPU seconds and how late each token came, in ms."""
+            ) -> tuple[tuple[float, float], list[float]]:
+    """Return CPU us per token, of process and thread, and how many ms late each token came."""
     begin = served.cpu_s()
     late: list[float] = []
     if way == "alone":
-        return served.cpu_s(f"alone{json.dumps([callers, tokens, every_s])}") - begin, late
-    late = asyncio.run(ask(way, served, callers, tokens, every_s))
-    return served.cpu_s() - begin, late
+        end = served.cpu_s(f"alone{json.dumps([callers, tokens, every_s])}")
+    else:
+        late = asyncio.run(ask(way, served, callers, tokens, every_s))
+        end = served.cpu_s()
+    process_us, thread_us = ((b - a) / (callers * tokens) * 1e6 for a, b in zip(begin, end))
+    return (process_us, thread_us), late
 
 
 def rounds(served: Served, callers: int, tokens: int, every_s: float, count: int
            ) -> dict[str, Any]:
     costs: dict[str, list[float]] = {way: [] for way in WAYS}
+    threads: dict[str, list[float]] = {way: [] for way in WAYS}
     late: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(count + 1):
         for way in WAYS:
-            cpu_s, came = measure(served, way, callers, tokens, every_s)
+            (process_us, thread_us), came = measure(served, way, callers, tokens, every_s)
             if number:  # the first round warms up
-                costs[way].append(cpu_s / (callers * tokens) * 1e6)
+                costs[way].append(process_us)
+                threads[way].append(thread_us)
                 late[way] += came
-    found: dict[str, Any] = {"callers": callers, "alone_us": _median(costs["alone"])}
+    found: dict[str, Any] = {"callers": callers, "alone_us": _median(costs["alone"]),
+                             "alone_thread_us": _median(threads["alone"])}
     for way in WAYS[1:]:
         sorted_ms = sorted(late[way])
         found[way] = {
             "server_cpu_us_per_token": round(
                 _median(costs[way]) - _median(costs["alone"]), 1),
+            "thread_cpu_us_per_token": round(
+                _median(threads[way]) - _median(threads["alone"]), 1),
             "late_ms_p50": round(sorted_ms[len(sorted_ms) // 2], 3),
             "late_ms_p99": round(sorted_ms[len(sorted_ms) * 99 // 100], 3)}
     return found
