@@ -3,13 +3,15 @@
     python -m benchmarks.continuous --shape mini > benchmarks/results/continuous.json
     python -m benchmarks.continuous --shape gpt2 --form served-engine --seconds 20 --minutes 12
 
-Prints one JSON object. Both servers serve one version: `static` answers the signature `generate`
+Prints one JSON object. All servers serve one version. `static` answers the signature `generate`
 through Predict, where requests run together until the longest of them has ended; `continuous`
-answers GenerationService, where each joins and leaves by itself. Both are processes of their own,
-frozen when it is not their turn; so is the load (benchmarks/generation_load.py).
+answers GenerationService, where each joins and leaves by itself, through the same SavedModel;
+`engine` does so through the version's engine, where it carries one, which is another numeric form.
+Each is a process of its own, frozen when it is not its turn; so is the load
+(benchmarks/generation_load.py).
 
 Prompts are pieces of real stories of 8 to 150 words, answers have 4 to 128 tokens, both spread
-evenly over the logarithm of their length, the same in the same order for both servers.
+evenly over the logarithm of their length, the same in the same order for all.
 
     capacity        tokens/s with 32 callers who each wait for their answer
     rates           Poisson arrivals at shares of what static did with those callers, a result a
@@ -17,8 +19,8 @@ evenly over the logarithm of their length, the same in the same order for both s
     per_token_ms    from the time a request was due to its end, by its tokens
     first_ms        to its first token; a static answer comes whole
     at equal p99    tokens/s that each can do before its p99 of per_token_ms is above a bound, read
-                    off between the two nearest rates
-    streaming       what a token costs more when the answer comes in pieces: one caller, and eight
+                    off between the two nearest rates; "at least" where no rate was too much
+    streaming       what a token costs more in pieces than whole: one caller, and eight
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ from benchmarks.server import say
 CALLERS, REQUESTS = 32, 512
 WORDS, TOKENS = (8, 150), (4, decoders.SERVED_CAPACITY)
 SHARES = (0.3, 0.5, 0.7, 0.85, 1.0, 1.3, 1.7, 2.2, 2.8)
-STATIC, CONTINUOUS = "static", "continuous"
+STATIC, CONTINUOUS, ENGINE = "static", "continuous", "engine"
 Cells = dict[str, dict[float, list[dict[str, Any]]]]  # server -> share -> one result a round
 BATCHING = """max_batch_size { value: 32 } batch_timeout_micros { value: 10000 }
 max_enqueued_batches { value: 1000 } num_batch_threads { value: 1 }
@@ -78,7 +80,7 @@ class Decoding(Running):
     def ask(self, request: Any, timeout_s: float = 60.0) -> str:
         """Return how many tokens a prompt's answer has."""
         load = GenerationLoad(
-            target=self.address, model=decoders.MODEL, stream=self.contestant.name == CONTINUOUS,
+            target=self.address, model=decoders.MODEL, stream=self.contestant.name != STATIC,
             requests=[request], seconds=0.01)
         found = measured(load)
         if not found["records"]:
@@ -102,7 +104,7 @@ def run(server: Decoding, **values: Any) -> dict[str, Any]:
     server.freeze(frozen=False)
     before = server.cpu_s()
     found = measured(GenerationLoad(target=server.address, model=decoders.MODEL,
-                                    stream=server.contestant.name == CONTINUOUS, **values))
+                                    stream=server.contestant.name != STATIC, **values))
     spent = server.cpu_s() - before
     server.freeze()
     result = figures(found["records"], found["failures"], values["seconds"])
@@ -178,11 +180,13 @@ def equal_p99(cells: Cells) -> dict[str, Any]:
     found = {}
     for _, bound in sorted(points[STATIC], key=lambda point: point[1]):
         speeds = {name: throughput_at(points[name], bound) for name in points}
-        if all(speeds.values()):
-            found[f"p99 {bound} ms"] = {name: round(value or 0.0, 1)
-                                        for name, value in speeds.items()} | {
-                "continuous / static": round(
-                    (speeds[CONTINUOUS] or 0.0) / (speeds[STATIC] or 1.0), 2)}
+        static = speeds.pop(STATIC)
+        told: dict[str, Any] = {STATIC: static}
+        for name, speed in speeds.items():
+            if static and speed:
+                told[name] = {"tokens_per_s": round(speed, 1), "ratio": round(speed / static, 2),
+                              "at least": all(p99 <= bound for _, p99 in points[name])}
+        found[f"p99 {bound} ms"] = told
     return found
 
 
@@ -197,13 +201,13 @@ def overhead(static: dict[str, Any], streamed: dict[str, Any]) -> dict[str, floa
 
 
 def servers(base: Path) -> list[Contestant]:
-    """Return both servers of one model."""
-    batching = ("--enable_batching", "--batching_parameters_file={folder}/batching.txt")
-    found = []
-    for name, flags in ((STATIC, batching), (CONTINUOUS, ())):
-        one = contestants.ours(base, *flags, name=name, files={"batching.txt": BATCHING})
-        found.append(one)
-    return found
+    """Return the servers of one model."""
+    flags = {STATIC: ("--enable_batching", "--batching_parameters_file={folder}/batching.txt"),
+             CONTINUOUS: ("--decode_engine=saved_model",), ENGINE: ("--decode_engine=litert",)}
+    if not any(base.glob("*/assets.extra/engines/litert")):
+        del flags[ENGINE]
+    return [contestants.ours(base, *more, name=name, files={"batching.txt": BATCHING})
+            for name, more in flags.items()]
 
 
 def compare(group: Sequence[Decoding], seconds: float, rounds: int, until_s: float
@@ -219,11 +223,11 @@ def compare(group: Sequence[Decoding], seconds: float, rounds: int, until_s: flo
     cells: Cells = {one.contestant.name: {} for one in group}
     for number in range(rounds):
         for share in SHARES:
-            if time.monotonic() + 3 * seconds > until_s:
+            if time.monotonic() + 1.5 * len(group) * seconds > until_s:
                 say(f"no time for a rate of {share}")
                 break
             rate = share * static["tokens_per_s"] / mean
-            for one in group if number % 2 else group[::-1]:
+            for one in group if number % 2 else list(reversed(group)):
                 cells[one.contestant.name].setdefault(share, []).append(
                     run(one, requests=asked, rate=rate, seconds=seconds, seed=number))
     return {"capacity": capacity, "rates": cells, "at equal p99": equal_p99(cells)}
@@ -232,11 +236,12 @@ def compare(group: Sequence[Decoding], seconds: float, rounds: int, until_s: flo
 def streaming(group: Sequence[Decoding], seconds: float) -> dict[str, Any]:
     """Measure answers whole and in pieces, of the same prompts."""
     asked = [(prompt, TOKENS[1]) for prompt, _ in requests(1)]
-    found = {}
+    found: dict[str, Any] = {}
     for callers in (1, 8):
         pair = {one.contestant.name: run(one, requests=asked, callers=callers, seconds=seconds)
                 for one in group}
-        found[f"{callers} callers"] = overhead(pair[STATIC], pair[CONTINUOUS])
+        found |= {f"{callers} callers, {name}": overhead(pair[STATIC], pair[name])
+                  for name in pair if name != STATIC}
     return found
 
 
