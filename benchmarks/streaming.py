@@ -4,11 +4,11 @@
 
 A server process runs a generator without a model, which writes a token every few milliseconds for
 each caller; the token's text is the time when it was made. Told in JSON, for each number of
-callers: CPU time of the server's process, and of the generator's own thread in it, per token beyond
-that of the generator with a listener that does nothing; and how long after it was made a token is in
-the caller's hands (another process on the same machine). Rounds alternate; medians of rounds. A last
-figure, `flood`, is how many tokens a second one caller gets of a generator that never waits: what
-waits goes out as one.
+callers: CPU time of the server's process, and of the generator's own thread in it, per token
+beyond that of the generator with a listener that does nothing; and how long after it was made a
+token is in the caller's hands (another process on the same machine). Rounds alternate; medians of
+rounds. A last figure, `flood`, is how many tokens a second one caller gets of a generator that
+never waits: what waits goes out as one.
 """
 
 from __future__ import annotations
