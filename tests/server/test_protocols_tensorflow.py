@@ -159,7 +159,7 @@ def test_a_prompt_that_is_not_utf8_is_read_as_generate_reads_it(client: Client) 
 
 @pytest.mark.parametrize(("kind", "value", "told"), [
     ("regex", "secret(b", "position"), ("json_schema", '{"type": "secret"}', "type"),
-    ("json_schema", '{"a": ', "JSON"), ("regex", "((secret|x){900}){900}", "large"),
+    ("json_schema", '{"a": ', "JSON"), ("regex", "((secret|x){900}){900}", "repetition"),
     ("choices", ["secret"] * 1024 + ["x"], "1024")])
 def test_a_constraint_that_cannot_be_tells_where(server: Server, client: Client, kind: str,
                                                  value: Any, told: str) -> None:
