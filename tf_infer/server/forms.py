@@ -315,24 +315,31 @@ class EngineForm:
         self._engine.close()
 
 
-OVERHEAD = 0.2  # share of a call of `steps` that may go into handing caches in and out
-CALL_S = 0.25   # longest call, while that leaves a token: how often a text is heard of
-HURRY = 4       # tokens of a call while somebody waits for their first
-FIRST = 4.0     # tokens' time that a call costs beside its tokens, until it has been seen
+OVERHEAD = 0.2  # share of a call of `steps` that goes into handing caches in and out
+HURRIED = 0.4   # ... while somebody waits for their first token, or a call is long
+CALL_S = 0.25   # of a call, so that a text is heard of often
+FIRST = 2.0     # tokens' time that a call costs beside its tokens, until it has been seen
+LONGEST = 64.0  # tokens of a call
 
 
-def tokens_a_call(pace: Pace, *, token_s: float, hurry: bool, most: int) -> int:
+def tokens_a_call(pace: Pace, *, lately: tuple[int, float], hurry: bool, most: int) -> int:
     """Return how many tokens the next call of `steps` produces.
 
     Args:
         pace: of calls seen so far: seconds over tokens.
-        token_s: what a token of all rows took lately; 0.0 while none was seen.
+        lately: tokens and seconds of the last call; (0, 0.0) while there was none.
         hurry: somebody waits for their first token.
         most: that any row may still produce, and the call can.
+
+    As few as leave OVERHEAD of its time to the caches; fewer where that takes longer than CALL_S,
+    but no fewer than leave HURRIED.
     """
-    wanted = pace.run_tokens(FIRST, most=64.0) * (1.0 - OVERHEAD) / OVERHEAD
-    if token_s > 0.0:
-        wanted = min(wanted, CALL_S / token_s)
+    beside = pace.run_tokens(FIRST, most=LONGEST)  # what a call costs beside its tokens, in tokens
+    least, wanted = (beside * (1.0 - share) / share for share in (HURRIED, OVERHEAD))
+    tokens, seconds = lately
     if hurry:
-        wanted = min(wanted, HURRY)
-    return max(1, min(round(wanted), most))
+        wanted = least
+    elif seconds > 0.0:
+        token_s = seconds / (tokens + beside)
+        wanted = min(wanted, max(least, CALL_S / token_s - beside))
+    return max(1, min(round(min(wanted, LONGEST)), most))

@@ -55,7 +55,7 @@ class SavedForm:
         self._apart: dict[int, np.ndarray] = {}            # caches of rows that do not produce yet
         self._order: list[int] = []                        # slots of the rows of the batch
         self._batch = self._nothing[None][:0]              # [>= B, 2 layers, heads, P, d]
-        self._pace, self._token_s = Pace(), 0.0
+        self._pace, self._lately = Pace(), (0, 0.0)
 
     # ------------------------------------------------------------------ reading, producing
 
@@ -85,14 +85,14 @@ class SavedForm:
         by_slot = {row.slot: row for row in rows}
         batch = [by_slot[slot] for slot in self._order]
         least = 1 if any(row.step_by_step for row in rows) else self._most
-        count = tokens_a_call(self._pace, token_s=self._token_s, hurry=hurry,
+        count = tokens_a_call(self._pace, lately=self._lately, hurry=hurry,
                               most=min(least, max(row.most for row in rows)))
         started = time.monotonic()
         out = self._run(batch, self._batch[:len(batch)],
                         np.asarray([[row.last()] for row in batch], np.int32), [1] * len(batch),
                         [row.length - 1 for row in batch], [min(count, row.most) for row in batch])
         self._batch = out["cache"]
-        self._seen(int(out["token_count"].max()) + 1, time.monotonic() - started)
+        self._seen(int((out["token_count"] + out["finished"]).max()), time.monotonic() - started)
         found = {row.slot: _choices(row, out, place) for place, row in enumerate(batch)}
         return [found[row.slot] for row in rows]
 
@@ -104,8 +104,9 @@ class SavedForm:
         return self._servable.run(STEPS, inputs, outputs=self._outputs, timeout_s=None)
 
     def _seen(self, tokens: int, seconds: float) -> None:
+        tokens = max(1, tokens)
         self._pace = self._pace.seen(tokens, seconds)
-        self._token_s = seconds / tokens
+        self._lately = (tokens, seconds)
 
     # ------------------------------------------------------------------ caches
 
