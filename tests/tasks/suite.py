@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tests.tasks import small
 from tf_infer.manifest import SignatureSpec
 from tf_infer.stages import STAGES, stage_of
 from tf_infer.tasks.base import Task
+from tf_infer.tasks.build import build
 from tf_infer.tasks.causal_lm import CausalLM
 
 Arrays = Mapping[str, np.ndarray]
@@ -61,6 +64,13 @@ class Paths:
         return self._traced[key]
 
 
+@lru_cache(maxsize=None)
+def paths_of(name: str) -> Paths:
+    """Return the paths of a small task, for all tests of a process: a decoder takes long to trace.
+    """
+    return Paths(build(small.ALL[name], seed=7))
+
+
 def as_tensors(inputs: Arrays) -> dict[str, tf.Tensor]:
     return {name: tf.constant(value) for name, value in inputs.items()}
 
@@ -96,7 +106,10 @@ def inputs_for(task: Task, signature: str, values: list[bytes]) -> dict[str, np.
     given: dict[str, np.ndarray] = {}
     for name in [one.name for one in spec.inputs if one.default is None]:
         given[name] = first[::-1].copy() if name in ("text_pair", "continuation") else first
-    return {**given, **(_options(task, spec, count) if spec_has_options(spec) else {})}
+    if spec_has_options(spec):
+        return {**given, **_options(task, spec, count)}
+    return given | {one.name: texts([one.default.encode()] * count) for one in spec.inputs
+                    if one.default is not None}
 
 
 def spec_has_options(spec: SignatureSpec) -> bool:
@@ -148,8 +161,9 @@ def _options(task: Task, spec: SignatureSpec, count: int) -> dict[str, np.ndarra
     for one in spec.inputs:
         if one.default is not None:
             dtype: Any = object if one.dtype == "string" else one.dtype
+            values = CYCLES.get(one.name, [one.default])
             cycle = known[one.name] if one.name in known else [
-                CYCLES[one.name][i % len(CYCLES[one.name])] for i in range(count)]
+                values[i % len(values)] for i in range(count)]
             made[one.name] = texts([text.encode() for text in cycle]) if dtype is object else (
                 np.array(cycle, dtype))
     if "forced_prefix" in made and "max_new_tokens" in made:
@@ -167,7 +181,8 @@ def _steps_inputs(task: Task, spec: SignatureSpec, count: int) -> dict[str, np.n
              "lengths": np.zeros(count, np.int32), "produced": np.zeros(count, np.int32)}
     limits = np.arange(count) * 3 % (task.config.capacity + 1)
     steps["count"] = np.where(steps["id_count"] > 0, limits, 0).astype(np.int32)
-    steps |= {"history": steps["ids"], "history_length": steps["id_count"]}
+    steps |= {"history": steps["ids"], "history_length": steps["id_count"],
+              "allowed": np.zeros([count, 0], np.int32), "state": np.zeros(count, np.int32)}
     return {**steps, **options}
 
 

@@ -268,7 +268,8 @@ def steps_state(task: CausalLM, count: int) -> dict[str, tf.Tensor]:
             **option_rows(task, "steps", count, {
                 "temperature": 0.0, "top_p": 1.0, "seed": np.arange(count)}),
             "produced": tf.zeros([count], tf.int32), "history": tf.zeros([count, 0], tf.int32),
-            "history_length": tf.zeros([count], tf.int32)}
+            "history_length": tf.zeros([count], tf.int32),
+            "allowed": tf.zeros([count, 0], tf.int32), "state": tf.zeros([count], tf.int32)}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -17,7 +17,7 @@ import tensorflow as tf
 from tf_infer.constraints.automaton import FORBIDDEN, TokenAutomaton
 from tf_infer.constraints.prefix_tree import PrefixTree
 from tf_infer.decoding.contracts import Processor
-from tf_infer.decoding.processors import BANNED
+from tf_infer.decoding.processors import BANNED, only
 from tf_infer.decoding.score import finite
 
 LONGEST = 16  # bytes of the tokens that spell choices; longer ones are not needed to spell a text
@@ -26,6 +26,23 @@ LONGEST = 16  # bytes of the tokens that spell choices; longer ones are not need
 def keep_allowed(logits: tf.Tensor, allowed: tf.Tensor) -> tf.Tensor:
     """Let only allowed tokens be chosen, whatever else bans them: [N, V] each -> [N, V]."""
     return tf.where(allowed, tf.maximum(finite(logits), BANNED), logits.dtype.min)
+
+
+def first_only(words: tf.Tensor) -> Processor:
+    """Return the processor that lets only some tokens be the first of a call.
+
+    `words` [N, W] int32 as in `processors.only`; W may be less than V asks for: none behind them.
+    """
+
+    def change(logits: tf.Tensor, produced: tf.Tensor, state: tuple[()]) -> tf.Tensor:
+        del state
+        first = produced == 0
+        missing = tf.maximum(-(-tf.shape(logits)[1] // 32) - tf.shape(words)[1], 0)
+        return tf.cond((tf.shape(words)[1] > 0) & tf.reduce_any(first), lambda: tf.where(
+            first[:, None], only(logits, tf.pad(words, [[0, 0], [0, missing]])), logits),
+            lambda: logits)
+
+    return Processor((), change, lambda state, tokens, live: state)
 
 
 # ---------------------------------------------------------------------------- named automata
@@ -113,8 +130,9 @@ def named(table: Tables, state: tf.Tensor) -> Processor:
 
     def change(logits: tf.Tensor, produced: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
         del produced
-        return tf.cond(anybody, lambda: keep_allowed(logits, allowed(table, state)),
-                       lambda: logits)
+        # An engine may give logits for the ids of the codec alone, without those behind them.
+        return tf.cond(anybody, lambda: keep_allowed(
+            logits, allowed(table, state)[:, :tf.shape(logits)[1]]), lambda: logits)
 
     def accept(state: tf.Tensor, tokens: tf.Tensor, live: tf.Tensor) -> tf.Tensor:
         return tf.cond(anybody, lambda: follow(table, state, tokens, live), lambda: state)

@@ -38,6 +38,7 @@ from tf_infer.networks.checkpoint import Checkpoint, Head
 from tf_infer.tasks.base import Task
 from tf_infer.tasks.causal_lm import CausalLM
 from tf_infer.tasks.classifier import Classifier
+from tf_infer.tasks.row_constraints import check_named
 from tf_infer.text import build as codecs
 from tf_infer.text import files
 
@@ -64,6 +65,8 @@ def build(config: TaskConfig, *, tokenizer_dir: Path | None = None, weights: Pat
     if tokenizer_dir is None and not isinstance(config.codec, BytesConfig):
         raise ConfigError(f"tokenizer_dir: expected the folder of the {config.codec.kind} codec's "
                           "files, got None.")
+    if isinstance(config, CausalLMConfig):
+        check_named(config.constraints)
     codec = codecs.build(config.codec, Path(tokenizer_dir or "."))
     if isinstance(config, ClassifierConfig):
         network = networks.classifier(config, vocab_size=codec.vocab_size, pad_id=codec.pad_id,

@@ -22,6 +22,7 @@ from tf_infer.tasks.beams import Beams
 from tf_infer.tasks.grid import in_slices, require, same_rows
 from tf_infer.tasks.host_loops import HostLoops
 from tf_infer.tasks.lists import some_rows
+from tf_infer.tasks.row_constraints import RowConstraints
 from tf_infer.tasks.row_options import RowOptions
 from tf_infer.text.contracts import TokenBatch, Tokens
 from tf_infer.text.packing import pack, pad_id
@@ -58,6 +59,8 @@ class CausalLM(Task):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self.row_options = RowOptions(arguments[0], arguments[1])
+        self.row_constraints = RowConstraints(arguments[0], arguments[1], self.row_options.end_ids,
+                                              lambda: int(self.network.vocab_size))
         super().__init__(*arguments, **keywords)
 
     @property
@@ -87,7 +90,8 @@ class CausalLM(Task):
         given = self.row_options.dense(
             {name: value for name, value in inputs.items() if name != "prompt"}, texts,
             some_rows(encoded, count))
-        return self._with_prompts(Tokens(some_rows(encoded, 0, count), None, None), given)
+        dense = self._with_prompts(Tokens(some_rows(encoded, 0, count), None, None), given)
+        return dense | self.row_constraints.dense(inputs, dense["ids"], dense["lengths"])
 
     def _with_prompts(self, tokens: Tokens, given: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Lay prompts into rows beside their options; a row has no more tokens than fit."""
@@ -100,15 +104,17 @@ class CausalLM(Task):
     def core_specs(self) -> dict[str, tf.TensorSpec]:
         """Prompt ids [B, T], their lengths [B], and every option."""
         return {"ids": tf.TensorSpec([None, None], tf.int32),
-                "lengths": tf.TensorSpec([None], tf.int32), **self.row_options.dense_specs()}
+                "lengths": tf.TensorSpec([None], tf.int32), **self.row_options.dense_specs(),
+                **self.row_constraints.dense_specs()}
 
     def core(self, **dense: tf.Tensor) -> dict[str, tf.Tensor]:
         """Prefill and the whole loop; takes what `preprocess` gives.
 
         Returns:
             `ids` [B, L], `length`, `score`, `finished` [B], `token_logprobs` [B, L], `top_ids` and
-            `top_logprobs` [B, L, A], and `cut` [B] int32: bytes from the end of the text back to a
-            stop string, 0 where there is none. Of plain options the first four alone.
+            `top_logprobs` [B, L, A], `cut` [B] int32: bytes from the end of the text back to a
+            stop string, 0 where there is none, and `incomplete` [B] bool: the row's constraint asks
+            for more. Of plain options the first four alone.
         """
         start = self.prefilled(dense["ids"], dense["lengths"])
         plain = "prefix" not in dense
@@ -116,8 +122,9 @@ class CausalLM(Task):
         progress, _ = run(
             self.step, start, self.limits(dense["max_new_tokens"], dense.get("stop_ids")),
             lambda values, produced: sampling.choose(values, chosen, produced),
-            () if plain else self.processors(
+            () if plain else (*self.processors(
                 dense, History(dense["ids"], dense["lengths"], dense["lengths"])),
+                *self.row_constraints.processors(dense)),
             () if plain else (
                 record.watcher(dense["logprobs"], capacity, self.config.top_logprobs),
                 stops.watcher(self.row_options.spellings, dense["stops"] - 1)))
@@ -127,7 +134,8 @@ class CausalLM(Task):
             return found
         told, search = progress.seen
         return {**found, "token_logprobs": told.log_probs, "top_ids": told.top_ids,
-                "top_logprobs": told.top_log_probs, "cut": search.cut}
+                "top_logprobs": told.top_log_probs, "cut": search.cut,
+                "incomplete": self.row_constraints.incomplete(dense, progress)}
 
     def prefilled(self, ids: tf.Tensor, lengths: tf.Tensor) -> Start:
         """Read prompts [B, T]; there is room for `config.capacity` tokens more, or all that fit."""
@@ -149,10 +157,12 @@ class CausalLM(Task):
                                  dense["length"])
         if "cut" in dense:
             text = self._cut(text, dense["ids"], dense["length"], dense["cut"])
+        reason = tf.where(dense["finished"], "stop", "length")
+        if "incomplete" in dense:
+            reason = tf.where(dense["incomplete"], "incomplete", reason)
         told = ("token_logprobs", "top_ids", "top_logprobs")
         return {"text": text, "ids": dense["ids"], "length": dense["length"],
-                "score": dense["score"],
-                "finish_reason": tf.where(dense["finished"], "stop", "length"),
+                "score": dense["score"], "finish_reason": reason,
                 **{name: dense[name] for name in told if name in dense}}
 
     def _cut(self, texts: tf.Tensor, ids: tf.Tensor, lengths: tf.Tensor, back: tf.Tensor
@@ -236,7 +246,8 @@ class CausalLM(Task):
             rows("text", "string", note="the continuation alone"),
             rows("ids", "int32", capacity, note="its ids, padding behind them"), length, score,
             rows("finish_reason", "string",
-                 note="stop (an end id, a stop id, a stop string) or length (the limit)"))
+                 note="stop (an end id, a stop id, a stop string), length (the limit), or "
+                 "incomplete (the constraint asks for more)"))
         most = self.config.top_logprobs
         told = (
             rows("token_logprobs", "float32", capacity, note="of each id, nats; 0 behind them"),

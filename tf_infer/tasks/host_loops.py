@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import tensorflow as tf
 
 from tf_infer.decoding import controls, record, sampling
+from tf_infer.decoding.constraints import first_only
 from tf_infer.decoding.contracts import Start
 from tf_infer.decoding.loop import is_end, run
 from tf_infer.decoding.processors import History, only
@@ -69,14 +70,14 @@ class HostLoops:
             *options.specs(config, options.LOGITS),
             rows("history", "int32", None, note="prompt and what was produced, `ids` with them; "
                  "penalties and banned words look at it, without them it may be of width 0"),
-            rows("history_length", "int32", note="how many of them count"))
+            rows("history_length", "int32", note="how many of them count"), *_held())
         outputs = (
             rows("tokens", "int32", config.capacity, note="produced, padding behind them"),
             rows("token_count", "int32", note="how many; the end id does not count"),
             rows("finished", "bool", note="an end id came"),
             rows("score", "float32", note="log-probability of tokens and end id, nats"), *state,
             rows("token_logprobs", "float32", config.capacity, note="of each token, nats"),
-            *self._told(config.capacity))
+            *self._told(config.capacity), _held()[1])
         return inputs, outputs
 
     def _steps(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -89,6 +90,7 @@ class HostLoops:
         with tf.name_scope(CORE):
             free = {spec.name: tensor_spec(spec) for spec in self._steps_specs()[0]
                     if spec.dtype != "string"}
+            free["constraint"] = tf.TensorSpec([None], tf.int32)
             specs = {**free, **{name: spec for name, spec in self.task.row_options.dense_specs(
                 ).items() if name in dense}}
             return in_slices(self._stepped, dense, specs, self.task.rows_for(inputs["ids"]))
@@ -110,7 +112,27 @@ class HostLoops:
         held = inputs["history_length"]
         require((held >= 0) & (held <= tf.shape(inputs["history"])[1]),
                 "history_length: expected 0 <= history_length <= ids in the row.", held)
-        return self.task.row_options.without_prompt(inputs)
+        self._check_width(inputs["allowed"])
+        begins = (inputs["produced"] == 0) & (count > 0)
+        return self._with_constraint(inputs, begins, inputs["history"], held)
+
+    def _check_width(self, allowed: tf.Tensor) -> None:
+        words = -(-self.task.codec.vocab_size // 32)
+        given = tf.shape(allowed)[1]
+        require((given == 0) | (given == words), f"allowed: expected a width of 0 or {words}.")
+
+    def _with_constraint(self, inputs: dict[str, tf.Tensor], begins: tf.Tensor, prompt: tf.Tensor,
+                         lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Return all options without strings, and `state` as the graph numbers states.
+
+        `begins` [B] bool says where nothing has been produced; there `prompt` holds the prompt.
+        """
+        held = self.task.row_constraints
+        number = held.number(inputs["constraint"])
+        # Of an empty history nothing is known: as behind a text.
+        at_start = begins & (lengths > 0) & held.at_start(prompt, lengths)
+        return {**self.task.row_options.without_prompt(inputs), "constraint": number,
+                "state": held.entered(number, inputs["state"], at_start)}
 
     def _stepped(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         task, capacity = self.task, self.task.config.capacity
@@ -125,7 +147,8 @@ class HostLoops:
             task.step, Start(tf.cast(last, tf.float32), cache),
             task.limits(inputs["count"], inputs["stop_ids"]),
             lambda values, lengths: sampling.choose(values, chosen, before + lengths),
-            task.processors(inputs, history, before=before),
+            (*task.processors(inputs, history, before=before), first_only(inputs["allowed"]),
+             task.row_constraints.followed(inputs["state"])),
             (record.watcher(inputs["logprobs"], capacity, task.config.top_logprobs),))
         flat = [tensor for layer in cache.layers for tensor in layer]
         (told,) = progress.seen
@@ -133,7 +156,8 @@ class HostLoops:
                 "finished": progress.finished, "score": progress.scores,
                 "cache": tf.stack(flat, axis=1), "lengths": cache.lengths,
                 "token_logprobs": told.log_probs, "top_ids": told.top_ids,
-                "top_logprobs": told.top_log_probs}
+                "top_logprobs": told.top_log_probs,
+                "state": task.row_constraints.left(inputs["constraint"], progress.states[-1])}
 
     # ------------------------------------------------------------------ choose
 
@@ -145,15 +169,12 @@ class HostLoops:
             rows("prompt_length", "int32", note="how many of them are the prompt"),
             rows("length", "int32", note="how many of them count"),
             *options.specs(config, {*options.SAMPLING, *options.LOGITS}),
-            rows("allowed", "int32", None, note="bit i % 32 of word i // 32: token i may be chosen;"
-                 " of width 0: every token may"),
-            rows("state", "int32", note="of the constraint; 0 to begin"))
+            *_held())
         outputs = (
             rows("token", "int32", note="chosen"),
             rows("logprob", "float32", note="under the model, nats"),
             rows("is_end", "bool", note="an end id, or one of the row's stop ids"),
-            rows("state", "int32", note="of the constraint, for the next call"),
-            *self._told())
+            _held()[1], *self._told())
         return inputs, outputs
 
     def _choose(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -164,14 +185,13 @@ class HostLoops:
     def _checked_choice(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         same_rows(inputs)
         options.check(inputs, self.task.config)
-        width, words = tf.shape(inputs["ids"])[1], -(-self.task.codec.vocab_size // 32)
+        width = tf.shape(inputs["ids"])[1]
         length, prompt = inputs["length"], inputs["prompt_length"]
         require((prompt >= 0) & (prompt <= length),
                 "prompt_length: expected 0 <= prompt_length <= length.", prompt)
         require(length <= width, "length: expected length <= ids in the row.", length)
-        given = tf.shape(inputs["allowed"])[1]
-        require((given == 0) | (given == words), f"allowed: expected a width of 0 or {words}.")
-        return self.task.row_options.without_prompt(inputs)
+        self._check_width(inputs["allowed"])
+        return self._with_constraint(inputs, length == prompt, inputs["ids"], length)
 
     @in_stage(CORE)
     def _chosen(self, dense: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -183,6 +203,8 @@ class HostLoops:
         changed = controls.control(logits, chosen.controls(dense), chosen.ends(dense), history,
                                    produced)
         changed = only(changed, dense["allowed"])
+        held = task.row_constraints.followed(dense["state"])
+        changed = held.change(changed, produced, held.state)
         token = sampling.choose(changed, chosen.sampling(dense), produced)
         told = {"top_ids": tf.fill([tf.shape(token)[0], task.config.top_logprobs], -1)}
         told["top_logprobs"] = tf.zeros_like(told["top_ids"], tf.float32)
@@ -193,7 +215,15 @@ class HostLoops:
                 lambda: (told["top_ids"], told["top_logprobs"]))
         return {"token": token, "logprob": token_log_probs(logits, token),
                 "is_end": is_end(token, task.limits(produced, dense["stop_ids"])),
-                "state": dense["state"], **told}
+                "state": task.row_constraints.left(dense["constraint"], held.accept(
+                    held.state, token, tf.ones_like(token, tf.bool))), **told}
+
+
+def _held() -> tuple[TensorSpec, TensorSpec]:
+    """Return what says, beside the options, which tokens may come."""
+    return (rows("allowed", "int32", None, note="bit i % 32 of word i // 32: token i may come "
+                 "first; of width 0: every token may"),
+            rows("state", "int32", note="of the constraint; 0 to begin, then what came out"))
 
 
 def _unstacked(stacked: tf.Tensor, lengths: tf.Tensor) -> Cache:

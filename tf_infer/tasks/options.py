@@ -21,14 +21,15 @@ from tf_infer.tasks.lists import BIASES, SEPARATOR, STOP_BYTES, STOP_IDS, STOPS,
 Value = int | float | str
 # Of these the value that changes nothing is the default; GenerationDefaults has the others.
 NEUTRAL: dict[str, Value] = {"min_new_tokens": 0, "draw": 0, "logprobs": 0, "stop_ids": "",
-                             "banned": "", "logit_bias": "", "forced_prefix": ""}
+                             "banned": "", "logit_bias": "", "forced_prefix": "",
+                             "constraint": "", "choices": ""}
 LARGEST_PENALTY = 100.0
 PLAIN = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")  # of serving_default, mostly
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
 # what `choose` and `steps` take, beside SAMPLING
 LOGITS = ("min_new_tokens", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
           "frequency_penalty", "draw", "logprobs", "stop_ids", "banned", "logit_bias",
-          "forced_prefix")
+          "forced_prefix", "constraint")
 
 
 class Option(NamedTuple):
@@ -79,7 +80,15 @@ def options(config: CausalLMConfig) -> tuple[Option, ...]:
         Option("logit_bias", tf.string, _anything, "",
                f"id:value, added to logits: at most {BIASES}, joined by U+001F"),
         Option("forced_prefix", tf.string, _anything, "", "what the continuation begins with"),
+        Option("constraint", tf.string, _anything, "",
+               f"name of what the text must look like: {_named(config)}; '' for nothing"),
+        Option("choices", tf.string, _anything, "",
+               "the text is one of these, joined by U+001F; a leading space is part of one"),
     )
+
+
+def _named(config: CausalLMConfig) -> str:
+    return ", ".join(config.constraints) or "none was exported"
 
 
 def _whole(name: str, least: int, most: int | None, note: str) -> Option:
