@@ -31,6 +31,7 @@ def failed(call: Any) -> tuple[str, str]:
 def test_pieces_joined_are_the_answer_and_none_cuts_a_character(tmp_path: Path) -> None:
     with serving(tmp_path, Writer(SCRIPT, every_s=0.01)) as one:
         pieces = list(one.generate(prompt="Once"))
+    assert until(lambda: threads_named("tf-infer-streams") == 0)
     assert "".join(piece.text.decode("utf-8", "strict") for piece in pieces) == TEXT
     assert len(pieces) == len(SCRIPT)
     assert [token.piece for piece in pieces for token in piece.tokens] == list(SCRIPT)
@@ -130,7 +131,7 @@ def test_no_new_tokens_are_an_empty_answer(tmp_path: Path) -> None:
 def test_bytes_that_are_no_request_are_refused(tmp_path: Path) -> None:
     with serving(tmp_path) as one:
         call = one.channel.unary_stream("/tf_infer.GenerationService/Generate")(b"\xff\xff")
-        assert failed(call)[0] == "INTERNAL"
+        assert failed(call)[0] == "INVALID_ARGUMENT"
 
 
 def test_a_caller_who_leaves_frees_the_slot(tmp_path: Path) -> None:

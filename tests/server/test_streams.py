@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from tf_infer.errors import Code, InvalidRequest, Overloaded, ServerFailure, ServingError
 from tf_infer.server.generation import GenerationRequest, Listener, Piece, Token
-from tf_infer.server.streams import Stream, Waiting, join, weigh
+from tf_infer.server.streams import Sender, Stream, Waiting, join, weigh
 
 
 def piece(text: bytes, **fields: Any) -> Piece:
@@ -174,3 +176,38 @@ def test_a_reader_too_slow_is_told_so_when_he_reads_and_the_run_ends_at_once() -
     assert desk.cancelled >= 1 and desk.given_back == 1 and len(desk.told) == 1
     desk.stream.written()
     assert isinstance(desk.told[-1], Overloaded) and desk.ended == [Code.RESOURCE_EXHAUSTED]
+
+
+def test_a_sender_does_all_in_order_whatever_fails_and_ends_behind_it() -> None:
+    done: list[int] = []
+    sender = Sender()
+
+    def broken() -> None:
+        raise ValueError("secret")
+
+    for number in range(100):
+        sender.put(lambda number=number: done.append(number))  # type: ignore[misc]
+        sender.put(broken)
+    sender.close()
+    end_s = time.monotonic() + 5
+    while threads() and time.monotonic() < end_s:
+        time.sleep(0.01)
+    assert done == list(range(100)) and not threads()
+
+
+def threads() -> list[str]:
+    return [one.name for one in threading.enumerate() if one.name == "tf-infer-streams"]
+
+
+def test_what_the_generator_says_is_written_where_it_is_handed() -> None:
+    handed: list[Callable[[], None]] = []
+    desk = Desk()
+    desk.stream = Stream(desk, desk._write, desk.told.append, hand=handed.append)
+    desk.begin()
+    for text in (b"a", b"b"):
+        desk.stream.hear(piece(text))
+    assert desk.told == [] and len(handed) == 1
+    handed.pop()()
+    assert texts(desk.told) == [b"a"]
+    desk.stream.written()  # on a thread that may write
+    assert texts(desk.told) == [b"a", b"b"]

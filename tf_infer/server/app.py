@@ -96,6 +96,7 @@ class Server:
                                 check_method_names=config.check_method_names, health=config.health,
                                 stages=config.profiler)
         self._readers = ElasticExecutor(1, MAX_READERS, name="tf-infer-grpc")
+        self._generation = GenerationService(self.generators, self.metrics, self._readers.submit)
         self._profiler = Profiler() if config.profiler else None
         self._config_file = ConfigFileWatch(config.config_file, config.config_file_poll_s,
                                             self.versions)
@@ -151,8 +152,7 @@ class Server:
         public = self._service.handlers(lambda method: method not in moved,
                                         large=self._readers.submit)
         admin = self._service.handlers(lambda method: method.service == methods.MODEL_SERVICE)
-        public.extend(GenerationService(self.generators, self.metrics,
-                                        self._readers.submit).handlers())
+        public.extend(self._generation.handlers())
         if self._profiler is not None:
             (admin if self.config.admin_port else public).extend(self._profiler.handlers())
         offered = [method for method in (*self._service.offered(), methods.GENERATE)
@@ -204,6 +204,7 @@ class Server:
             ended = bool(wait([rest], drain_s + 5.0).done) and rest.result() and ended
             self._rest = None
         generating.join(max(0.0, drain_s) + 5.0)
+        self._generation.close()
         self._readers.shutdown(wait=ended)
         self.schedulers.close()
         self.versions.stop()

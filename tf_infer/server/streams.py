@@ -7,6 +7,7 @@ then goes out as one piece. What waits is bounded; a caller who stays behind it 
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -89,6 +90,31 @@ class Answering:
     chat: ChatFormat | None
 
 
+class Sender:
+    """A thread that does what it is given, in order; it begins with the first task."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._begun = threading.Lock()  # taken once, by whoever starts the thread
+
+    def put(self, task: Callable[[], None]) -> None:
+        """Have a task done."""
+        self._tasks.put(task)
+        if self._begun.acquire(blocking=False):
+            threading.Thread(target=self._work, name="tf-infer-streams", daemon=True).start()
+
+    def close(self) -> None:
+        """End the thread behind what it has been given."""
+        self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                task()
+            except Exception as error:  # the others' tasks go on
+                as_serving_error(error, "a stream")
+
+
 class Stream:
     """One request on its way.
 
@@ -99,17 +125,20 @@ class Stream:
         fail: ends the answer with an error, without blocking; called at most once, and not behind
             the last piece.
         ended: called once, when nothing more is written, with the code.
+        hand: has a task done, at once or on another thread; what the generator says is written in
+            such a task.
     """
 
     def __init__(self, lent: Lent, write: Callable[[Piece], None],
                  fail: Callable[[ServingError], None],
-                 ended: Callable[[Stream, Code], None] = lambda stream, code: None) -> None:
+                 ended: Callable[[Stream, Code], None] = lambda stream, code: None,
+                 hand: Callable[[Callable[[], None]], None] = lambda task: task()) -> None:
         self.answering = Answering(lent.name, lent.version, lent.chat)
         self.started_s = time.monotonic()
         self.first_s: float | None = None
         self.new_tokens = 0
         self._lent: Lent | None = lent
-        self._write, self._fail, self._ended = write, fail, ended
+        self._write, self._fail, self._ended, self._hand = write, fail, ended, hand
         self._waiting = Waiting()
         self._lock = threading.Lock()
         self._busy = False
@@ -151,7 +180,8 @@ class Stream:
             self._let_go()
         if not kept:
             self._give_up()
-        self._tell(following)
+        if following is not None:
+            self._hand(lambda: self._tell(following))
 
     def written(self) -> None:
         """Hear that the last piece has gone out and the next may come."""
