@@ -9,12 +9,12 @@ import pytest
 
 from tests.tasks import small, suite
 from tests.tasks.suite import Paths
-from tf_infer.tasks.build import build, load, save
+from tf_infer.tasks.build import load, save
 
 
 @pytest.fixture(scope="module", params=small.ALL)
 def paths(request: pytest.FixtureRequest) -> Paths:
-    return Paths(build(small.ALL[request.param], seed=7))
+    return suite.paths_of(request.param)
 
 
 def test_outputs_are_what_the_spec_says(paths: Paths) -> None:
