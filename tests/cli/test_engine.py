@@ -28,6 +28,24 @@ def task() -> Task:
     return build(small.SHALLOW_DECODER)
 
 
+def test_an_engine_says_what_it_holds_and_how_far_it_is_from_its_network(
+        task: Task, tmp_path: Path) -> None:
+    told: list[str] = []
+    settings = EngineSettings(rows=(1, 4))
+    report = cli_engine.write_engine(task, tmp_path, settings, (b"a text", b"another"), told.append)
+    described: EngineManifest = config.load(
+        EngineManifest, tmp_path / "engines" / "litert" / "engine.json")
+    assert described.precision == "int8"
+    assert (described.positions, described.slots) == (task.positions, 4)  # type: ignore[attr-defined]
+    assert 0 < described.max_abs < described.atol < 2.0
+    assert described.library.startswith("ai-edge-litert 2.3")
+    assert (report.path, report.samples, report.passed) == ("litert", 4, True)
+    assert report.differences[0].max_abs == described.max_abs
+    assert [line.split()[0] for line in told] == ["building", "comparing"]
+
+
+@pytest.mark.slow  # a decoder's other paths take minutes
+@pytest.mark.timeout(900)
 def test_export_writes_a_proven_engine_into_the_version(task: Task, tmp_path: Path) -> None:
     save(task, tmp_path / "writer")
     main(["export", str(tmp_path / "writer"), "--base-dir", str(tmp_path / "served"), "--engine",
@@ -35,10 +53,6 @@ def test_export_writes_a_proven_engine_into_the_version(task: Task, tmp_path: Pa
     version = tmp_path / "served" / "1"
     folder = version / "assets.extra" / "engines" / "litert"
     described: EngineManifest = config.load(EngineManifest, folder / "engine.json")
-    assert described.precision == "int8"
-    assert (described.positions, described.slots) == (task.positions, 4)  # type: ignore[attr-defined]
-    assert 0 < described.max_abs < described.atol < 2.0
-    assert described.library.startswith("ai-edge-litert 2.3")
     manifest = read_manifest(version)
     assert manifest.files["assets.extra/engines/litert/model.tflite"] == described.sha256
     assert "assets.extra/engines/litert/engine.json" in manifest.files

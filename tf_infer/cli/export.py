@@ -15,11 +15,14 @@ examples:
   tf-infer export runs/intents --base-dir saved_models/intents
   tf-infer export runs/intents --base-dir saved_models/intents --texts messages.jsonl --keep 3
   tf-infer export runs/writer --base-dir saved_models/writer --no-xla
+  tf-infer export runs/writer --base-dir saved_models/writer --plan bfloat16
+  tf-infer export runs/writer --base-dir saved_models/writer --engine litert
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `tf-infer export`."""
+    from tf_infer.cli.engine import add_engine
     from tf_infer.cli.proof import add_tolerance
 
     parser.epilog = EPILOG
@@ -35,6 +38,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
                              ".csv, or one of them and .gz")
     parser.add_argument("--max-rows", type=int, metavar="N",
                         help="largest batch of a golden sample (default: that of the grid)")
+    parser.add_argument("--plan", metavar="PLAN",
+                        help="export a decoder in a form made for speed: float32, bfloat16, int8, "
+                             "or the JSON file of a plan (docs/optimisation.md). It is proven "
+                             "against the model as it is")
+    add_engine(parser)
+    parser.add_argument("--explain", action="store_true",
+                        help="of a classifier: the signature `explain`, too (tf-infer explain)")
     parser.add_argument("--no-xla", action="store_true", help="do not compare with XLA")
     parser.add_argument("--no-server", action="store_true", help="do not start a server to compare")
     parser.add_argument("--keep", type=int, metavar="N",
@@ -46,21 +56,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export; return 0, or 1 when a path differs (nothing is written then)."""
+    from tf_infer.cli.engine import settings_of
     from tf_infer.cli.proof import Progress, export_task, read_texts, tolerance_of
-    from tf_infer.errors import VerificationError
+    from tf_infer.errors import ConfigError, VerificationError
     from tf_infer.export.versions import prune
+    from tf_infer.optimize.plan import read_plan
     from tf_infer.tasks.build import load
+    from tf_infer.tasks.classifier import Classifier
     from tf_infer.verify.table import format_report
 
     progress = Progress(quiet=arguments.json)
     name = arguments.name or arguments.base_dir.resolve().name
+    plan = read_plan(arguments.plan) if arguments.plan else None
     texts = read_texts(arguments.texts) if arguments.texts else ()
     progress(f"reading {arguments.model_dir}")
     task = load(arguments.model_dir)
+    if arguments.explain:
+        if not isinstance(task, Classifier):
+            raise ConfigError("--explain: expected a classifier, got a model of kind "
+                              f"{task.config.kind!r}.")
+        task = task.explaining()
     try:
         folder, report = export_task(
-            task, arguments.base_dir, name=name, texts=texts, tolerance=tolerance_of(arguments),
-            xla=not arguments.no_xla, server=not arguments.no_server, version=arguments.version,
+            task, arguments.base_dir, name=name, texts=texts, plan=plan,
+            engine=settings_of(arguments, task),
+            tolerance=given_tolerance(arguments), xla=not arguments.no_xla,
+            server=not arguments.no_server, version=arguments.version,
             max_rows=arguments.max_rows, progress=progress)
     except VerificationError as error:
         _print(arguments, error.report, None)

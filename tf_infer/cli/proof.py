@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,15 @@ from tf_infer.errors import DataError
 
 if TYPE_CHECKING:
     from tf_infer.equality import Tolerance
-    from tf_infer.manifest import Report, Sample
+    from tf_infer.manifest import PathReport, Report, Sample
+    from tf_infer.optimize.litert import EngineSettings
+    from tf_infer.optimize.plan import OptimizationPlan
     from tf_infer.tasks.base import Task
     from tf_infer.verify.predictors import Outputs, Predictor
 
 MAX_TEXTS = 2_000  # to choose golden samples from; more only cost time
+# What proves a plan: ids of each row, of these read by prefill, rows, and texts to take them from.
+PLAN_TOKENS, PLAN_PROMPT, PLAN_ROWS, PLAN_TEXTS = 24, 12, 8, 200
 
 
 def read_texts(path: Path) -> tuple[bytes, ...]:
@@ -131,7 +136,42 @@ class ServedPredictor:
         self._folder.cleanup()
 
 
+def prove_plan(reference: Task, task: Task, plan: OptimizationPlan, texts: Sequence[bytes]
+               ) -> PathReport:
+    """Compare a decoder in the form of a plan with the one it was made of, under the same tokens.
+
+    Args:
+        reference: as it was.
+        task: in the form of the plan.
+        plan: says how far log-probabilities may be apart.
+        texts: whose ids are given; may be empty.
+    """
+    import numpy as np
+
+    from tf_infer.equality import Tolerance as Bounds
+    from tf_infer.export.warmup import texts_of_lengths, token_counter
+    from tf_infer.manifest import Sample as Request
+    from tf_infer.optimize.apply import LOG_PROBS, LOSS, under_given_tokens
+    from tf_infer.verify.parity import compare
+    from tf_infer.verify.predictors import EagerPredictor
+
+    signatures = reference.signatures()
+    cut = texts_of_lengths(token_counter(signatures), sample_text(texts),
+                           reference.config.grid.tokens)
+    words = np.array([*cut, *texts][:PLAN_TEXTS], dtype=object)
+    encoded = EagerPredictor(signatures)("encode", {"text": words})
+    counts = encoded["mask"].sum(axis=1)
+    width = min(PLAN_TOKENS, int(counts.max()))
+    ids = encoded["ids"][counts >= width][:PLAN_ROWS, :width]
+    old, new = (EagerPredictor(under_given_tokens(one, prompt_tokens=min(PLAN_PROMPT, width // 2)))
+                for one in (reference, task))
+    atol, loss_atol = plan.bounds
+    bounds = Bounds(atol=atol, rtol=0.0, outputs={LOSS: (loss_atol, 0.0)})
+    return compare(old, new, [Request(LOG_PROBS, {"ids": ids})], bounds, path="plan")
+
+
 def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes] = (),
+                plan: OptimizationPlan | None = None, engine: EngineSettings | None = None,
                 tolerance: Tolerance | None = None, xla: bool = True, server: bool = True,
                 version: int | None = None, max_rows: int | None = None,
                 progress: Callable[[str], None] = lambda line: None) -> tuple[Path, Report]:
@@ -142,7 +182,12 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
         base_dir: of the model; the version becomes `base_dir/<version>`.
         name: of the model.
         texts: to choose golden samples and warm-up requests from; may be empty.
-        tolerance: what counts as equal; None takes the default of `verify.parity`.
+        plan: the form to export it in; it is proven against the task as it is, and the golden
+            samples are what that form gives op by op.
+        engine: of a decoder, to be written beside the SavedModel; None for none. It is proven
+            against the task as it is, before its plan.
+        tolerance: what counts as equal; None takes the default of `verify.parity`, or that of the
+            plan's precision.
         xla, server: whether the paths "xla" and "grpc" are compared too; they take longest.
         version: number; None takes the next.
         max_rows: largest batch of a golden sample; None takes that of the grid.
@@ -156,27 +201,48 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
         VerificationError: a path differs; carries the report.
         ExportError: see `export.saved_model.save`.
     """
+    from tf_infer.config import to_json
     from tf_infer.equality import Tolerance as Bounds
     from tf_infer.export.saved_model import save
 
+    proven: PathReport | None = None
+    reference = task
+    if plan is not None:
+        from tf_infer.manifest import Report
+        from tf_infer.optimize.apply import apply
+        from tf_infer.optimize.plan import PATHS_ATOL
+        from tf_infer.verify.parity import require
+
+        progress(f"laying the weights out as {plan.precision}")
+        task = apply(task, plan)
+        proven = prove_plan(reference, task, plan, texts)
     progress("running golden samples op by op")
     golden = make_golden(task, texts, max_rows=max_rows)
     check = export_check(task, name, golden, tolerance or Bounds(), xla=xla, server=server,
-                         progress=progress)
+                         plan=proven, progress=progress)
     reports: list[Report] = []
+    engines: list[PathReport] = []
+
+    def extras(extra: Path) -> None:
+        if engine is not None:
+            from tf_infer.cli.engine import write_engine
+
+            engines.append(write_engine(reference, extra, engine, texts, progress))
 
     def recorded(folder: Path) -> Report:
-        reports.append(check(folder))
+        report = check(folder)
+        reports.append(replace(report, paths=(*report.paths, *engines)))
         return reports[0]
 
     folder = save(task, base_dir, name=name, check=recorded, golden=golden, version=version,
-                  warmup_text=sample_text(texts), progress=progress)
+                  warmup_text=sample_text(texts), plan=to_json(plan) if plan else None,
+                  extras=extras, progress=progress)
     return folder, reports[0]
 
 
 def export_check(task: Task, name: str, golden: Sequence[Sample], tolerance: Tolerance, *,
-                 xla: bool = True, server: bool = True, progress: Callable[[str], None]
-                 ) -> Callable[[Path], Report]:
+                 xla: bool = True, server: bool = True, plan: PathReport | None = None,
+                 progress: Callable[[str], None]) -> Callable[[Path], Report]:
     """Return the check that an export has to pass: every path gives what eager gives.
 
     Args:
@@ -185,6 +251,7 @@ def export_check(task: Task, name: str, golden: Sequence[Sample], tolerance: Tol
         golden: samples with outputs.
         tolerance: what counts as equal.
         xla, server: whether the paths "xla" and "grpc" are compared too; they take longest.
+        plan: how the task compares with what its plan was applied to.
         progress: is told which path is next.
     """
     from tf_infer.verify.parity import verify
@@ -203,8 +270,10 @@ def export_check(task: Task, name: str, golden: Sequence[Sample], tolerance: Tol
             "grpc": lambda: ServedPredictor(folder, name)}
         skipped = {path: "not asked for" for path, wanted in (("xla", xla), ("grpc", server))
                    if not wanted}
+        if plan is not None and task.compiled == "none":
+            skipped["xla"] = "the plan's operations are not XLA's"
         return verify({path: _told(path, opener, progress) for path, opener in openers.items()
-                       if path not in skipped}, golden, tolerance, skipped=skipped)
+                       if path not in skipped}, golden, tolerance, skipped=skipped, plan=plan)
 
     return check
 
