@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tf_infer.config import CausalLMConfig, GenerationDefaults, PackingConfig, ShapeGrid
+from tf_infer.config import (
+    BytePairConfig,
+    CausalLMConfig,
+    GenerationDefaults,
+    PackingConfig,
+    ShapeGrid,
+)
 from tf_infer.errors import InvalidRequest
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
 from tf_infer.server import quick_choice
@@ -146,6 +152,7 @@ def manifest() -> ModelManifest:
                      rows("top_logprobs", "float32", CAPACITY, TOP))))
     grid = ShapeGrid(rows=(1, 4), tokens=(8, PROMPT))
     task = CausalLMConfig(
+        codec=BytePairConfig(),  # one that repairs what is no character
         packing=PackingConfig(max_tokens=PROMPT, end=False, truncation="left"), grid=grid,
         capacity=CAPACITY, defaults=GenerationDefaults(max_new_tokens=CAPACITY))
     return ModelManifest(name="fake", version=1, task=task, signatures=signatures, grid=grid)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_infer.config import CausalLMConfig
+from tf_infer.config import BytesConfig, CausalLMConfig
 from tf_infer.constraints.automaton import TokenAutomaton
 from tf_infer.constraints.compiler import Matcher
 from tf_infer.errors import (
@@ -141,7 +141,8 @@ class SlotEngine:
         self._capacity = manifest.task.capacity
         self._specs = tuple(spec for spec in manifest.signature("generate").inputs
                             if spec.name != "prompt")
-        self._speller = Speller(servable, tokens)
+        self._speller = Speller(servable, tokens,
+                                raw=isinstance(manifest.task.codec, BytesConfig))
         self._constraints = Constraining(servable, manifest, tokens)
         self._board: Board[_Call] = Board(SlotLimits(
             slots=limits.slots, queue=limits.queue, chunk=limits.chunk, read=limits.chunk))

@@ -27,6 +27,7 @@ class Spelling:
     Args:
         prompt: its ids, [n] int32.
         tokens: the bytes of every id; None where the version has none.
+        raw: the codec gives bytes as they are, characters or not.
 
     Attributes:
         ids: of the continuation so far.
@@ -34,8 +35,9 @@ class Spelling:
             complete yet.
     """
 
-    def __init__(self, prompt: np.ndarray, tokens: TokenBytes | None) -> None:
-        self.prompt = prompt
+    def __init__(self, prompt: np.ndarray, tokens: TokenBytes | None, *, raw: bool = False,
+                 ) -> None:
+        self.prompt, self._raw = prompt, raw
         self.before: bytes | None = None
         self.ids: list[int] = []
         self._joined = bytearray()
@@ -45,7 +47,7 @@ class Spelling:
         self.plain = tokens is not None
         if tokens is not None:
             border = tokens.join(prompt[-BORDER_IDS:].tolist(), at_start=False)
-            self.plain = settled(border) == len(border)
+            self.plain = raw or settled(border) == len(border)
             self._at_start = tokens.at_start(prompt.tolist())
 
     def add(self, number: int) -> None:
@@ -58,6 +60,8 @@ class Spelling:
         self._at_start = self._at_start and number in self._tokens.vanishing
         self._joined += piece
         self._ends.append(len(self._joined))
+        if self._raw:
+            return
         try:
             self._decoder.decode(piece)
         except UnicodeDecodeError:
@@ -78,15 +82,16 @@ class Speller:
     Args:
         servable: runs `decode`.
         tokens: the bytes of every id; None where the version has none.
+        raw: its codec gives bytes as they are, characters or not.
     """
 
-    def __init__(self, servable: Servable, tokens: TokenBytes | None) -> None:
-        self._servable, self.tokens = servable, tokens
+    def __init__(self, servable: Servable, tokens: TokenBytes | None, *, raw: bool = False) -> None:
+        self._servable, self.tokens, self._raw = servable, tokens, raw
         self._pieces: dict[int, bytes] = {}
 
     def start(self, prompt: np.ndarray) -> Spelling:
         """Return the spelling of a prompt's continuation, which is empty."""
-        return Spelling(prompt, self.tokens)
+        return Spelling(prompt, self.tokens, raw=self._raw)
 
     def texts(self, wanted: Sequence[tuple[Spelling, int]]) -> list[bytes]:
         """Decode continuations.
