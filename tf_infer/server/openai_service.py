@@ -38,11 +38,43 @@ MAX_BODY_BYTES = 8 * 2**20
 SEEDS = 2**63
 
 
-class _Exchange:
-    """The streams of one request, seen from the loop."""
+class _Mail:
+    """Brings what threads say onto the loop, which is woken once for all that has come.
 
-    def __init__(self) -> None:
+    To wake it is a system call, and a generator's thread would make one for each token and caller.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._letters: list[tuple[Callable[[Any], None], Any]] = []
+        self._lock = threading.Lock()
+
+    def send(self, take: Callable[[Any], None], letter: Any) -> None:
+        """Have `take(letter)` called on the loop; from any thread."""
+        with self._lock:
+            woken = bool(self._letters)
+            self._letters.append((take, letter))
+        if not woken:
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            letters, self._letters = self._letters, []
+        for take, letter in letters:
+            take(letter)
+
+
+class _Exchange:
+    """The streams of one request, seen from the loop.
+
+    Args:
+        mail: brings the events.
+    """
+
+    def __init__(self, mail: _Mail) -> None:
         self._loop = asyncio.get_running_loop()
+        self._mail = mail
         # an answer's number and what came of it, or a wait's number and None: it took too long
         self._events: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
         self._waits = 0
@@ -59,8 +91,7 @@ class _Exchange:
         index = len(self._streams)
 
         def tell(event: Event) -> None:
-            with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+            self._mail.send(self._events.put_nowait, (index, event))
 
         stream = Stream(lent, tell, tell)
         with self._lock:
@@ -132,6 +163,7 @@ class OpenAIService:
         self._timeout_s, self._headers = timeout_s, headers or {}
         self._draw_seed = draw_seed
         self._created = int(time.time())
+        self._mail: _Mail | None = None
 
     def models(self) -> Reply | None:
         """Answer GET /v1/models; None where no model generates, as if there were no such route."""
@@ -149,7 +181,8 @@ class OpenAIService:
             request_id: as the caller gave it.
         """
         record = Record(kind, REST, time.monotonic(), len(content), request_id=request_id)
-        exchange = _Exchange()
+        self._mail = self._mail or _Mail(asyncio.get_running_loop())
+        exchange = _Exchange(self._mail)
         try:
             wanted, head = await asyncio.get_running_loop().run_in_executor(
                 self._workers, self._begin, kind, content, exchange, record)
