@@ -19,12 +19,24 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tests.fakes.word_task import CLASSES, GRID, WORDS, WordTask, strings, word_task
+from tests.tasks import small
 from tf_infer import config, manifest
+from tf_infer.config import ChatFormat
 from tf_infer.errors import ExportError, VerificationError
 from tf_infer.export import saved_model, versions
 from tf_infer.export.signatures import check_signature_defs, check_specs
-from tf_infer.manifest import EXTRA_FOLDER, PathReport, Report, Sample, SignatureSpec
+from tf_infer.manifest import (
+    EXTRA_FOLDER,
+    PathReport,
+    Report,
+    Sample,
+    SignatureSpec,
+    read_chat,
+)
 from tf_infer.tasks.base import Signature, rows
+from tf_infer.tasks.build import build, chat_format
+from tf_infer.tasks.build import load as load_task
+from tf_infer.tasks.build import save as save_task
 from tf_infer.verify.predictors import SavedModelPredictor, SessionPredictor
 
 PASSED = Report(reference="eager", paths=(PathReport(
@@ -334,3 +346,26 @@ def test_rows_come_first_and_there_is_a_default() -> None:
     flat = dataclasses.replace(rows("x", "float32"), shape=(3,))
     with pytest.raises(ExportError, match=r"'serving_default' among them, got \['s'\].*'x': "):
         check_specs([SignatureSpec(name="s", inputs=(flat,), outputs=())])
+
+
+def test_the_chat_format_of_a_decoder_travels_beside_the_manifest(tmp_path: Path) -> None:
+    tokenizer, folder = tmp_path / "tokenizer", tmp_path / "7"
+    tokenizer.mkdir()
+    (folder / EXTRA_FOLDER).mkdir(parents=True)
+    decoder = build(small.DECODER, tokenizer_dir=tokenizer, seed=1)
+    saved_model.write_chat(decoder, folder)
+    assert read_chat(folder) is None
+    (tokenizer / "tokenizer_config.json").write_text(
+        '{"chat_template": "{{ bos_token }}x", "bos_token": "<s>"}', encoding="utf-8")
+    saved_model.write_chat(decoder, folder)
+    assert read_chat(folder) == ChatFormat(template="{{ bos_token }}x", start=True,
+                                           tokens={"bos_token": "<s>"})
+
+
+def test_a_model_directory_keeps_its_chat_template(tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "chat_template.jinja").write_text("hello", encoding="utf-8")
+    save_task(build(small.DECODER, tokenizer_dir=tokenizer, seed=1), tmp_path / "model")
+    found = chat_format(load_task(tmp_path / "model"))
+    assert found is not None and found.template == "hello"
