@@ -14,7 +14,8 @@ from tests.networks import golden, suite
 from tf_infer.config import SmallTransformerConfig
 from tf_infer.errors import ConfigError
 from tf_infer.networks import build, checkpoints
-from tf_infer.networks.fast import ACTIVATIONS, FastDecoder
+from tf_infer.networks.fast import FastDecoder
+from tf_infer.networks.products import ACTIVATIONS
 
 # Of the logits, which here lie between -8 and 8. float32: the same products in another order, and
 # scales that were multiplied in beforehand. bfloat16: 8 bits of mantissa, int8: 7 bits of the
@@ -57,9 +58,13 @@ def test_it_gives_the_logits_of_the_reference(reference: Any, precision: Any) ->
     np.testing.assert_array_equal(got[clear].argmax(-1), wanted[clear].argmax(-1))
 
 
-@pytest.mark.parametrize("path", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
-def test_steps_equal_the_whole(decoder: Any, path: str) -> None:
-    suite.steps_equal_the_whole(decoder, path)
+def test_steps_equal_the_whole(decoder: Any) -> None:
+    suite.steps_equal_the_whole(decoder, "graph")
+
+
+@pytest.mark.slow
+def test_steps_equal_the_whole_under_xla(reference: Any) -> None:
+    suite.steps_equal_the_whole(FastDecoder(reference, xla=True), "xla")
 
 
 @suite.on_every_check

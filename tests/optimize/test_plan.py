@@ -9,6 +9,7 @@ import pytest
 from tf_infer.errors import ConfigError
 from tf_infer.optimize.plan import (
     ATOL,
+    LOSS_ATOL,
     OptimizationPlan,
     cpu_flags,
     read_plan,
@@ -20,7 +21,7 @@ def test_a_name_is_a_plan_of_that_precision() -> None:
     for precision in ("float32", "bfloat16", "int8"):
         plan = read_plan(precision)
         assert plan == OptimizationPlan(precision=precision)
-        assert plan.tolerance_nats == ATOL[precision]
+        assert plan.bounds == (ATOL[precision], LOSS_ATOL[precision])
 
 
 def test_a_file_says_more_and_is_read_strictly(tmp_path: Path) -> None:
@@ -28,7 +29,7 @@ def test_a_file_says_more_and_is_read_strictly(tmp_path: Path) -> None:
     path.write_text('{"precision": "bfloat16", "compile": "xla", "atol": 0.5}')
     plan = read_plan(str(path))
     assert plan == OptimizationPlan(precision="bfloat16", compile="xla", atol=0.5)
-    assert plan.tolerance_nats == 0.5
+    assert plan.bounds == (0.5, LOSS_ATOL["bfloat16"])
     path.write_text('{"precison": "bfloat16"}')
     with pytest.raises(ConfigError, match="Did you mean 'precision'"):
         read_plan(str(path))
@@ -37,7 +38,7 @@ def test_a_file_says_more_and_is_read_strictly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("content", "message"), [
     ('{"precision": "int4"}', "expected one of"), ('{"atol": 0}', "OptimizationPlan.atol"),
     ('{"compile": "jit"}', "expected one of"), ('{"atol": NaN}', "OptimizationPlan.atol"),
-    ("[]", "an object")])
+    ("[]", "an object"), ('{"loss_atol": -1}', "OptimizationPlan.loss_atol")])
 def test_a_wrong_plan_is_named(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "plan.json"
     path.write_text(content)

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         folder, report = export_task(
             task, arguments.base_dir, name=name, texts=texts, plan=plan,
             engine=settings_of(arguments, task),
-            tolerance=given_tolerance(arguments), xla=not arguments.no_xla,
+            tolerance=tolerance_of(arguments), xla=not arguments.no_xla,
             server=not arguments.no_server, version=arguments.version,
             max_rows=arguments.max_rows, progress=progress)
     except VerificationError as error:

@@ -216,6 +216,9 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
         progress(f"laying the weights out as {plan.precision}")
         task = apply(task, plan)
         proven = prove_plan(reference, task, plan, texts)
+        if not proven.passed:
+            require(Report(reference="the model before its plan", paths=(), plan=proven))
+        tolerance = tolerance or Bounds(atol=PATHS_ATOL[plan.precision])
     progress("running golden samples op by op")
     golden = make_golden(task, texts, max_rows=max_rows)
     check = export_check(task, name, golden, tolerance or Bounds(), xla=xla, server=server,
@@ -295,12 +298,13 @@ def add_tolerance(parser: Any) -> None:
                         help="difference relative to the value, on top (default: 1e-4)")
 
 
-def tolerance_of(arguments: Any) -> Tolerance:
-    """Return what --atol and --rtol say."""
+def tolerance_of(arguments: Any) -> Tolerance | None:
+    """Return what --atol and --rtol say; None where neither is given."""
     from tf_infer.equality import Tolerance
 
-    given = {name: getattr(arguments, name) for name in ("atol", "rtol")}
-    return Tolerance(**{name: value for name, value in given.items() if value is not None})
+    given = {name: getattr(arguments, name) for name in ("atol", "rtol")
+             if getattr(arguments, name) is not None}
+    return Tolerance(**given) if given else None
 
 
 class Progress:

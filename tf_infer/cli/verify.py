@@ -93,10 +93,11 @@ def _write_junit(report: Report, arguments: argparse.Namespace) -> None:
                           ) from error
 
 
-def verify_task(arguments: argparse.Namespace, tolerance: Tolerance,
+def verify_task(arguments: argparse.Namespace, tolerance: Tolerance | None,
                 progress: Callable[[str], None]) -> Report:
     """Compare the paths of a model directory, and rows alone with rows in a crowd."""
     from tf_infer.cli.proof import make_golden, read_texts
+    from tf_infer.equality import Tolerance
     from tf_infer.manifest import Report
     from tf_infer.tasks.build import load
     from tf_infer.verify.batch_effects import batch_effects
@@ -106,6 +107,7 @@ def verify_task(arguments: argparse.Namespace, tolerance: Tolerance,
     progress(f"reading {arguments.folder}")
     task = load(arguments.folder)
     texts = read_texts(arguments.texts) if arguments.texts else ()
+    tolerance = tolerance or Tolerance()
     progress("running samples op by op")
     samples = make_golden(task, texts, max_rows=arguments.max_rows)
     graph = GraphPredictor(task.signatures())
@@ -122,9 +124,12 @@ def verify_task(arguments: argparse.Namespace, tolerance: Tolerance,
     return report
 
 
-def verify_version(arguments: argparse.Namespace, tolerance: Tolerance,
+def verify_version(arguments: argparse.Namespace, tolerance: Tolerance | None,
                    progress: Callable[[str], None]) -> Report:
-    """Replay samples through both loaders of a version directory, and through a server."""
+    """Replay samples through both loaders of a version directory, and through a server.
+
+    Without a tolerance it is that of the precision that the version was exported in.
+    """
     from tf_infer.manifest import Report
     from tf_infer.verify import parity
     from tf_infer.verify.predictors import GrpcPredictor, SavedModelPredictor, SessionPredictor
@@ -133,6 +138,7 @@ def verify_version(arguments: argparse.Namespace, tolerance: Tolerance,
     folder, name = find_version(arguments.folder)
     progress(f"reading {folder}")
     samples = _samples(folder, arguments.samples)
+    tolerance = tolerance or _tolerance_in(folder)
     reference = "golden"
     if arguments.against:
         other, _ = find_version(arguments.against)
@@ -159,6 +165,17 @@ def verify_version(arguments: argparse.Namespace, tolerance: Tolerance,
     report = Report(reference=reference, paths=paths)
     parity.require(report, cause=fault)
     return report
+
+
+def _tolerance_in(folder: Path) -> Tolerance:
+    from tf_infer.equality import Tolerance
+    from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, read_manifest
+    from tf_infer.optimize.plan import PATHS_ATOL
+
+    if not (folder / EXTRA_FOLDER / MANIFEST_FILE).is_file():
+        return Tolerance()
+    precision = read_manifest(folder).plan.get("precision", "float32")
+    return Tolerance(atol=PATHS_ATOL[precision])
 
 
 def _compared(openers: Mapping[str, Callable[[], Predictor]], samples: Sequence[Sample],

@@ -9,18 +9,18 @@ precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_infer.networks.arrays import Activation, DecoderArrays, Dense, LayerArrays, Norm, arrays_of
+from tf_infer.networks.arrays import DecoderArrays, Dense, LayerArrays, Norm, arrays_of
 from tf_infer.networks.attention import MASKED, causal, rotate
 from tf_infer.networks.cached import Angles, CachedDecoder, Projected
 from tf_infer.networks.contracts import Cache
-from tf_infer.networks.products import Precision, Product, Table, Weights
+from tf_infer.networks.products import ACTIVATIONS, Precision, Product, Table, Weights
 
 
 class FastDecoder(CachedDecoder, Weights):
@@ -29,15 +29,16 @@ class FastDecoder(CachedDecoder, Weights):
     Args:
         decoder: the reference; its weights are read now.
         precision: of the weights of the products and of the embedding.
-        packed: multiply by oneDNN's operations that keep packed weights (`packed`); without, by
-            operations that every platform and XLA have. float32 never needs them.
+        xla: only operations that XLA compiles; without, those that are fastest in a graph:
+            products that keep packed weights (`packed`) and a cache that is written in place.
     """
 
-    def __init__(self, decoder: Any, precision: Precision = "float32", *, packed: bool = True,
+    def __init__(self, decoder: Any, precision: Precision = "float32", *, xla: bool = False,
                  name: str = "decoder") -> None:
         super().__init__(name=name, trainable=False)
         arrays = arrays_of(decoder, getattr(decoder, "max_positions", 1))
-        self.precision, packed = precision, packed and precision != "float32"
+        self.precision, self.xla = precision, xla
+        packed = precision != "float32" and not xla
         self.vocab_size, self.max_positions = decoder.vocab_size, decoder.max_positions
         self.words = Table(arrays.words, precision, packed=packed, name="words")
         self.head = self.words if arrays.vocabulary is arrays.words else Table(
@@ -88,7 +89,7 @@ class FastDecoder(CachedDecoder, Weights):
         counts = tf.cast(counts, tf.int32)
         places = cache.lengths[:, None]                                      # [N, 1]
         hidden, angles = self.embed(ids, tf.minimum(places, self.max_positions - 1))
-        slots = Slots(cache.lengths, counts, cache.layers[0][0])
+        slots = Slots(cache.lengths, counts, cache.layers[0][0], in_place=not self.xla)
         hidden = tf.squeeze(hidden, axis=1)                                  # [N, D]
         layers = []
         for block, (keys, values) in zip(self.stack, cache.layers):
@@ -104,27 +105,47 @@ class Slots:
         lengths: [N] int32, positions in use.
         counts: [N] int32, 0 or 1 new ones.
         buffer: [N, G, C, d], a layer's keys.
+        in_place: write by an operation that copies a buffer only where somebody else still needs
+            the old one, which in a loop is never; XLA does not have it.
     """
 
-    def __init__(self, lengths: tf.Tensor, counts: tf.Tensor, buffer: tf.Tensor) -> None:
+    def __init__(self, lengths: tf.Tensor, counts: tf.Tensor, buffer: tf.Tensor, *, in_place: bool
+                 ) -> None:
         shape = tf.shape(buffer)
         groups, room = buffer.shape[1], shape[2]
         first = tf.range(shape[0] * groups) * room                           # [N * G]
         place = tf.minimum(lengths, room - 1)
+        self.shape, self.in_place = shape, in_place
         self.rows = (first + tf.repeat(place, groups))[:, None]              # [N * G, 1]
-        self.written = tf.repeat((counts > 0) & (lengths < room), groups)[:, None]
-        self.shape = shape
+        written = tf.cast((counts > 0) & (lengths < room), tf.float32)
+        self.written = tf.repeat(written, groups)[:, None]                   # [N * G, 1], 0 or 1
         self.hidden = tf.where(tf.range(room) <= lengths[:, None], 0.0, MASKED)[:, None, None]
 
     def write(self, buffer: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
         """Put [N, G, 1, d] into [N, G, C, d]; a row without a new position keeps what it has."""
         size = buffer.shape[3]
-        flat = tf.reshape(buffer, [-1, size])
-        kept = tf.where(self.written, tf.reshape(new, [-1, size]),
-                        tf.gather(flat, self.rows[:, 0]))
-        result = tf.reshape(tf.tensor_scatter_nd_update(flat, self.rows, kept), self.shape)
+        flat, new = tf.reshape(buffer, [-1, size]), tf.reshape(new, [-1, size])
+        old = tf.gather(flat, self.rows[:, 0])                               # [N * G, d]
+        if self.in_place:
+            # TensorFlow's other updates copy the whole buffer on a CPU. Adding what makes 0 and
+            # then the new values is exact, whatever stood there.
+            flat = _added(flat, self.rows, old * -self.written)
+            flat = _added(flat, self.rows, new * self.written)
+        else:
+            flat = tf.tensor_scatter_nd_update(
+                flat, self.rows, tf.where(self.written > 0.0, new, old))
+        result = tf.reshape(flat, self.shape)
         result.set_shape(buffer.shape)
         return result
+
+
+def _added(buffer: tf.Tensor, rows: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    return tf.raw_ops.ScatterNdNonAliasingAdd(input=buffer, indices=rows, updates=values)
+
+
+def _product(left: tf.Tensor, right: tf.Tensor, *, transpose: bool = False) -> tf.Tensor:
+    """Multiply stacks of small matrices; oneDNN, which tf.matmul asks, takes longer for them."""
+    return tf.raw_ops.BatchMatMulV3(x=left, y=right, Tout=tf.float32, adj_y=transpose)
 
 
 class FastBlock(keras.layers.Layer):
@@ -135,7 +156,7 @@ class FastBlock(keras.layers.Layer):
         super().__init__(name=name, trainable=False)
         self.heads, self.groups, self.size = arrays.heads, arrays.groups, arrays.head_size
         self.gated = layer.gate is not None
-        self.activation = ACTIVATIONS[arrays.activation]
+        self.activation = ACTIVATIONS[arrays.activation]  # of the gate
         self.norm, self.inner_norm = Normalize(layer.norm), Normalize(layer.inner_norm)
         width = self.heads * self.size
         products = {
@@ -143,7 +164,9 @@ class FastBlock(keras.layers.Layer):
             "out": layer.out, "outer": layer.outer,
             "inner": folded(layer.inner_norm, beside(layer.gate, layer.inner))}
         self.products = {
-            name: Product(dense.kernel, dense.bias, precision, packed=packed, name=name)
+            name: Product(dense.kernel, dense.bias, precision, packed=packed, name=name,
+                          activation=(arrays.activation if name == "inner" and not self.gated
+                                      else None))
             for name, dense in products.items()}
         self.built = True
 
@@ -174,8 +197,8 @@ class FastBlock(keras.layers.Layer):
         keys, values = slots.write(keys, new_keys), slots.write(values, new_values)
         # Heads that share keys are rows of one product: [N, G, H / G, d].
         query = tf.reshape(query, [-1, self.groups, self.heads // self.groups, self.size])
-        scores = tf.matmul(query, keys, transpose_b=True) + slots.hidden
-        attended = tf.matmul(tf.nn.softmax(scores), values)
+        scores = _product(query, keys, transpose=True) + slots.hidden        # [N, G, H / G, C]
+        attended = _product(tf.nn.softmax(scores), values)
         joined = tf.reshape(attended, [-1, self.heads * self.size])
         return self._finish(hidden, joined), keys, values
 
@@ -199,8 +222,6 @@ class FastBlock(keras.layers.Layer):
         if self.gated:
             gate, inner = tf.split(inner, 2, axis=-1)
             inner *= self.activation(gate)
-        else:
-            inner = self.activation(inner)
         return hidden + self.products["outer"].multiply(inner)
 
 
@@ -254,14 +275,3 @@ def over_last_axis(function: Callable[[tf.Tensor], tf.Tensor], tensor: tf.Tensor
     result = tf.reshape(flat, tf.concat([shape[:-1], [width]], axis=0))
     result.set_shape([*tensor.shape[:-1], width])
     return result
-
-
-def gelu_tanh(x: tf.Tensor) -> tf.Tensor:
-    """GELU by its tanh approximation, in the fewest operations: (1 + tanh u) / 2 = sigmoid(2 u)."""
-    return x * tf.sigmoid(x * (1.5957691216057308 + 0.07135481282553496 * tf.square(x)))
-
-
-# Keras spends more operations on them, each of which a graph on a CPU runs for itself.
-ACTIVATIONS: Mapping[Activation, Callable[[tf.Tensor], tf.Tensor]] = {
-    "gelu": lambda x: tf.nn.gelu(x, approximate=False), "gelu_tanh": gelu_tanh,
-    "relu": tf.nn.relu, "silu": lambda x: x * tf.sigmoid(x)}

@@ -14,21 +14,27 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 
+# What the first operation can do to its sums before it rounds them.
+AFTERWARDS = {"gelu": "GeluExact", "gelu_tanh": "GeluApproximate", "relu": "Relu"}
 
-def product_bfloat16(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """Multiply, with sums and bias in float32 and one rounding at the end.
+
+def product_bfloat16(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, *,
+                     activation: str | None = None) -> tf.Tensor:
+    """Multiply, with sums, bias and activation in float32 and one rounding at the end.
 
     Args:
         inputs: [M, K] bfloat16.
         kernel: [K, N] bfloat16.
         bias: [N] bfloat16.
+        activation: of AFTERWARDS, or none.
 
     Returns:
         [M, N] bfloat16.
     """
     kind = _type(tf.bfloat16)
     attributes = {
-        "T": kind, "num_args": _value(i=1), "fused_ops": _strings("BiasAdd"),
+        "T": kind, "num_args": _value(i=1), "fused_ops": _strings(
+            "BiasAdd", *([AFTERWARDS[activation]] if activation else [])),
         "is_filter_const": _value(b=True), "transpose_a": _value(b=False),
         "transpose_b": _value(b=False), "epsilon": _value(f=0.0), "leakyrelu_alpha": _value(f=0.2),
         "_kernel": _value(s=b"MklNameChangeOp")}
@@ -36,31 +42,32 @@ def product_bfloat16(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> t
                  [inputs.shape[0], kernel.shape[1]])
 
 
-def product_int8(inputs: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+def product_int8(inputs: tf.Tensor, kernel: tf.Tensor, ends: tuple[tf.Tensor, tf.Tensor]
+                 ) -> tf.Tensor:
     """Multiply whole numbers exactly, then scale each output.
 
     Args:
         inputs: [M, K] int8.
         kernel: [N, K] int8, one row for each output.
-        scale: [N] float32 > 0, what 1 in a row of the kernel stands for.
+        ends: [N] float32 twice, what -127 and 127 in a row of the kernel stand for.
 
     Returns:
         [M, N] float32.
     """
     # The operation divides ranges by 127 and takes their quotient as what 1 stands for.
     levels = tf.constant(127.0)
-    ends = [-levels, levels, -127.0 * scale, 127.0 * scale]
-    operands = [tf.bitcast(inputs, tf.qint8), tf.bitcast(kernel, tf.qint8), tf.zeros_like(scale)]
+    operands = [tf.bitcast(inputs, tf.qint8), tf.bitcast(kernel, tf.qint8),
+                tf.zeros([kernel.shape[0]])]
     attributes = {
         "Tdevice_inputs": _types(*(operand.dtype for operand in operands)),
-        "Thost_inputs": _types(*[tf.float32] * len(ends)), "Tdevice_outputs": _types(tf.float32),
+        "Thost_inputs": _types(*[tf.float32] * 4), "Tdevice_outputs": _types(tf.float32),
         "Thost_outputs": _types(), "T1": _type(tf.qint8), "T2": _type(tf.qint8),
         "Tbias": _type(tf.float32), "U": _type(tf.float32), "Tout": _type(tf.float32),
         "transpose_a": _value(b=False), "transpose_b": _value(b=True),
         "is_weight_const": _value(b=True), "is_bias_const": _value(b=True),
         "fused_ops": _strings("BiasAdd", "Dequantize"), "input_quant_mode": _value(s=b"SCALED"),
         "output_quant_mode": _value(s=b"SCALED"), "leakyrelu_alpha": _value(f=0.2)}
-    return _made("_QuantizedMatMul", [*operands, *ends], tf.float32, attributes,
+    return _made("_QuantizedMatMul", [*operands, -levels, levels, *ends], tf.float32, attributes,
                  [inputs.shape[0], kernel.shape[0]])
 
 

@@ -2,8 +2,8 @@
 
     float32     as the reference multiplies
     bfloat16    weights, inputs and outputs with 8 bits of mantissa, sums in float32
-    int8        weights of 8 bits with a scale for each output; inputs of 15 bits with a scale for
-                each row, as two numbers of 8 bits; sums are exact whole numbers
+    int8        weights of 8 bits with a scale for each output, inputs of 8 bits with a scale for
+                each row; sums are exact whole numbers
 
 The vectors of ids, which make the logits, are whole numbers in bfloat16, too, but of 15 bits:
 logits are float32, and a product in bfloat16 would round them to 8 bits.
@@ -13,14 +13,15 @@ A row of a product depends on that row alone, to the last bit, in each of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_infer.networks.packed import product_bfloat16, product_int8
+from tf_infer.networks.arrays import Activation
+from tf_infer.networks.packed import AFTERWARDS, product_bfloat16, product_int8
 
 Precision = Literal["float32", "bfloat16", "int8"]
 LEVELS = 127       # of int8 on either side of 0
@@ -40,30 +41,29 @@ class Weights(keras.layers.Layer):
 
 
 class Product(Weights):
-    """x [M, K] -> x @ kernel.T + bias [M, N].
+    """x [M, K] -> activation(x @ kernel.T + bias) [M, N].
 
     Args:
         kernel: [N, K] float32.
         bias: [N] float32 or None.
         precision: of the kernel.
+        activation: name in ACTIVATIONS, or None.
         packed: multiply by the operations of `packed`, which XLA cannot compile.
     """
 
     def __init__(self, kernel: np.ndarray, bias: np.ndarray | None, precision: Precision, *,
-                 packed: bool, name: str) -> None:
+                 activation: Activation | None = None, packed: bool, name: str) -> None:
         super().__init__(name=name, trainable=False)
-        self.precision, self.packed = precision, packed
-        if precision == "int8":
-            self.table: Int8 | None = Int8(kernel, packed=packed, name="kernel")
-        else:
-            self.table = None
-            self.kernel = self.keep("kernel", np.ascontiguousarray(kernel.T), precision)
+        self.precision, self.activation = precision, activation
         # oneDNN's fused product wants a bias; without one it adds zeros.
         self.fused = precision == "bfloat16" and packed
         if self.fused and bias is None:
             bias = np.zeros(len(kernel), np.float32)
         self.bias = None if bias is None else self.keep(
             "bias", bias, "bfloat16" if self.fused else "float32")
+        self.table = Int8(kernel, packed=packed, name="kernel") if precision == "int8" else None
+        self.kernel = None if self.table is not None else self.keep(
+            "kernel", np.ascontiguousarray(kernel.T), precision)
         self.alone = Traced(self._multiply, kernel.shape[1]) if packed else None
         self.built = True
 
@@ -74,17 +74,24 @@ class Product(Weights):
         return self._multiply(inputs)
 
     def _multiply(self, inputs: tf.Tensor) -> tf.Tensor:
-        bias = None if self.bias is None else tf.convert_to_tensor(self.bias)
+        if self.fused:
+            fits = self.activation is None or self.activation in AFTERWARDS
+            product = tf.cast(product_bfloat16(
+                tf.cast(inputs, tf.bfloat16), tf.convert_to_tensor(self.kernel),
+                tf.convert_to_tensor(self.bias), activation=self.activation if fits else None),
+                tf.float32)
+            return product if fits else self._activated(product)
         if self.table is not None:
             product = self.table.multiply(inputs)
-        elif self.precision == "float32":
-            product = tf.matmul(inputs, tf.convert_to_tensor(self.kernel))
         else:
-            kernel, inputs = tf.convert_to_tensor(self.kernel), tf.cast(inputs, tf.bfloat16)
-            if self.fused:
-                return tf.cast(product_bfloat16(inputs, kernel, bias), tf.float32)
-            product = tf.cast(tf.matmul(inputs, kernel), tf.float32)
-        return product if bias is None else product + bias
+            kernel = tf.convert_to_tensor(self.kernel)
+            product = tf.cast(tf.matmul(tf.cast(inputs, kernel.dtype), kernel), tf.float32)
+        if self.bias is not None:
+            product += tf.convert_to_tensor(self.bias)
+        return self._activated(product)
+
+    def _activated(self, product: tf.Tensor) -> tf.Tensor:
+        return product if self.activation is None else ACTIVATIONS[self.activation](product)
 
 
 class Int8(Weights):
@@ -99,12 +106,12 @@ class Int8(Weights):
     def __init__(self, rows: np.ndarray, *, packed: bool, name: str, fine: bool = False) -> None:
         super().__init__(name=name, trainable=False)
         self.packed = packed
-        scale = np.maximum(np.abs(rows).max(axis=1), TINY) / LEVELS
-        steps = rows / scale[:, None]
+        largest = np.maximum(np.abs(rows).max(axis=1), TINY)
+        steps = rows * (LEVELS / largest)[:, None]
         first = np.rint(steps)
         self.rows = self.keep("rows", first, "int8")
         self.fine = self.keep("fine", np.rint((steps - first) * FINER), "int8") if fine else None
-        self.scale = self.keep("scale", scale)
+        self.least, self.most = self.keep("least", -largest), self.keep("most", largest)
         self.built = True
 
     def look_up(self, ids: tf.Tensor) -> tf.Tensor:
@@ -113,36 +120,40 @@ class Int8(Weights):
         if self.fine is not None:
             fine = tf.cast(tf.gather(tf.convert_to_tensor(self.fine), ids), tf.float32)
             rows += fine * (1.0 / FINER)
-        return rows * tf.gather(tf.convert_to_tensor(self.scale), ids)[..., None]
+        return rows * (tf.gather(tf.convert_to_tensor(self.most), ids) * (1.0 / LEVELS))[..., None]
 
     def multiply(self, inputs: tf.Tensor) -> tf.Tensor:
-        """[M, K] float32 -> [M, N] float32."""
-        rows, scale = tf.convert_to_tensor(self.rows), tf.convert_to_tensor(self.scale)
-        fine = None if self.fine is None else tf.convert_to_tensor(self.fine)
+        """[M, K] float32, which are rounded to 8 bits, or 15 where rows are -> [M, N] float32."""
         if not self.packed:
-            whole = tf.cast(rows, tf.float32)
-            if fine is not None:
-                whole += tf.cast(fine, tf.float32) * (1.0 / FINER)
-            return tf.matmul(inputs, whole, transpose_b=True) * scale
-        coarse, rest, unit = in_two_numbers(inputs)
-        coarse = tf.cast(coarse, tf.int8)                                    # [M, K]
-        both = tf.concat([coarse, tf.cast(rest, tf.int8)], axis=0)           # [2 M, K]
-        upper, lower = tf.split(product_int8(both, rows, scale), 2, axis=0)
-        if fine is not None:
-            lower += product_int8(coarse, fine, scale)
+            return self._emulated(inputs)
+        steps, unit = in_steps(inputs)
+        first = tf.round(steps)
+        if self.fine is None:
+            return self._product(tf.cast(first, tf.int8), self.rows) * unit
+        rest = tf.cast(tf.round((steps - first) * FINER), tf.int8)           # [M, K]
+        first = tf.cast(first, tf.int8)
+        both = self._product(tf.concat([first, rest], axis=0), self.rows)    # [2 M, N]
+        count = tf.shape(inputs)[0]
+        upper, lower = both[:count], both[count:]  # tf.split would copy
+        lower += self._product(first, self.fine)
         return (upper + lower * (1.0 / FINER)) * unit
 
+    def _product(self, inputs: tf.Tensor, rows: Any) -> tf.Tensor:
+        return product_int8(inputs, tf.convert_to_tensor(rows), (
+            tf.convert_to_tensor(self.least), tf.convert_to_tensor(self.most)))
 
-def in_two_numbers(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """[M, K] -> whole numbers -127 .. 127 in float32, twice, and unit [M, 1].
+    def _emulated(self, inputs: tf.Tensor) -> tf.Tensor:
+        whole = tf.cast(tf.convert_to_tensor(self.rows), tf.float32)
+        if self.fine is not None:
+            whole += tf.cast(tf.convert_to_tensor(self.fine), tf.float32) * (1.0 / FINER)
+        scale = tf.convert_to_tensor(self.most) * (1.0 / LEVELS)
+        return tf.matmul(inputs, whole, transpose_b=True) * scale
 
-    inputs = (first + second / FINER) * unit, within half a second number.
-    """
-    largest = tf.reduce_max(tf.abs(inputs), axis=-1, keepdims=True)
-    unit = tf.maximum(largest, TINY) * (1.0 / LEVELS)
-    steps = inputs / unit
-    first = tf.round(steps)
-    return first, tf.round((steps - first) * FINER), unit
+
+def in_steps(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """[M, K] -> [M, K] between -127 and 127, and the unit [M, 1] that they count."""
+    unit = tf.reduce_max(tf.abs(inputs), axis=-1, keepdims=True) * (1.0 / LEVELS)
+    return tf.math.divide_no_nan(inputs, unit), unit
 
 
 class Table(Weights):
@@ -160,7 +171,9 @@ class Table(Weights):
         self.table = None if precision == "float32" else Int8(
             rows, fine=precision == "bfloat16", packed=packed, name="rows")
         self.rows = None if self.table is not None else self.keep("rows", rows)
-        self.alone = Traced(self.table.multiply, rows.shape[1]) if self.table and packed else None
+        self.alone = None
+        if self.table is not None and packed:
+            self.alone = Traced(self.table.multiply, rows.shape[1])
         self.built = True
 
     def look_up(self, ids: tf.Tensor) -> tf.Tensor:
@@ -176,6 +189,17 @@ class Table(Weights):
         if self.alone is not None and tf.executing_eagerly():
             return self.alone(hidden)
         return self.table.multiply(hidden)
+
+
+def gelu_tanh(x: tf.Tensor) -> tf.Tensor:
+    """GELU by its tanh approximation, in the fewest operations: (1 + tanh u) / 2 = sigmoid(2 u)."""
+    return x * tf.sigmoid(x * (1.5957691216057308 + 0.07135481282553496 * tf.square(x)))
+
+
+# Keras spends more operations on them, each of which a graph on a CPU runs for itself.
+ACTIVATIONS: Mapping[Activation, Callable[[tf.Tensor], tf.Tensor]] = {
+    "gelu": lambda x: tf.nn.gelu(x, approximate=False), "gelu_tanh": gelu_tanh,
+    "relu": tf.nn.relu, "silu": lambda x: x * tf.sigmoid(x)}
 
 
 class Traced:

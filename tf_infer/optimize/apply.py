@@ -8,13 +8,13 @@ import tensorflow as tf
 
 from tf_infer.config import CausalLMConfig
 from tf_infer.errors import ConfigError
-from tf_infer.manifest import SignatureSpec, TensorSpec
+from tf_infer.manifest import SignatureSpec
 from tf_infer.networks.fast import FastDecoder
 from tf_infer.optimize.plan import OptimizationPlan, cpu_flags, require_native
 from tf_infer.tasks.base import Signature, Task, rows
 
 TaskT = TypeVar("TaskT", bound=Task)
-LOG_PROBS = "log_probs"  # the signature of `under_given_tokens`
+LOG_PROBS, LOSS = "log_probs", "loss"  # the signature of `under_given_tokens`, and its outputs
 CHUNK = 3  # ids that are read at once between prefill and single steps
 
 
@@ -33,7 +33,7 @@ def apply(task: TaskT, plan: OptimizationPlan) -> TaskT:
         raise ConfigError("plan: expected a causal_lm task, got "
                           f"{task.config.kind!r}. Export it without a plan.")
     require_native(plan, cpu_flags())
-    network = FastDecoder(task.network, plan.precision)
+    network = FastDecoder(task.network, plan.precision, xla=plan.compile == "xla")
     return type(task)(task.config, task.codec, network, compiled=plan.compile,
                       tokenizer_dir=task.tokenizer_dir)
 
@@ -46,10 +46,11 @@ def under_given_tokens(task: Task, *, prompt_tokens: int) -> dict[str, Signature
         prompt_tokens: ids of each row that prefill reads; then come CHUNK at once, then each for
             itself.
 
-    The signature: `ids` [B, T] int32, T >= prompt_tokens + CHUNK + 1, all of them real ->
+    The signature: `ids` [B, T] int32, T >= prompt_tokens + CHUNK + 1 and known, all of them real ->
     `log_probs` [B, T - prompt_tokens + 1, V] float32, nats, of what follows each id from the last
-    one of the prompt on. Where no value of two decoders differs by more than t, they choose the
-    same token wherever one of them leads by more than 2 t.
+    one of the prompt on; `loss` [B], the mean of those of the ids that do follow, over all rows.
+    Where no log-probability of two decoders differs by more than t, they choose the same token
+    wherever one of them leads by more than 2 t.
     """
     decoder = task.network
     start = prompt_tokens + CHUNK
@@ -63,9 +64,11 @@ def under_given_tokens(task: Task, *, prompt_tokens: int) -> dict[str, Signature
         for place in range(start, ids.shape[1]):
             step, cache = decoder.extend(ids[:, place:place + 1], tf.fill([count], 1), cache)
             found.append(step)
-        return {LOG_PROBS: tf.nn.log_softmax(tf.cast(tf.concat(found, axis=1), tf.float32))}
+        every = tf.nn.log_softmax(tf.cast(tf.concat(found, axis=1), tf.float32))
+        given = tf.gather(every[:, :-1], ids[:, prompt_tokens:], batch_dims=2)
+        return {LOG_PROBS: every, LOSS: tf.repeat(-tf.reduce_mean(given), count)}
 
     spec = SignatureSpec(
         name=LOG_PROBS, inputs=(rows("ids", "int32", None),),
-        outputs=(TensorSpec(name=LOG_PROBS, dtype="float32", shape=(None, None, None)),))
+        outputs=(rows(LOG_PROBS, "float32", None, None), rows(LOSS, "float32")))
     return {LOG_PROBS: Signature(spec, log_probs)}
