@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tf_infer.client.credentials import Credentials as Credentials
     from tf_infer.client.credentials import bearer as bearer
     from tf_infer.client.credentials import tls as tls
+    from tf_infer.client.explanations import Explanation as Explanation
     from tf_infer.client.results import Classification as Classification
     from tf_infer.client.results import Generation as Generation
     from tf_infer.client.results import Label as Label
@@ -36,6 +37,7 @@ _LAZY = {
     "Classification": "tf_infer.client.results",
     "Client": "tf_infer.client.client",
     "Credentials": "tf_infer.client.credentials",
+    "Explanation": "tf_infer.client.explanations",
     "Generation": "tf_infer.client.results",
     "Label": "tf_infer.client.results",
     "ModelMetadata": "tf_infer.client.results",

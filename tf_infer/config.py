@@ -292,6 +292,8 @@ class ClassifierConfig:
         frozen: the backbone is not trained.
         hidden: widths of dense layers between the pooled vector and the logits, with `activation`.
         temperature: divides the logits before they become scores (calibration).
+        explain: the signature `explain` is exported, too: it takes the network apart for its
+            gradients, which costs size and time of an export.
     """
 
     kind: Literal["classifier"] = "classifier"
@@ -311,6 +313,7 @@ class ClassifierConfig:
     activation: str = "relu"
     dropout: float = 0.1
     temperature: float = 1.0
+    explain: bool = False
 
     def __post_init__(self) -> None:
         where = "ClassifierConfig"

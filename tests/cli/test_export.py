@@ -61,7 +61,7 @@ def exported(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         assert main(["export", str(model_dir), "--base-dir", str(folder), "--name", "replies",
-                     "--texts", str(texts), "--keep", "1"]) == 0
+                     "--texts", str(texts), "--keep", "1", "--explain"]) == 0
     return folder, said.getvalue()
 
 
@@ -93,7 +93,7 @@ def test_a_version_was_compared_on_every_path(base_dir: Path) -> None:
     assert list(paths) == ["graph", "xla", "saved_model", "session", "grpc"]
     assert all(path["samples"] > 0 and not path["skipped"] for path in paths.values())
     signatures = {one["signature"] for one in paths["grpc"]["differences"]}
-    assert signatures == {"serving_default", "ids", "classify", "encode"}
+    assert signatures == {"serving_default", "ids", "classify", "encode", "explain"}
 
 
 def test_verify_replays_the_golden_samples_of_the_highest_version(
@@ -124,6 +124,17 @@ def test_verify_takes_another_version_as_reference_and_writes_junit(
     suite = xml.parse(junit).getroot()[0]
     assert suite.get("failures") == "0"
     assert "session.classify" in {case.get("classname") for case in suite}
+
+
+def test_a_server_explains_what_was_exported(served: proof.ServedPredictor, client: Client) -> None:
+    found, = client.explain("replies", ["once upon a süß time"])
+    assert "".join(token.text for token in found.tokens).encode(errors="ignore")
+    assert sum(token.value for token in found.tokens) == pytest.approx(
+        found.score - found.baseline, abs=1e-3)
+    assert found.error < 1e-3
+    assert [token.end - token.start for token in found.tokens[:5]] == [1] * 5
+    with pytest.raises(InvalidRequest, match="target: expected"):
+        client.explain("replies", ["a"], target="perhaps")
 
 
 def test_verify_asks_a_server_too(

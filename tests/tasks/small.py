@@ -29,7 +29,7 @@ MULTI_LABEL_PAIR = ClassifierConfig(
     pair=True, multi_label=True, thresholds=(0.5, 0.4), pooling="max", hidden=(4,))
 BAG = ClassifierConfig(
     classes=("a", "b"), network=EmbeddingBagConfig(width=8, hash_buckets=100), packing=PACKING,
-    grid=GRID)
+    grid=GRID, explain=True)
 # A third of the vocabulary ends a text, so that drawn weights give texts of all lengths.
 DECODER = CausalLMConfig(
     network=NETWORK, packing=PROMPT, grid=ONE_SIZE, capacity=7, end_ids=(2, *range(180, 259)),

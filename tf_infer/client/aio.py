@@ -19,6 +19,7 @@ import numpy as np
 from tf_infer.client import calls, streaming
 from tf_infer.client.calls import UNSET, Call, Deadline, Text, Timeout
 from tf_infer.client.credentials import INSECURE, Credentials
+from tf_infer.client.explanations import Explanation
 from tf_infer.client.results import (
     Classification,
     Generation,
@@ -102,6 +103,14 @@ class AsyncClient:
             self._class_names[prediction.model] = names
         return calls.classifications(prediction, names or ())
 
+    async def explain(self, model: str | ModelRef, texts: Sequence[Text], *,
+                      text_pairs: Sequence[Text] | None = None,
+                      target: str | Sequence[str] | None = None,
+                      timeout_s: Timeout = UNSET) -> list[Explanation]:
+        """Say which tokens made the labels of texts; see `Client.explain`."""
+        return await self._run(calls.explain(calls.reference(model), texts, text_pairs=text_pairs,
+                                             target=target), timeout_s)
+
     async def classify_examples(self, model: str | ModelRef,
                                 examples: Sequence[Mapping[str, Any]], *,
                                 context: Mapping[str, Any] | None = None,
@@ -125,20 +134,41 @@ class AsyncClient:
                        top_k: int | Sequence[int] | None = None,
                        top_p: float | Sequence[float] | None = None,
                        seed: int | Sequence[int] | None = None,
+                       stop: Sequence[str] | Sequence[Sequence[str]] | str | None = None,
+                       logprobs: int | Sequence[int] | None = None, n: int = 1,
                        options: Mapping[str, Any] | None = None,
                        timeout_s: Timeout = UNSET) -> list[Generation]:
         """Continue prompts; see `Client.generate`."""
         ref = calls.reference(model)
         deadline = Deadline(calls.seconds(timeout_s, self._timeout_s))
         chosen = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
-                  "top_p": top_p, "seed": seed, **(options or {})}
-        if all(value is None for value in chosen.values()):
+                  "top_p": top_p, "seed": seed, "stop": stop, "logprobs": logprobs,
+                  **(options or {})}
+        if all(value is None for value in chosen.values()) and n == 1:
             call = calls.generate_default(ref, prompts)
             return calls.generations(await self._run(call, deadline.left_s()))
+        return calls.generations(await self._asked(ref, prompts, chosen, "generate", deadline, n))
+
+    async def beam_search(self, model: str | ModelRef, prompts: Sequence[Text], *,
+                          max_new_tokens: int | Sequence[int] | None = None,
+                          length_penalty: float | Sequence[float] | None = None,
+                          options: Mapping[str, Any] | None = None,
+                          timeout_s: Timeout = UNSET) -> list[list[Generation]]:
+        """Continue prompts by beam search; see `Client.beam_search`."""
+        ref = calls.reference(model)
+        deadline = Deadline(calls.seconds(timeout_s, self._timeout_s))
+        chosen = {"max_new_tokens": max_new_tokens, "length_penalty": length_penalty,
+                  **(options or {})}
+        return calls.hypotheses(await self._asked(ref, prompts, chosen, calls.BEAM, deadline))
+
+    async def _asked(self, ref: ModelRef, prompts: Sequence[Text], options: Mapping[str, Any],
+                     signature: str, deadline: Deadline, draws: int = 1) -> Prediction:
+        """Ask a decoder with options; its signature is asked for once."""
         found = self._decoders.get(ref)
         if found is None:
             found = await self._run(calls.metadata(ref), deadline.left_s())
-        call = calls.generate(ref, prompts, chosen, calls.generate_signature(found))
+        call = calls.generate(ref, prompts, options, calls.generate_signature(found, signature),
+                              draws=draws)
         self._decoders[ref] = found
         try:
             prediction = await self._run(call, deadline.left_s())
@@ -147,7 +177,7 @@ class AsyncClient:
             raise
         if prediction.model.version != found.model.version:
             self._decoders.pop(ref, None)  # a new version answers, with defaults of its own
-        return calls.generations(prediction)
+        return prediction
 
     def stream(self, model: str | ModelRef, prompt: Text, *, max_new_tokens: int | None = None,
                temperature: float | None = None, top_k: int | None = None,

@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from tf_infer.client.explanations import Explanation, explanation
+from tf_infer.client import generation
 from tf_infer.client.results import (
     Classification,
     Generation,
@@ -209,6 +211,32 @@ def classify(ref: ModelRef, texts: Sequence[Text], *, text_pairs: Sequence[Text]
     return Call(call.method, call.request, read)
 
 
+def explain(ref: ModelRef, texts: Sequence[Text], *, text_pairs: Sequence[Text] | None,
+            target: str | Sequence[str] | None) -> Call[list[Explanation]]:
+    """Ask a classifier's `explain` what made its answers."""
+    inputs = {"text": _texts(texts, "texts")}
+    rows = len(inputs["text"])
+    if text_pairs is not None:
+        inputs["text_pair"] = _texts(text_pairs, "text_pairs")
+    targets = [target or ""] * rows if target is None or isinstance(target, str) else list(target)
+    inputs["target"] = _texts(targets, "target")
+    if {len(one) for one in inputs.values()} != {rows}:
+        raise ConfigError(f"text_pairs, target: expected {rows}, one for each text.")
+    given = [[one.encode() if isinstance(one, str) else bytes(one) for one in inputs[name]]
+             for name in ("text", "text_pair") if name in inputs]
+
+    def read(answer: Any) -> list[Explanation]:
+        prediction = _prediction(ref, "explain", answer)
+        for name in ("label", "attributions", "left_out", "mask", "starts", "ends",
+                     "score", "baseline", "completeness_error"):
+            _column(prediction, name, rows)
+        return [explanation(dict(prediction.outputs), row, [texts[row] for texts in given])
+                for row in range(rows)]
+
+    call = predict(ref, inputs, signature="explain")
+    return Call(call.method, call.request, read)
+
+
 def class_names_known(prediction: Prediction) -> bool:
     """Return whether scores come with names, or there are none to name."""
     return "classes" in prediction.outputs or "scores" not in prediction.outputs
@@ -275,6 +303,7 @@ def regress_examples(ref: ModelRef, rows: Sequence[Mapping[str, Any]], *, signat
 # signature's own defaults give one (tf_infer.config.GenerationDefaults has the same).
 OPTIONS: dict[str, int | float] = {
     "max_new_tokens": 32, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+BEAM = "beam"  # signature of `Client.beam_search`
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _WORD = 2**64 - 1
@@ -296,22 +325,22 @@ def row_seeds(seed: int, rows: int) -> list[int]:
     return seeds
 
 
-def generate_signature(found: ModelMetadata) -> SignatureInfo:
+def generate_signature(found: ModelMetadata, name: str = "generate") -> SignatureInfo:
     """Return the signature that continues prompts with options.
 
     Raises:
         ConfigError: the model has none.
     """
     try:
-        return found.signatures["generate"]
+        return found.signatures[name]
     except KeyError:
-        names = [name for name in found.signatures if not name.startswith("__")]
-        raise ConfigError(f"generate: expected a decoder with the signature 'generate', got "
+        names = [known for known in found.signatures if not known.startswith("__")]
+        raise ConfigError(f"generate: expected a decoder with the signature {name!r}, got "
                           f"{found.model} with {names}.") from None
 
 
 def generate(ref: ModelRef, prompts: Sequence[Text], options: Mapping[str, Any],
-             signature: SignatureInfo) -> Call[Prediction]:
+             signature: SignatureInfo, *, draws: int = 1) -> Call[Prediction]:
     """Ask a decoder for continuations; its answer is read by `generations`.
 
     Args:
@@ -319,12 +348,15 @@ def generate(ref: ModelRef, prompts: Sequence[Text], options: Mapping[str, Any],
         prompts: texts, one row each.
         options: name -> one value for all rows or one for each; None counts as left out.
         signature: what the model's `generate` takes.
+        draws: how many continuations of each prompt; they stand together, numbered by `draw`.
 
     Raises:
         ConfigError: an option the signature does not have, or not one value per row.
     """
     inputs = {"prompt": _texts(prompts, "prompts")}
     rows = len(inputs["prompt"])
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise ConfigError(f"n: expected a whole number >= 1, got {draws!r}.")
     known = [info.name for info in signature.inputs if info.name != "prompt"]
     given = {name: value for name, value in options.items() if value is not None}
     if unknown := sorted(set(given) - set(known)):
@@ -343,12 +375,24 @@ def generate(ref: ModelRef, prompts: Sequence[Text], options: Mapping[str, Any],
         else:
             raise ConfigError(f"generate: expected a value for the option {info.name!r} of {ref}, "
                               f"which has no default. Pass options={{{info.name!r}: ...}}.")
+    if draws > 1:
+        inputs = {name: np.repeat(value, draws) for name, value in inputs.items()}
+        if "draw" not in inputs or "draw" in given:
+            raise ConfigError("n: expected 1 for a model without the option 'draw', or beside that "
+                              f"option, got {draws}.")
+        inputs["draw"] = np.tile(np.arange(draws, dtype=inputs["draw"].dtype), rows)
+    # What nobody asked for need not travel: it is the larger part of an answer.
+    outputs = [info.name for info in signature.outputs]
+    if "logprobs" in given or not set(generation.TOLD) & set(outputs):
+        outputs = []
+
     def read(answer: Any) -> Prediction:
         prediction = _prediction(ref, signature.name, answer)
-        _column(prediction, "text", rows)
+        _column(prediction, "text", rows * draws)
         return prediction
 
-    call = predict(ref, inputs, signature=signature.name)
+    call = predict(ref, inputs, signature=signature.name,
+                   outputs=[name for name in outputs if name not in generation.TOLD])
     return Call(call.method, call.request, read)
 
 
@@ -364,6 +408,8 @@ def _option(name: str, value: Any, dtype: str, rows: int) -> np.ndarray:
     """Return an option as [B] of the signature's dtype."""
     if name == "seed" and isinstance(value, (int, np.integer)):
         value = np.array(row_seeds(int(value), rows), np.int64)
+    if dtype == "string":
+        return generation.strings(name, value, rows)
     array = tensors.as_array(value, where=name)
     if array.ndim == 0:
         array = np.repeat(array, rows)
@@ -387,17 +433,12 @@ def generate_default(ref: ModelRef, prompts: Sequence[Text]) -> Call[Prediction]
 
 def generations(prediction: Prediction) -> list[Generation]:
     """Return the continuation of each row; outputs that the model does not give stay empty."""
-    outputs = prediction.outputs
-    texts = outputs["text"]
-    answers = []
-    for row in range(len(texts)):
-        length = int(outputs["length"][row]) if "length" in outputs else None
-        answers.append(Generation(
-            _text(texts[row]),
-            tuple(outputs["ids"][row][:length].tolist()) if "ids" in outputs else (),
-            float(outputs["score"][row]) if "score" in outputs else float("nan"),
-            _text(outputs["finish_reason"][row]) if "finish_reason" in outputs else ""))
-    return answers
+    return generation.generations(prediction.outputs)
+
+
+def hypotheses(prediction: Prediction) -> list[list[Generation]]:
+    """Return the continuations of each row that beam search found, best first."""
+    return generation.hypotheses(prediction.outputs)
 
 
 # ---------------------------------------------------------------------------- metadata, status

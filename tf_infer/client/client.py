@@ -19,6 +19,7 @@ import numpy as np
 from tf_infer.client import calls, streaming
 from tf_infer.client.calls import UNSET, Call, Deadline, Text, Timeout
 from tf_infer.client.credentials import INSECURE, Credentials
+from tf_infer.client.explanations import Explanation
 from tf_infer.client.results import (
     Classification,
     Generation,
@@ -127,6 +128,22 @@ class Client:
             self._class_names[prediction.model] = names
         return calls.classifications(prediction, names or ())
 
+    def explain(self, model: str | ModelRef, texts: Sequence[Text], *,
+                text_pairs: Sequence[Text] | None = None,
+                target: str | Sequence[str] | None = None,
+                timeout_s: Timeout = UNSET) -> list[Explanation]:
+        """Say which tokens made the labels of texts.
+
+        Args:
+            model: a classifier exported with `explain`.
+            texts: one row each.
+            text_pairs: the second texts, for a model of pairs.
+            target: the class to explain, one for all or one for each text; None or "" for the best.
+            timeout_s: for this call; a text costs about as much as 60 labels.
+        """
+        return self._run(calls.explain(calls.reference(model), texts, text_pairs=text_pairs,
+                                       target=target), timeout_s)
+
     def classify_examples(self, model: str | ModelRef, examples: Sequence[Mapping[str, Any]], *,
                           context: Mapping[str, Any] | None = None, signature: str = "classify",
                           timeout_s: Timeout = UNSET) -> list[list[Label]]:
@@ -155,30 +172,71 @@ class Client:
                  top_k: int | Sequence[int] | None = None,
                  top_p: float | Sequence[float] | None = None,
                  seed: int | Sequence[int] | None = None,
+                 stop: Sequence[str] | Sequence[Sequence[str]] | str | None = None,
+                 logprobs: int | Sequence[int] | None = None, n: int = 1,
                  options: Mapping[str, Any] | None = None,
                  timeout_s: Timeout = UNSET) -> list[Generation]:
         """Continue prompts.
 
         Args:
             model: a decoder.
-            prompts: one row each; for several draws of one prompt, repeat it.
+            prompts: one row each.
             max_new_tokens, temperature, top_k, top_p: one value, or one for each prompt. What is
                 left out takes the model's own default; of a model that tells none, `calls.OPTIONS`.
-            seed: one int, from which each row gets its own (`calls.row_seeds`), or one per row.
-            options: further inputs of the model's signature `generate`, in the same form.
+            seed: one int, from which each prompt gets its own (`calls.row_seeds`), or one each.
+            stop: strings that end a text before them, for all prompts, or a list for each.
+            logprobs: how many alternatives to tell for each token, 0 for the token alone; None
+                tells nothing.
+            n: continuations of each prompt: all of the first one, then all of the next. They share
+                a seed and differ in their `draw`.
+            options: further ones of the model's `generate` (docs/generation.md): min_new_tokens,
+                min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, draw,
+                stop_ids and banned (lists), logit_bias ({id: value}), forced_prefix, constraint,
+                choices; one value, or one for each prompt.
             timeout_s: for this call; the first one with options also asks for the signature.
         """
         ref = calls.reference(model)
         deadline = Deadline(calls.seconds(timeout_s, self._timeout_s))
         chosen = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
-                  "top_p": top_p, "seed": seed, **(options or {})}
-        if all(value is None for value in chosen.values()):
+                  "top_p": top_p, "seed": seed, "stop": stop, "logprobs": logprobs,
+                  **(options or {})}
+        if all(value is None for value in chosen.values()) and n == 1:
             call = calls.generate_default(ref, prompts)
             return calls.generations(self._run(call, deadline.left_s()))
+        return calls.generations(self._asked(ref, prompts, chosen, "generate", deadline, n))
+
+    def beam_search(self, model: str | ModelRef, prompts: Sequence[Text], *,
+                    max_new_tokens: int | Sequence[int] | None = None,
+                    length_penalty: float | Sequence[float] | None = None,
+                    options: Mapping[str, Any] | None = None,
+                    timeout_s: Timeout = UNSET) -> list[list[Generation]]:
+        """Find the best continuations of prompts by beam search.
+
+        Args:
+            model: a decoder that was exported with beams.
+            prompts: one row each.
+            max_new_tokens: one value, or one for each prompt.
+            length_penalty: p: n tokens rank by their score / n ** p; 0 ranks by scores.
+            options: min_new_tokens, banned, forced_prefix, as of `generate`.
+            timeout_s: for this call; the first one also asks for the signature.
+
+        Returns:
+            For each prompt its continuations, best first, as many as the model has beams or fewer.
+        """
+        ref = calls.reference(model)
+        deadline = Deadline(calls.seconds(timeout_s, self._timeout_s))
+        chosen = {"max_new_tokens": max_new_tokens, "length_penalty": length_penalty,
+                  **(options or {})}
+        return calls.hypotheses(self._asked(ref, prompts, chosen, calls.BEAM, deadline))
+
+    def _asked(self, ref: ModelRef, prompts: Sequence[Text], options: Mapping[str, Any],
+               signature: str, deadline: Deadline, draws: int = 1) -> Prediction:
+        """Ask a decoder with options; its signature is asked for once."""
         found = self._decoders.get(ref)
         if found is None:
             found = self._run(calls.metadata(ref), deadline.left_s())
-        call = calls.generate(ref, prompts, chosen, calls.generate_signature(found))
+        call = calls.generate(ref, prompts, options, calls.generate_signature(found, signature),
+                              draws=draws)
         self._decoders[ref] = found
         try:
             prediction = self._run(call, deadline.left_s())
@@ -187,7 +245,7 @@ class Client:
             raise
         if prediction.model.version != found.model.version:
             self._decoders.pop(ref, None)  # a new version answers, with defaults of its own
-        return calls.generations(prediction)
+        return prediction
 
     def stream(self, model: str | ModelRef, prompt: Text, *, max_new_tokens: int | None = None,
                temperature: float | None = None, top_k: int | None = None,

@@ -51,6 +51,14 @@ class Classification:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that might have stood at some place, and its natural-log probability, in nats."""
+
+    id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """The continuation of one prompt.
 
@@ -58,13 +66,18 @@ class Generation:
         text: what was written; bytes that are not UTF-8 replaced by U+FFFD.
         ids: the token ids, without the end token.
         score: sum of the natural-log probabilities the model gave them, in nats.
-        finish_reason: why it ended, such as "stop" (end token) or "length".
+        finish_reason: why it ended, such as "stop" (an end, a stop string) or "length".
+        token_logprobs: natural-log probability of each of `ids` under the model; empty unless asked
+            for.
+        top_logprobs: the likeliest tokens at the place of each of `ids`, best first; likewise.
     """
 
     text: str
     ids: tuple[int, ...] = ()
     score: float = float("nan")
     finish_reason: str = ""
+    token_logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[Alternative, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,17 @@ class Encoder(Protocol):
     has_pooler: bool
 
     def __call__(
-        self, ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor, *, training: bool = False
+        self, ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor, *, training: bool = False,
+        vectors: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """ids [B, T] int32, mask [B, T] bool, segments [B, T] int32 -> [B, T, D] float32."""
+        """ids [B, T] int32, mask [B, T] bool, segments [B, T] int32 -> [B, T, D] float32.
+
+        With `vectors` [B, T, E] these stand for what the ids are looked up as, and the answer
+        depends on the ids no more (attributions walk between them: decoding/attribution.py).
+        """
+
+    def vectors(self, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """Look the ids up: [B, T], [B, T] bool -> [B, T, E], all that the answer takes of them."""
 
     def pool(self, hidden: tf.Tensor) -> tf.Tensor:
         """[B, T, D] -> [B, D], the checkpoint's own pooled output (BERT's pooler)."""

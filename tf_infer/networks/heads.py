@@ -62,10 +62,12 @@ class ClassifierNetwork(keras.layers.Layer):
             width = layer.units
         self.built = True
 
-    def call(self, ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor, training: bool = False
-             ) -> tf.Tensor:
-        """ids, mask, segments [B, T] -> logits [B, C]."""
-        hidden = self.encoder(ids, mask, segments, training=training and not self.config.frozen)
+    def call(self, ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor, training: bool = False,
+             vectors: tf.Tensor | None = None) -> tf.Tensor:
+        """ids, mask, segments [B, T] -> logits [B, C]; `vectors` as of the contract Encoder."""
+        more = {} if vectors is None else {"vectors": vectors}
+        hidden = self.encoder(ids, mask, segments, training=training and not self.config.frozen,
+                              **more)
         return self.head(self.vector(hidden, mask), training=training)
 
     def vector(self, hidden: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:

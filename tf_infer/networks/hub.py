@@ -94,15 +94,36 @@ class HubEncoder(keras.layers.Layer):
         """Do nothing: the backbone came with its variables."""
         self.built = True
 
-    def call(self, ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor, training: bool = False
-             ) -> tf.Tensor:
+    def call(self, ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor, training: bool = False,
+             vectors: tf.Tensor | None = None) -> tf.Tensor:
         """ids, mask, segments [B, T] -> [B, T, width]."""
         check_width(ids, self.max_positions)
-        inputs = {"token_ids": ids, "padding_mask": tf.cast(mask, tf.int32)}
+        inputs = {"padding_mask": tf.cast(mask, tf.int32)}
         if self.takes_segments:
             inputs["segment_ids"] = segments
-        outputs = self.backbone(inputs, training=training)
+        if vectors is None:
+            outputs = self.backbone({**inputs, "token_ids": ids}, training=training)
+        else:
+            if not self.takes_segments:  # its first layer adds the positions itself
+                vectors = vectors + self._lookup.position_embedding(vectors)
+            outputs = self._behind_lookup(tuple(inputs))([*inputs.values(), vectors],
+                                                         training=training)
         return outputs["sequence_output"] if isinstance(outputs, dict) else outputs
+
+    @property
+    def _lookup(self) -> Any:
+        """The layer of the backbone that takes ids."""
+        return self.backbone.token_embedding if self.takes_segments else self.backbone.embeddings
+
+    def _behind_lookup(self, names: Sequence[str]) -> Any:
+        """Return the backbone without that layer, the same weights: inputs, vectors -> outputs."""
+        given = [self.backbone.input[name] for name in names]
+        return keras.Model([*given, self._lookup.output], self.backbone.output)
+
+    def vectors(self, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """Look ids up: [B, T] -> [B, T, width]."""
+        del mask
+        return self._lookup(ids) if self.takes_segments else self._lookup.token_embedding(ids)
 
     def pool(self, hidden: tf.Tensor) -> tf.Tensor:
         """[B, T, D] -> [B, D]: tanh of a dense layer over the first position (BERT's pooler)."""

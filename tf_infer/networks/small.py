@@ -51,10 +51,16 @@ class EmbeddingBag(SmallEncoder):
         self.grams.build()
         self.built = True
 
-    def call(self, ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor, training: bool = False
-             ) -> tf.Tensor:
+    def call(self, ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor, training: bool = False,
+             vectors: tf.Tensor | None = None) -> tf.Tensor:
         """ids, mask, segments [B, T] -> [B, T, width]."""
         del segments  # a bag of words does not know the order of a pair
+        hidden = self.vectors(ids, mask) if vectors is None else vectors
+        hidden *= tf.cast(mask, hidden.dtype)[..., None]
+        return self.dropout(hidden, training=training)
+
+    def vectors(self, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """Look ids up, and the n-grams that end at them: [B, T] -> [B, T, width]."""
         hidden = self.words(ids)
         hashed, whole = tf.cast(ids, tf.int64), mask  # the n-gram that ends at each position
         for size in range(2, self.config.ngrams + 1):
@@ -63,8 +69,7 @@ class EmbeddingBag(SmallEncoder):
             hashed = (hashed * HASH_FACTOR + before + size) % HASH_PRIME
             vectors = self.grams(tf.cast(hashed % self.config.hash_buckets, tf.int32))
             hidden += vectors * tf.cast(whole, hidden.dtype)[..., None]
-        hidden *= tf.cast(mask, hidden.dtype)[..., None]
-        return self.dropout(hidden, training=training)
+        return hidden
 
 
 class Conv(SmallEncoder):
@@ -91,14 +96,20 @@ class Conv(SmallEncoder):
             filters.build((None, None, self.config.width))
         self.built = True
 
-    def call(self, ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor, training: bool = False
-             ) -> tf.Tensor:
+    def call(self, ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor, training: bool = False,
+             vectors: tf.Tensor | None = None) -> tf.Tensor:
         """ids, mask, segments [B, T] -> [B, T, filters * len(kernel_sizes)]."""
         del segments
         real = tf.cast(mask, self.compute_dtype)[..., None]
+        vectors = self.vectors(ids, mask) if vectors is None else vectors
         # Padding is 0 before and after: what a row's edge sees does not depend on its bucket.
-        words = self.dropout(self.words(ids), training=training) * real
+        words = self.dropout(vectors, training=training) * real
         return tf.concat([filters(words) for filters in self.filters], axis=-1) * real
+
+    def vectors(self, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """Look ids up: [B, T] -> [B, T, width of a word]."""
+        del mask
+        return self.words(ids)
 
 
 class TransformerBlock(keras.layers.Layer):
@@ -159,18 +170,24 @@ class SmallTransformer(SmallEncoder):
         self.norm.build((None, None, self.width))
         self.built = True
 
-    def call(self, ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor, training: bool = False
-             ) -> tf.Tensor:
+    def call(self, ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor, training: bool = False,
+             vectors: tf.Tensor | None = None) -> tf.Tensor:
         """ids, mask, segments [B, T] -> [B, T, width]."""
         check_width(ids, self.config.max_positions)
         places = tf.range(tf.shape(ids)[1])
-        hidden = self.words(ids) + self.positions(places)[None] + self.segments(segments)
+        vectors = self.vectors(ids, mask) if vectors is None else vectors
+        hidden = vectors + self.positions(places)[None] + self.segments(segments)
         hidden = self.dropout(hidden, training=training)
         allowed = mask[:, None, :]  # [B, 1, T]
         for block in self.blocks:
             attended = attend(*block.project(hidden), allowed)
             hidden = block.finish(hidden, attended, training=training)
         return self.norm(hidden) * tf.cast(mask, hidden.dtype)[..., None]
+
+    def vectors(self, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """Look ids up: [B, T] -> [B, T, width]."""
+        del mask
+        return self.words(ids)
 
 
 class SmallDecoder(CachedDecoder):

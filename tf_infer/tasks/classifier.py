@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import tensorflow as tf
 
 from tf_infer.config import ClassifierConfig
 from tf_infer.decoding.argmax import above, best
+from tf_infer.decoding.attribution import attribute
 from tf_infer.manifest import SignatureSpec, TensorSpec
-from tf_infer.stages import POSTPROCESS, PREPROCESS
+from tf_infer.stages import CORE, POSTPROCESS, PREPROCESS
 from tf_infer.tasks import examples
 from tf_infer.tasks.base import Signature, Task, by_name, in_stage, rows
-from tf_infer.tasks.grid import pad_tokens, require, same_rows
+from tf_infer.tasks.grid import in_slices, pad_tokens, require, same_rows
 from tf_infer.text.contracts import TokenBatch
 from tf_infer.text.packing import pack, pad_id
 
@@ -30,12 +32,21 @@ class Classifier(Task):
             Classify.
         encode: `text` (pairs: and `text_pair`) -> `ids`, `mask`, `starts`, `ends` (pairs: and
             `segments`), what `ids` takes.
+        explain (with `config.explain`): `text` (pairs: and `text_pair`), `target` -> `label`,
+            `score`, `baseline`, and for each id `attributions`, `left_out`, `starts`, `ends`,
+            `mask` (pairs: and `segments`); `completeness_error`. What made the logit of the class
+            `target`, or of the best one where it is "": decoding/attribution.py.
 
     `label` is always the class with the best score, ties going to the lower index. `labels` [B, C]
     holds a class's name in its column where its score reaches the threshold, and "" where not.
     """
 
     config: ClassifierConfig
+
+    def explaining(self) -> Classifier:
+        """Return the same classifier with the signature `explain`."""
+        return Classifier(replace(self.config, explain=True), self.codec, self.network,
+                          compiled=self.compiled, tokenizer_dir=self.tokenizer_dir)
 
     def preprocess(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         """`text` [B] string, `text_pair` [B] string of pairs -> ids, mask, segments [B, T]."""
@@ -84,6 +95,13 @@ class Classifier(Task):
         packed = self._packed_specs()
         records = rows("inputs", "string",
                        note=f"serialized tf.Example with {' and '.join(self._text_names())}")
+        places = (rows("starts", "int32", None, note="first byte in the id's own text"),
+                  rows("ends", "int32", None, note="one past its last byte"))
+        explain = ((SignatureSpec(
+            name="explain", outputs=self._explained_specs(packed, places),
+            inputs=(*texts, rows("target", "string", default="",
+                                         note="class to explain, \"\" for the best one"))),
+            self._explained),) if self.config.explain else ()
         return by_name(
             (SignatureSpec(name="serving_default", inputs=texts, outputs=tuple(answer)),
              self._answer),
@@ -91,9 +109,19 @@ class Classifier(Task):
             (SignatureSpec(name="classify", inputs=(records,), method_name=CLASSIFY, outputs=(
                 rows("classes", "string", size, note="class names, the same in every row"),
                 scores)), self._classify),
-            (SignatureSpec(name="encode", inputs=texts, outputs=(
-                *packed, rows("starts", "int32", None, note="first byte in the id's own text"),
-                rows("ends", "int32", None, note="one past its last byte"))), self._encoded))
+            (SignatureSpec(name="encode", inputs=texts, outputs=(*packed, *places)),
+             self._encoded), *explain)
+
+    def _explained_specs(self, packed: tuple[TensorSpec, ...], places: tuple[TensorSpec, ...]
+                         ) -> tuple[TensorSpec, ...]:
+        return (
+            rows("label", "string", note="the class that is explained"),
+            rows("score", "float32", note="its logit"),
+            rows("baseline", "float32", note="its logit without any id of the text"),
+            rows("attributions", "float32", None, note="of each id to score - baseline"),
+            rows("left_out", "float32", None, note="what the logit loses without that id alone"),
+            rows("completeness_error", "float32", note="sum of attributions against the logits"),
+            *packed[1:], *places)
 
     def _text_names(self) -> tuple[str, ...]:
         return ("text", "text_pair") if self.config.pair else ("text",)
@@ -147,3 +175,38 @@ class Classifier(Task):
         outputs = {"ids": batch.ids, "mask": tf.cast(batch.mask, tf.int32),
                    "starts": batch.starts, "ends": batch.ends}
         return {**outputs, "segments": batch.segments} if self.config.pair else outputs
+
+    def _explained(self, *, target: tf.Tensor, **texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        same_rows({**texts, "target": target})
+        batch = self._encode(texts, offsets=True)
+        classes = tf.constant(self.config.classes)
+        wanted = tf.cast(target[:, None] == classes, tf.int32)               # [B, C]
+        require(tf.equal(target, "") | (tf.reduce_sum(wanted, axis=-1) == 1),
+                f"target: expected \"\" or one of the {len(self.config.classes)} classes.")
+        dense = {"ids": batch.ids, "mask": batch.mask, "segments": batch.segments,
+                 "starts": batch.starts, "ends": batch.ends, "wanted": wanted}
+        specs = {name: tf.TensorSpec([None, None], tensor.dtype)
+                 for name, tensor in dense.items()}
+        with tf.name_scope(CORE):
+            found = in_slices(self._attributed, dense, specs, self.config.grid.rows[-1])
+        outputs = {"label": tf.gather(classes, found.pop("place")), **found,
+                   "mask": tf.cast(batch.mask, tf.int32),
+                   "starts": batch.starts, "ends": batch.ends}
+        return {**outputs, "segments": batch.segments} if self.config.pair else outputs
+
+    def _attributed(self, *, ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor,
+                    starts: tf.Tensor, ends: tf.Tensor, wanted: tf.Tensor
+                    ) -> dict[str, tf.Tensor]:
+        def logits(vectors: tf.Tensor) -> tf.Tensor:
+            return tf.cast(self.network(ids, mask, segments, training=False, vectors=vectors),
+                           tf.float32)
+
+        vectors = self.network.encoder.vectors(ids, mask)
+        asked = tf.reduce_sum(wanted, axis=-1) > 0
+        place = tf.where(asked, tf.argmax(wanted, axis=-1, output_type=tf.int32),
+                         best(logits(vectors)))                              # [B]
+        found = attribute(lambda given: tf.gather(logits(given), place, batch_dims=1), vectors,
+                          mask & (ends > starts))
+        return {"place": place, "score": found.score, "baseline": found.baseline,
+                "attributions": found.gradients, "left_out": found.left_out,
+                "completeness_error": found.error}
