@@ -35,6 +35,7 @@ EDGE_TEXTS: Batch = (
 LONG_REPEATS = 2_000  # of the word of the longest text: longer than any row, so it is cut
 STEPS = 2  # tokens produced from a state: one that was given, and one that was made
 CONTINUATION_BYTES = 6
+COSTLY = ("explain",)  # signatures of which a row costs as much as dozens of others
 SCORED_PREFIX = b"one two "
 
 # The values that the rows of one request take in turn, by option; other options keep their default.
@@ -110,7 +111,7 @@ def make_requests(signatures: Sequence[SignatureSpec], batches: Sequence[Batch],
     Args:
         signatures: what to ask; "encode" is one of them when any takes ids.
         batches: of texts; the others get those of the second smallest number of rows, and one
-            that takes a decoder's state, which is large, two of the smallest.
+            that is costly, or takes a decoder's state, which is large, two of the smallest.
         encode: runs the signature "encode", for inputs of ids.
         example: features -> a serialized tf.Example, for the signature "classify".
 
@@ -126,7 +127,8 @@ def make_requests(signatures: Sequence[SignatureSpec], batches: Sequence[Batch],
     encoder = next((spec for spec in signatures if spec.name == "encode"), None)
     samples = []
     for spec in signatures:
-        chosen = batches if spec.name == "serving_default" else smallest if has_state(spec) else few
+        brief = has_state(spec) or spec.name in COSTLY
+        chosen = batches if spec.name == "serving_default" else smallest if brief else few
         for batch in chosen:
             encoded: Mapping[str, np.ndarray] = {}
             if encoder is not None and any(one.name == "ids" for one in spec.inputs):
