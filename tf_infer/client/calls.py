@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from tf_infer.client.explanations import Explanation, explanation
 from tf_infer.client import generation
+from tf_infer.client.explanations import Explanation, explanation
 from tf_infer.client.results import (
     Classification,
     Generation,
@@ -367,7 +367,9 @@ def generate(ref: ModelRef, prompts: Sequence[Text], options: Mapping[str, Any],
         if info.name in given:
             inputs[info.name] = _option(info.name, given[info.name], info.dtype, rows)
         elif info.default is not None:
-            inputs[info.name] = _option(info.name, info.default.reshape(-1)[0], info.dtype, rows)
+            value = info.default.reshape(-1)[0]
+            inputs[info.name] = np.repeat(np.array([value], object), rows) if (
+                info.dtype == "string") else _option(info.name, value, info.dtype, rows)
         elif info.has_default:
             continue  # the server knows it, in a form that we do not
         elif info.name in OPTIONS:
