@@ -179,6 +179,7 @@ def test_what_ends_within_a_constraint_says_so(form: str) -> None:
     with stand(form) as there:
         for value, options, text, reason in [
                 ("abcdef", {"max_new_tokens": 3}, b"abc", "incomplete"),
+                ("abc", {"max_new_tokens": 0}, b"", "incomplete"),
                 ("abc", {"max_new_tokens": 3}, b"abc", "length"),
                 ("abcdef", {"stop": "d"}, b"abc", "incomplete"),
                 ("abc\x1fabc", {}, b"abc", "stop")]:

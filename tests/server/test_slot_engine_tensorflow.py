@@ -17,7 +17,13 @@ import tensorflow as tf
 from tests.server.slotkit import Heard, until
 from tests.tasks import small
 from tf_infer import token_bytes
-from tf_infer.config import CausalLMConfig, GenerationDefaults, PackingConfig, ShapeGrid
+from tf_infer.config import (
+    CausalLMConfig,
+    ChoicesConfig,
+    GenerationDefaults,
+    PackingConfig,
+    ShapeGrid,
+)
 from tf_infer.errors import InvalidRequest
 from tf_infer.export import saved_model
 from tf_infer.manifest import EXTRA_FOLDER, ModelManifest
@@ -43,7 +49,8 @@ CONFIG = CausalLMConfig(
     network=dataclasses.replace(small.NETWORK, max_positions=56), grid=ShapeGrid(
         rows=(1, 4), tokens=(8, 32)), capacity=24, end_ids=(2, *range(250, 259)),
     packing=PackingConfig(max_tokens=32, end=False, truncation="left"),
-    defaults=GenerationDefaults(max_new_tokens=24))
+    defaults=GenerationDefaults(max_new_tokens=24),
+    constraints={"numbers": ChoicesConfig(choices=("one", "two", "three"))})
 
 
 class Served(CausalLM):
@@ -103,8 +110,13 @@ def requests(manifest: ModelManifest, count: int, seed: int) -> list[tuple[bytes
                 "stop_ids": "9\x1f12", "forced_prefix": "So "}
         if options["max_new_tokens"] < 3:
             del more["forced_prefix"]
+        asks = draw.random()
+        if asks < 0.15:  # what a constraint is asked for beside the others is its own tests'
+            more = {"constraint": "numbers", "stop": "r"}
+        elif asks < 0.3:
+            more = {"choices": "abc\x1fde\x1fé", "stop_ids": "101"}
         options.update({name: value for name, value in more.items()
-                        if name in there and draw.random() < 0.35})
+                        if name in there and draw.random() < (0.35 if asks >= 0.3 else 0.8)})
         found.append((prompt, options))
     return found
 
@@ -216,16 +228,17 @@ def test_what_comes_through_a_LiteRT_engine_is_what_generate_gives(
         assert engine.prefix_bytes > 0 and engine.slots == 3
 
 
+@pytest.mark.parametrize("engine_form", [True, False], ids=["engine", "saved"])
 @pytest.mark.parametrize("kind", ["regex", "choices"])
 def test_a_constraint_is_kept_by_an_untrained_model(
-        version: SavedModelServable, task: Served, kind: str) -> None:
+        version: SavedModelServable, task: Served, kind: str, engine_form: bool) -> None:
     if kind == "regex":
         pytest.importorskip("outlines_core")
     value = {"regex": "[ab]{2,5}c", "choices": "one\x1ftwo\x1fé"}[kind]
     manifest = version.manifest
     assert manifest is not None
-    with engine_over(version, task, form=EngineForm(NetworkEngine(task, 4), version, manifest)
-                     ) as engine:
+    form = EngineForm(NetworkEngine(task, 4), version, manifest) if engine_form else None
+    with engine_over(version, task, form=form) as engine:
         heard = [asked(engine, b"a", {"temperature": 1.5, "seed": seed},
                        constraint=Constraint(kind=kind, value=value)) for seed in range(8)]
         texts = [one.answer().text.decode() for one in heard]
@@ -247,7 +260,7 @@ def test_what_comes_through_the_saved_model_is_what_generate_gives(
             holds(one, generated(version, prompt, options))
         until(lambda: engine.counts() == (0, 0))
         assert engine.prefix_bytes > 0
-    assert {one.pieces[-1].finish_reason for one in heard} == {"stop", "length"}
+    assert {one.pieces[-1].finish_reason for one in heard} == {"stop", "length", "incomplete"}
 
 
 def test_a_rule_of_the_graph_ends_that_request_alone(

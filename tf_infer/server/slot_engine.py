@@ -282,7 +282,10 @@ class SlotEngine:
             new = [call for call in self._board.waiting() if call.row is None]
         for start in range(0, len(new), ENCODED_ROWS):
             for call in self._encoded(form, new[start:start + ENCODED_ROWS]):
-                self._admit(form, call)
+                try:
+                    self._admit(form, call)
+                except Exception as error:
+                    self._fail([call], as_serving_error(error, "a prompt"))
 
     def _encoded(self, form: Form, calls: Sequence[_Call]) -> Sequence[_Call]:
         """Give calls their rows, all at once or, where that fails, each alone; return the good."""
@@ -317,7 +320,8 @@ class SlotEngine:
         call.spelling = self._speller.start(row.ids[:row.prompt_length].copy())
         row.most = min(call.asked.max_new_tokens, form.positions - row.prompt_length)
         if row.most < 1:
-            self._tell(call, b"", (), "length")
+            nothing = _Taken(call, call.spelling, [], "length")
+            self._tell(call, b"", (), self._reason(nothing))
             return
         with self._changed:
             self._board.measured(call, row.prompt_length - 1)
@@ -385,12 +389,15 @@ class SlotEngine:
             return
         now_s = time.monotonic()
         for one, text in zip(taken, texts):
-            said = one.say(text)
-            if one.reason is not None:
-                one.reason = self._reason(one)
+            try:
+                said = one.say(text)
+                reason = None if one.reason is None else self._reason(one)
+            except Exception as error:
+                self._fail([one.call], as_serving_error(error, "a token"))
+                continue
             self._time(one.call, now_s, len(one.kept))
             self._tell(one.call, said, [_token(one.call, choice, pieces) for choice in one.kept],
-                       one.reason)
+                       reason)
 
     def _reason(self, one: _Taken) -> str:
         """Return why a row ends: INCOMPLETE where its constraint asks for more, as `generate`.
