@@ -152,6 +152,17 @@ def test_what_is_saved_goes_on_in_any_slot(llama: Case, length: int) -> None:
         np.testing.assert_allclose(logits[slot], llama.wanted[3, length], atol=FLOAT_ATOL)
 
 
+def test_warming_up_meets_every_graph_and_changes_no_slot(llama: Case) -> None:
+    read_whole(llama.engine, 1, llama.ids[1, :50])
+    engine = litert.load(llama.folder, threads=1)
+    manifest = engine.manifest
+    assert len(engine._steps) == len(manifest.rows) * len(manifest.pages)
+    assert len(engine._reads) == len(manifest.chunks) * (len(manifest.pages) + 1)
+    llama.engine.warm_up()
+    logits = llama.engine.step(llama.ids[:, 50], np.array([0, 50, 0, 0]), [1])
+    np.testing.assert_allclose(logits[1], llama.wanted[1, 50], atol=FLOAT_ATOL)
+
+
 def test_the_loops_of_other_threads_go_on_while_it_computes(llama: Case) -> None:
     engine, counted, going = llama.engine, [0], threading.Event()
 

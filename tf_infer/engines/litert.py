@@ -23,12 +23,13 @@ MASKED = -1e30
 KINDS = ("keys", "values")
 
 
-def load(folder: Path, *, threads: int = 2) -> LiteRTEngine:
+def load(folder: Path, *, threads: int = 2, warm_up: bool = True) -> LiteRTEngine:
     """Load the engine that an export wrote.
 
     Args:
         folder: `<version>/assets.extra/engines/litert`.
         threads: that compute one call.
+        warm_up: run every graph once, so that no later call is the first of its size.
 
     Raises:
         BackendMissing: LiteRT is not installed; names the extra that brings it.
@@ -46,7 +47,10 @@ def load(folder: Path, *, threads: int = 2) -> LiteRTEngine:
     if digest != described.sha256:
         raise ExportError(f"{path}: expected the file of its {ENGINE_FILE}, got another one. Copy "
                           "the version again, or export it again.")
-    return LiteRTEngine(described, path, threads=threads)
+    engine = LiteRTEngine(described, path, threads=threads)
+    if warm_up:
+        engine.warm_up()
+    return engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +192,14 @@ class LiteRTEngine:
         for page, kept in zip(self._pages, saved.pages):
             for array, values in zip(page, kept):
                 array[:, row, :, :values.shape[2]] = values
+
+    def warm_up(self) -> None:
+        """Run every graph once; no slot changes."""
+        for count in range(len(self.manifest.pages) + 1):
+            for rows in self.manifest.rows:
+                self._stepping(rows, max(count, 1)).call()
+            for tokens in self.manifest.chunks:
+                self._reading(0, tokens, count).call()
 
     def close(self) -> None:
         """Free the model; no call follows."""

@@ -36,7 +36,7 @@ class EngineSettings:
     precision: Precision = "int8"
     positions: int | None = None
     rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    chunks: tuple[int, ...] = (16, 64, 256)
+    chunks: tuple[int, ...] = (16, 32, 64, 128, 256)
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
