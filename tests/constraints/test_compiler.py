@@ -102,6 +102,7 @@ def test_who_waits_too_long_for_others_is_told() -> None:
 @pytest.mark.parametrize(("kind", "value", "message"), [
     ("choices", "", "expected 1 to 10000 choices, none of them empty"),
     ("choices", "a\x1f", "none of them empty"), ("choices", "a\x1f" * 10_001 + "a", "got 10002"),
+    ("choices", "a\ud800", "got halves of characters at position 1"),
     ("grammar", "x", "constraint: expected one of regex, json_schema, choices"),
     ("regex", "(", "constraint: expected a regular expression"),
     ("json_schema", "{", "constraint: expected JSON")])
@@ -109,6 +110,11 @@ def test_what_is_no_constraint_is_refused_before_it_is_compiled(
         kind: str, value: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check(kind, value)
+
+
+def test_choices_with_too_many_beginnings_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"choices: expected an automaton .* got one with more"):
+        compiler(bounds=Bounds(states=10)).automaton("choices", "abcdefghijk")
 
 
 def test_a_constraint_that_the_vocabulary_cannot_spell_is_refused() -> None:

@@ -22,7 +22,7 @@ from tf_infer.errors import BackendMissing, ConfigError
 # accepts but those behind this mark, which no pattern of ours holds; where it may follow, a text is
 # whole.
 END_MARK = "\U0010ffff"
-PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
+COMPILER = str(Path(__file__).resolve().with_name("pattern_compiler.py"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +66,14 @@ class ByteAutomaton:
         return len(self.next) - 1
 
 
-def from_choices(choices: Sequence[bytes]) -> ByteAutomaton:
-    """Return the automaton of a set of texts: the tree of their beginnings."""
+def from_choices(choices: Sequence[bytes], bounds: Bounds | None = None, *,
+                 where: str = "choices") -> ByteAutomaton:
+    """Return the automaton of a set of texts: the tree of their beginnings.
+
+    Raises:
+        ConfigError: it is too large (`bounds`).
+    """
+    bounds = bounds or Bounds()
     edges: list[tuple[int, int, int]] = []
     children: list[dict[int, int]] = [{}]
     accepting = [False]
@@ -81,6 +87,8 @@ def from_choices(choices: Sequence[bytes]) -> ByteAutomaton:
                 edges.append((state, byte, found))
                 children.append({})
                 accepting.append(False)
+                if found >= bounds.states:
+                    raise bounds.refuse(where, "one with more states")
             state = found
         accepting[state] = True
     return _made(len(children), np.array(edges, np.int64).reshape(-1, 3), accepting)
@@ -94,11 +102,11 @@ def from_pattern(pattern: str, bounds: Bounds, *, where: str) -> ByteAutomaton:
         ConfigError: the automaton is too large (`bounds`), or there is none.
     """
     marked = rf"(?:{pattern})\x{{{ord(END_MARK):x}}}"
-    command = [sys.executable, "-m", "tf_infer.constraints.pattern_compiler",
-               str(bounds.states), str(bounds.compiler_bytes), str(int(bounds.seconds) + 1)]
+    command = [sys.executable, COMPILER, str(bounds.states), str(bounds.compiler_bytes),
+               str(int(bounds.seconds) + 1)]
     try:
         done = subprocess.run(command, input=marked.encode(), capture_output=True, check=False,
-                              timeout=bounds.seconds, cwd=PACKAGE_PARENT)
+                              timeout=bounds.seconds)
     except subprocess.TimeoutExpired:
         raise bounds.refuse(where, "one that takes longer") from None
     status, _, rest = done.stdout.partition(b"\n")

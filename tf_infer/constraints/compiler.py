@@ -39,13 +39,17 @@ def check(kind: str, value: str, *, where: str = "constraint") -> Callable[[Boun
         ConfigError: it is no constraint, with the position or the path.
     """
     if kind == "choices":
-        choices = [choice.encode() for choice in value.split(SEPARATOR)]
+        try:
+            choices = [choice.encode() for choice in value.split(SEPARATOR)]
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{where}: expected texts, got halves of characters at position "
+                              f"{error.start} of one. Leave them out.") from None
         size = sum(map(len, choices))
         if not all(choices) or len(choices) > MAX_CHOICES or size > MAX_CHOICES_BYTES:
             raise ConfigError(f"{where}: expected 1 to {MAX_CHOICES} choices, none of them empty, "
                               f"of at most {MAX_CHOICES_BYTES} bytes together, got {len(choices)} "
                               f"of {size} bytes.")
-        return lambda bounds: from_choices(choices)
+        return lambda bounds: from_choices(choices, bounds, where=where)
     if kind == "regex":
         pattern = translated(value, where=where)
     elif kind == "json_schema":
