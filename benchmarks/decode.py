@@ -18,8 +18,8 @@ a ratio is the median of the rounds' ratios.
                     difference, equal those of torch float32; weights are random, so logits are flat
     memory_mb       resident when loaded, and the most there was at the end
 
-Greedy, end ids ignored. Peers live in environments below `--peers`; one that is missing, or does
-not start, is left out and said so on standard error:
+Greedy, end ids ignored. Peers live in environments below `--peers`; who is missing, does not start
+or fails is left out, which standard error and `left_out` say:
 
     for name in llama openvino ct2 torch; do python3.11 -m venv peers/$name; done
     peers/torch/bin/pip install torch transformers
@@ -28,6 +28,10 @@ not start, is left out and said so on standard error:
     peers/llama/bin/pip download --no-deps --no-binary :all: llama-cpp-python
     mkdir peers/llama/src; tar xf llama_cpp_python-*.tar.gz -C peers/llama/src --strip-components=1
     peers/llama/bin/pip install peers/llama/src torch transformers sentencepiece
+
+(GCC 12 drops the stores of the tile configuration in llama.cpp 0c1e570, which then ends with an
+illegal instruction on CPUs with AMX: put `asm volatile("" : : "r"(&tc) : "memory");` before
+`_tile_loadconfig` in ggml/src/ggml-cpu/amx/mmq.cpp.)
 
 KerasHub runs in this Python. Converted models go into `--cache`; see benchmarks/decoders.py.
 """
@@ -80,16 +84,11 @@ class Contestant:
     venv: str = ""
     first: bool = True
 
-    @property
-    def peer(self) -> bool:
-        """Whether it is somebody else's."""
-        return not self.name.startswith("tf_infer")
-
 
 CONTESTANTS = (
     Contestant(name="tf_infer engine int8", script="ours", form="engine", model="ours-engine"),
     *(Contestant(name=f"tf_infer portable {precision}", script="ours", form="saved_model",
-                 model=f"ours-{precision}") for precision in ("float32", "bfloat16", "int8")),
+                 model=f"ours-{precision}") for precision in ("bfloat16", "int8")),
     Contestant(name="llama.cpp q8_0", script="llama", form="flash", model="q8_0.gguf",
                venv="llama"),
     Contestant(name="OpenVINO loop int8", script="openvino", form="loop", model="openvino-int8",
@@ -175,21 +174,21 @@ class Running:
 
 
 @contextmanager
-def started(group: Sequence[Contestant], shape: str, arguments: argparse.Namespace
-            ) -> Iterator[list[Running]]:
+def started(group: Sequence[Contestant], shape: str, arguments: argparse.Namespace,
+            left_out: dict[str, str]) -> Iterator[list[Running]]:
     """Start contestants one after the other, frozen, and end them afterwards."""
     with ExitStack() as stack:
         found = []
         for one in group:
             if one.venv and not (arguments.peers and (arguments.peers / one.venv).is_dir()):
-                say(f"left out: {one.name}: no environment {one.venv!r} below --peers")
+                left_out[one.name] = f"no environment {one.venv!r} below --peers"
+                say(f"left out: {one.name}: {left_out[one.name]}")
                 continue
             try:
                 model = decoders.form(one.model, shape, arguments.cache, arguments.peers)
                 running = Running(one, model, arguments.peers)
             except RuntimeError as error:
-                if not one.peer:
-                    raise
+                left_out[one.name] = str(error)
                 say(f"left out: {one.name}: {error}")
                 continue
             stack.callback(running.stop)
@@ -203,8 +202,11 @@ Cells = dict[Cell, dict[str, list[dict[str, Any]]]]  # cell -> contestant -> one
 
 
 def compare(group: list[Running], cells: Sequence[Cell], prompts: dict[int, list[dict[str, Any]]],
-            rounds: int, until_s: float) -> Cells:
-    """Measure everybody in alternating rounds, none begun that would end after `until_s`."""
+            rounds: int, until_s: float, left_out: dict[str, str]) -> Cells:
+    """Measure everybody in alternating rounds, none begun that would end after `until_s`.
+
+    Who fails is noted in `left_out`, and does not take part any more.
+    """
     found: Cells = {}
     longest_s = 0.0
     for number in range(rounds + 1):
@@ -219,6 +221,7 @@ def compare(group: list[Running], cells: Sequence[Cell], prompts: dict[int, list
                 except RuntimeError as error:
                     say(f"left out from here on: {error}")
                     group.remove(one)
+                    left_out[one.contestant.name] = f"{error}, at {cell}"
                     continue
                 say(f"  round {number} {cell}: {one.contestant.name:22} "
                     f"{result['seconds']:.3f} s, first {result['first_s']} s")
@@ -314,15 +317,16 @@ def shape_part(shape: str, arguments: argparse.Namespace, until_s: float) -> dic
         word in one.name for word in arguments.only)]
     prompts = decoders.prompts(shape, arguments.cache, arguments.peers)
     cells = [Cell(prompt, rows) for prompt in arguments.prompt for rows in arguments.rows]
-    with started(group, shape, arguments) as running:
-        found = compare(list(running), cells, prompts, arguments.rounds, until_s)
+    left_out: dict[str, str] = {}
+    with started(group, shape, arguments, left_out) as running:
+        found = compare(list(running), cells, prompts, arguments.rounds, until_s, left_out)
         memory: dict[str, dict[str, Any]] = {
             one.contestant.name: dict(one.loaded) for one in running}
     for row in found.values():
         for name, results in row.items():
             memory[name]["peak_mb"] = max(memory[name]["peak_mb"], results[-1]["peak_mb"])
     return {"rounds": max((len(one) for row in found.values() for one in row.values()), default=0),
-            "cells": report(found), "loaded": memory}
+            "cells": report(found), "loaded": memory, "left_out": left_out}
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ POOL = 8 * ROWS[-1]  # prompts of a length: every call of four rounds has its ow
 POSITIONS = PROMPTS[-1] + NEW_TOKENS
 MODEL, SERVED_PROMPTS, SERVED_CAPACITY = "writer", (32, 64, 128, 256), 128
 NO_END = {"bos_token_id": None, "eos_token_id": None, "vocab_size": 50257}
-GPT2: dict[str, Any] = {"model_type": "gpt2", **NO_END}
+GPT2: dict[str, Any] = {"model_type": "gpt2", **NO_END, "n_ctx": 1024}  # for llama.cpp's converter
 LLAMA: dict[str, Any] = {
     "model_type": "llama", **NO_END, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True, "rope_theta": 10000.0}
@@ -124,15 +124,12 @@ def task_from(source: Path, capacity: int = NEW_TOKENS, tokens: tuple[int, ...] 
         "defaults": GenerationDefaults.within(capacity)}, max_tokens=tokens[-1])
 
 
-def export_portable(source: Path, made: Path, precision: str | None = None) -> None:
-    """Write the SavedModel of the network as it is, or by a plan; nothing is proven here."""
+def export_portable(source: Path, made: Path, precision: str) -> None:
+    """Write the SavedModel of a plan; nothing is proven here: that is `tf-infer export`."""
     from tf_infer.export.saved_model import write_saved_model
     from tf_infer.optimize import apply, plan
 
-    task = task_from(source)
-    if precision is not None:
-        task = apply.apply(task, plan.read_plan(precision))
-    write_saved_model(task, made)
+    write_saved_model(apply.apply(task_from(source), plan.read_plan(precision)), made)
 
 
 def export_engine(source: Path, made: Path) -> None:
@@ -173,7 +170,6 @@ def export_served(source: Path, made: Path, precision: str | None = None, engine
 
 EXPORTS: dict[str, Callable[[Path, Path], None]] = {
     "ours-engine": export_engine,
-    "ours-float32": export_portable,
     "ours-bfloat16": partial(export_portable, precision="bfloat16"),
     "ours-int8": partial(export_portable, precision="int8"),
     "served-float32": export_served,

@@ -13,6 +13,7 @@ import llama_cpp
 import numpy as np
 
 MICRO_BATCH = 512
+silent = llama_cpp.llama_log_callback(lambda level, text, data: None)  # must not be collected
 
 
 class Rows:
@@ -55,6 +56,7 @@ class Rows:
 
 
 def load(settings: dict[str, Any]) -> common.Generate:
+    llama_cpp.llama_log_set(silent, None)
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(
         settings["model"].encode(), llama_cpp.llama_model_default_params())
