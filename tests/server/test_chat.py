@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from tf_infer.config import ChatFormat
 from tf_infer.errors import ConfigError, InvalidRequest, ServerFailure
 from tf_infer.server.chat import MAX_CHARS, Template, prompt_of
 
+GOLDEN = json.loads((Path(__file__).resolve().parent.parent / "golden" / "chat" / "templates.json"
+                     ).read_text(encoding="utf-8"))
 TALK = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Grüß Gott <b>"}]
 
 CHATML = """{% for message in messages %}
@@ -52,6 +56,17 @@ def test_llamas_template_with_its_tokens_and_marks() -> None:
     assert rendered(LLAMA2, talk, bos_token="<s>", eos_token="</s>") == (
         "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nGrüß Gott <b> [/INST] Ja. </s>"
         "<s>[INST] So? [/INST]")
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"],
+                         ids=lambda case: f"{case['name']}-{len(case['messages'])}")
+def test_every_chat_is_as_transformers_writes_it(case: dict[str, Any]) -> None:
+    template = Template(GOLDEN["templates"][case["name"]])
+    if case["text"] is None:
+        with pytest.raises(InvalidRequest, match="roles must alternate"):
+            template.render(case["messages"], GOLDEN["tokens"])
+    else:
+        assert template.render(case["messages"], GOLDEN["tokens"]) == case["text"]
 
 
 def test_a_template_may_refuse_with_its_own_words_alone() -> None:
