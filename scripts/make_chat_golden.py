@@ -18,12 +18,12 @@ TEMPLATES = {
     "turns": """{% for message in messages %}
 {% if message['role'] == 'user' %}
 {{ '<|user|>\n' + message['content'] + eos_token }}
-{% elif message['role'] == 'system' %}
+    {% elif message['role'] == 'system' %}
 {{ '<|system|>\n' + message['content'] + eos_token }}
 {% elif message['role'] == 'assistant' %}
 {{ '<|assistant|>\n'  + message['content'] + eos_token }}
 {% endif %}
-{% if loop.last and add_generation_prompt %}
+    {% if loop.last and add_generation_prompt %}
 {{ '<|assistant|>' }}
 {% endif %}
 {% endfor %}""",
