@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.server.serverkit import make_versions, running
-from tests.server.slotkit import Heard, alone, same
-from tf_infer.errors import ConfigError, NotOffered, Overloaded
+from tests.server.slotkit import Heard, alone, same, until
+from tf_infer.errors import ConfigError, NotOffered, Overloaded, ServerUnavailable
 from tf_infer.manifest import EXTRA_FOLDER
 from tf_infer.server import slot_engines
 from tf_infer.server.app import Server
@@ -21,6 +23,7 @@ from tf_infer.server.fakes import EchoServable
 from tf_infer.server.forms import EngineForm
 from tf_infer.server.generation import GenerationRequest
 from tf_infer.server.saved_form import SavedForm
+from tf_infer.server.versions import ModelRef
 from tf_infer.token_bytes import TOKENS_FILE
 
 
@@ -81,6 +84,39 @@ def test_the_flags_bound_the_queue(server: Server) -> None:
     with pytest.raises(Overloaded, match=r"The queue is full: \d requests wait"):
         for _ in range(100):
             ask(server, b"a", min_new_tokens=40)
+
+
+def test_a_server_that_stops_tells_those_it_generates_for(server: Server) -> None:
+    decoder = server.versions.borrow(ModelRef("writer"))
+    server.versions.give_back(decoder)
+    decoder.servable._before = lambda what: time.sleep(0.02)  # type: ignore[attr-defined]
+    lent = server.generators.of("writer", None, None)
+    heard = Heard()
+    lent.generator.submit(GenerationRequest(
+        prompt=b"a", options={"min_new_tokens": 48, "max_new_tokens": 48}), heard)
+    heard.started()
+    stopping = threading.Thread(target=server.generators.stop, args=(0.05,))
+    stopping.start()
+    assert isinstance(heard.failure(), ServerUnavailable)
+    with pytest.raises(ServerUnavailable):
+        server.generators.of("writer", None, None)
+    lent.give_back()
+    stopping.join(30)
+    assert not stopping.is_alive()
+
+
+def test_a_version_that_goes_ends_its_engine_first(server: Server, tmp_path: Path) -> None:
+    same(ask(server, b"a", max_new_tokens=3).answer(), alone(b"a", max_new_tokens=3))
+    lease = server.versions.borrow(ModelRef("writer"))
+    decoder = lease.servable
+    assert isinstance(decoder, FakeDecoder)
+    server.versions.configure([ModelConfig(name="echo", base_path=str(tmp_path / "echo"))])
+    assert not decoder.closed and server.generators.made()
+    server.versions.give_back(lease)
+    until(lambda: decoder.closed)
+    assert not server.generators.made()
+    assert not [thread for thread in threading.enumerate()
+                if thread.name == "tf-infer-decode-writer"]
 
 
 def test_slots_are_what_the_grid_the_flags_and_the_memory_leave(tmp_path: Path) -> None:
