@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.server.generationkit import SCRIPT, TEXT, serving
 from tf_infer.cli import main, quickstart
+from tf_infer.client.client import Client
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -45,6 +47,11 @@ def test_it_trains_exports_serves_and_answers(tmp_path: Path) -> None:
     assert float(accuracy[1]) > 75
     for label in ("delivery_status", "login_problem", "product_defect", "refund", "invoice"):
         assert re.search(rf"^    {label} \(0\.\d\d\): \S", ran.stdout, re.MULTILINE)
+    streamed = re.search(r"a reply as it is written:\n +\S.*\n  in (\d+) pieces, the first after "
+                         r"(\d+) ms, the last after (\d+) ms", ran.stdout)
+    assert streamed is not None
+    assert int(streamed[1]) > 1, "it came all at once"
+    assert int(streamed[2]) < int(streamed[3]) < 10_000
     for name in (quickstart.INTENTS, quickstart.WRITER):
         assert (tmp_path / "models" / name / "1" / "saved_model.pb").is_file()
     assert "what to type next" in ran.stdout
@@ -90,6 +97,22 @@ def test_a_port_out_of_range_is_refused_before_anything_is_done(
         capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["quickstart", "--port", "70000"]) == 1
     assert "--port: expected 0 to 65535, got 70000" in capsys.readouterr().err
+
+
+def test_a_reply_is_shown_as_it_is_written(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(quickstart, "WRITER", "writer")
+    with serving(tmp_path) as one, Client(one.server.addresses[0]) as client:
+        quickstart._stream(client)
+        asked = one.writer.requests[-1]
+    assert asked.prompt.decode() == f"delivery_status: {quickstart.QUESTIONS[0]} =>"
+    shown = re.fullmatch(r"  a reply as it is written:\n    (.*)\n  in (\d+) pieces, the first "
+                         r"after (\d+) ms, the last after (\d+) ms\n", capsys.readouterr().out)
+    assert shown is not None
+    assert shown[1] == TEXT
+    assert 1 <= int(shown[2]) <= len(SCRIPT)
+    assert int(shown[3]) <= int(shown[4])
 
 
 def test_every_message_has_a_reply_of_its_intent_and_language() -> None:

@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
             _wait(client, server)
             _step(7, "ask through the thin client")
             _ask(client)
+            _stream(client)
             _check_runs(server)
             _say(f"\nall of it took {time.monotonic() - began:.0f} s")
             _say_next(arguments.output, folders, port)
@@ -295,6 +296,20 @@ def _ask(client: Client) -> None:
              lambda: client.generate(WRITER, [f"refund: {QUESTIONS[3]} =>"]), calls=CALLS // 5)
 
 
+def _stream(client: Client) -> None:
+    """Print a reply piece by piece, as it comes."""
+    _say("  a reply as it is written:")
+    print("    ", end="", flush=True)
+    began, first_s, pieces = time.perf_counter(), 0.0, 0
+    with client.stream(WRITER, f"delivery_status: {QUESTIONS[0]} =>") as stream:
+        for piece in stream:
+            first_s = first_s or time.perf_counter() - began
+            pieces += bool(piece.text)
+            print(piece.text, end="", flush=True)
+    _say(f"\n  in {pieces} pieces, the first after {1000 * first_s:.0f} ms, the last after "
+         f"{1000 * (time.perf_counter() - began):.0f} ms")
+
+
 def _latency(what: str, call: Any, *, calls: int = CALLS) -> None:
     times = []
     for _ in range(calls):
@@ -324,7 +339,7 @@ def _step(number: int, what: str) -> None:
 def _say_next(output: Path, folders: Sequence[Path], port: int) -> None:
     _say(f"""
 what to type next:
-  tf-infer serve --saved_models={output} --port=8500
+  tf-infer serve --saved_models={output} --port=8500 --rest_api_port=8501
   tf-infer predict {INTENTS} "where is my parcel?"
   tf-infer predict {WRITER} "refund: I want my money back =>"
   tf-infer inspect {folders[0]}
@@ -333,4 +348,11 @@ what to type next:
 or from Python:
   from tf_infer import Client
   with Client("localhost:8500") as client:
-      print(client.classify("{INTENTS}", ["where is my parcel?"]))""")
+      print(client.classify("{INTENTS}", ["where is my parcel?"]))
+      with client.stream("{WRITER}", "refund: I want my money back =>") as stream:
+          for piece in stream:
+              print(piece.text, end="", flush=True)
+
+or by OpenAI's API:
+  curl -N localhost:8501/v1/completions -d '{{"model": "{WRITER}", "stream": true,
+      "prompt": "refund: I want my money back =>"}}'""")
