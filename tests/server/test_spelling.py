@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tf_infer.server.spelling import Speller, Spelling
@@ -19,22 +20,23 @@ TABLE = TokenBytes(tokens=WORDS, first=FIRST, vanishing=frozenset({0}))
 
 
 class Decoder:
-    """Runs `decode`: joins, and shows U+FFFD for what is no character unless it is raw."""
+    """Runs `decode`: joins, and shows U+FFFD for what is no character unless it is raw.
+
+    With `drops` it shows nothing for a character that is not complete at the end.
+    """
 
     signatures: Mapping[str, object] = {}
     manifest = None
 
-    def __init__(self, *, raw: bool) -> None:
-        self.raw, self.rows = raw, 0
+    def __init__(self, *, raw: bool, drops: bool = False) -> None:
+        self.raw, self.drops, self.rows = raw, drops, 0
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],
             timeout_s: float | None) -> dict[str, np.ndarray]:
         assert signature == "decode"
         self.rows += len(inputs["ids"])
-        texts = [TABLE.join(row[:count].tolist())
+        texts = [self._text(row[:count].tolist())
                  for row, count in zip(inputs["ids"], inputs["length"])]
-        if not self.raw:
-            texts = [text.decode("utf-8", "replace").encode() for text in texts]
         return {"text": np.asarray(texts, object)}
 
     def close(self) -> None:
@@ -47,16 +49,20 @@ class Decoder:
 
     def _text(self, ids: list[int]) -> bytes:
         text = TABLE.join(ids)
-        return text if self.raw else text.decode("utf-8", "replace").encode()
+        if self.raw:
+            return text
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return decoder.decode(text, not self.drops).encode()
 
 
 IDS = st.lists(st.integers(0, len(WORDS) - 1), max_size=6)
 
 
-@given(IDS, IDS, st.booleans(), st.booleans())
+@given(IDS, IDS, st.booleans(), st.booleans(), st.booleans())
+@example([3], [1], False, True, True)
 def test_a_text_is_what_generate_gives(
-        prompt: list[int], new: list[int], raw: bool, table: bool) -> None:
-    decoder = Decoder(raw=raw)
+        prompt: list[int], new: list[int], raw: bool, drops: bool, table: bool) -> None:
+    decoder = Decoder(raw=raw, drops=drops)
     speller = Speller(decoder, TABLE if table else None, raw=raw)  # type: ignore[arg-type]
     spelling = speller.start(np.asarray(prompt, np.int32))
     for count, number in enumerate(new, 1):
