@@ -137,10 +137,13 @@ def test_a_report_passes_only_if_something_was_compared_and_nothing_failed() -> 
     assert not manifest.Report(reference="eager", paths=(good, bad)).passed
     assert not manifest.Report(reference="eager", paths=(skipped,)).passed
     assert not manifest.Report(reference="eager", paths=()).passed
+    assert manifest.Report(reference="eager", paths=(good,), plan=good).passed
+    assert not manifest.Report(reference="eager", paths=(good,), plan=bad).passed
 
 
-def test_a_report_survives_json() -> None:
-    report = manifest.Report(reference="eager", paths=(path_report(4),))
+@pytest.mark.parametrize("plan", [None, path_report(2)])
+def test_a_report_survives_json(plan: manifest.PathReport | None) -> None:
+    report = manifest.Report(reference="eager", paths=(path_report(4),), plan=plan)
     assert config.from_json(manifest.Report, config.to_json(report)) == report
 
 

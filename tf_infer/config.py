@@ -651,6 +651,8 @@ def _read_union(members: Sequence[Any], data: Any, where: str) -> Any:
     if data is None and type(None) in members:
         return None
     rest = [member for member in members if member is not type(None)]
+    if len(rest) == 1:
+        return from_json(rest[0], data, where=where)
     tagged = {_hints(member)["kind"]: member for member in rest
               if _is_record(member)}
     if not tagged:
