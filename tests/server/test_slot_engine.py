@@ -29,6 +29,7 @@ from tf_infer.server.slot_engine import Watch
 
 FORMS = pytest.mark.parametrize("form", ["engine", "saved"])
 TABLES = pytest.mark.parametrize("table", [True, False], ids=["table", "decoded"])
+HOST = ("encode", "decode")  # signatures that callers' threads run, or text needs
 LONG = b"abcdefghijklmnop" * 3  # more ids than a chunk
 
 
@@ -211,7 +212,7 @@ def test_a_constraint_that_cannot_be_is_refused_at_once() -> None:
 @FORMS
 def test_an_option_that_the_graph_refuses_ends_that_request_alone(form: str) -> None:
     gate = threading.Event()
-    with stand(form, before=lambda what: what != "encode" or gate.wait(10)) as there:
+    with stand(form, before=lambda what: what in HOST or gate.wait(10)) as there:
         heard = [there.ask(b"a", temperature=value, max_new_tokens=3)
                  for value in (0.0, -1.0, 1.0, float("nan"))]
         gate.set()
@@ -225,7 +226,7 @@ def test_an_option_that_the_graph_refuses_ends_that_request_alone(form: str) -> 
 @FORMS
 def test_more_than_the_queue_is_refused_and_the_rest_is_answered(form: str) -> None:
     gate = threading.Event()
-    with stand(form, slots=1, queue=2, before=lambda what: gate.wait(10)) as there:
+    with stand(form, slots=1, queue=2, before=lambda what: what in HOST or gate.wait(10)) as there:
         heard = [there.ask(b"a", max_new_tokens=2) for _ in range(3)]
         with pytest.raises(Overloaded, match="The queue is full"):
             there.ask(b"a")
@@ -286,10 +287,10 @@ def test_the_end_tells_everybody_and_frees_the_form(form: str) -> None:
 
 
 @FORMS
-@pytest.mark.parametrize("what", ["encode", "read", "step"])
+@pytest.mark.parametrize("what", ["read", "step"])
 def test_a_step_that_crashes_ends_whom_it_touched_and_the_engine_goes_on(
         form: str, what: str) -> None:
-    name = what if form == "engine" or what == "encode" else "steps"
+    name = what if form == "engine" else "steps"
     broken = threading.Event()
 
     def before(signature: str) -> None:
@@ -306,6 +307,35 @@ def test_a_step_that_crashes_ends_whom_it_touched_and_the_engine_goes_on(
         broken.clear()
         same(there.ask(b"ab", max_new_tokens=3).answer(), alone(b"ab", max_new_tokens=3))
         assert there.engine.counts() == (0, 0)
+
+
+def test_a_prompt_that_cannot_be_encoded_is_refused_without_its_text() -> None:
+    def before(what: str) -> None:
+        if what == "encode":
+            raise RuntimeError("secret")
+
+    with stand(before=before) as there:
+        with pytest.raises(ServerFailure) as caught:
+            there.ask(b"a")
+        assert "secret" not in str(caught.value) and there.engine.counts() == (0, 0)
+
+
+def test_a_long_prompt_is_encoded_while_others_run() -> None:
+    gate, slow = threading.Event(), threading.Event()
+
+    def before(what: str) -> None:
+        if what == "encode" and slow.is_set():
+            gate.wait(10)
+        time.sleep(0.002)
+
+    with stand(before=before) as there:
+        running = there.ask(b"a", min_new_tokens=CAPACITY)
+        slow.set()
+        late = threading.Thread(target=lambda: there.ask(b"b"))
+        late.start()
+        same(running.answer(), alone(b"a", min_new_tokens=CAPACITY))
+        gate.set()
+        late.join(10)
 
 
 def test_a_crashed_step_leaves_a_prompt_alone_that_is_still_read() -> None:
@@ -382,7 +412,7 @@ def test_a_shared_beginning_is_read_once(form: str) -> None:
 def test_two_that_come_together_read_their_shared_beginning_once(form: str) -> None:
     gate = threading.Event()
     with stand(form, prefix_bytes=10**6,
-               before=lambda what: what != "encode" or gate.wait(10)) as there:
+               before=lambda what: what in HOST or gate.wait(10)) as there:
         heard = [there.ask(LONG[:40] + tail, max_new_tokens=2) for tail in (b"a", b"b", b"c")]
         gate.set()
         for one, tail in zip(heard, (b"a", b"b", b"c")):

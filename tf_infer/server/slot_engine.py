@@ -42,7 +42,7 @@ STOPPING = "The server is stopping."
 LATE = "The deadline has passed."
 INCOMPLETE = "incomplete"  # finish reason: the limit came before the constraint had what it asks
 ENCODE = "encode"
-ENCODED_ROWS = 32  # prompts of one run of `encode`
+CHECKED_ROWS = 32  # whose options are checked in one run
 CLOSE_S = 60.0     # for the thread's last step when the engine is closed
 
 
@@ -87,6 +87,7 @@ class _Call:
     listener: Listener
     speech: Speech
     came_s: float
+    ids: np.ndarray        # of the prompt, [n] int32
     given_up: bool = False
     automaton: TokenAutomaton | None = None
     matcher: Matcher | None = None
@@ -156,22 +157,45 @@ class SlotEngine:
     # ------------------------------------------------------------------ from any thread
 
     def submit(self, request: GenerationRequest, listener: Listener) -> _Ticket:
-        """Take a request; see `generation.Generator.submit`."""
+        """Take a request; see `generation.Generator.submit`.
+
+        The prompt is encoded, and a constraint compiled, on the caller's thread: a long one holds
+        up nobody who runs.
+        """
+        came_s = time.monotonic()
         asked = read(request, self._specs, self._capacity)
-        call = _Call(request, asked, listener, Speech(asked.stops), time.monotonic())
+        with self._changed:
+            self._refuse(full=self._board.full())
+        call = _Call(request, asked, listener, Speech(asked.stops), came_s,
+                     self._encode(request.prompt))
         if asked.matched is not None:
             call.automaton = self._constraints.automaton(*asked.matched)
         with self._changed:
-            if self._closing:
-                raise ServerUnavailable(STOPPING)
-            if not self._board.enqueue(call):
-                raise Overloaded(f"The queue is full: {len(self._board.waiting())} requests wait "
-                                 "for a slot. Try again later.", code=Code.RESOURCE_EXHAUSTED)
+            self._refuse(full=False)
+            self._refuse(full=not self._board.enqueue(call))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
             self._changed.notify()
         return _Ticket(self, call)
+
+    def _refuse(self, *, full: bool) -> None:
+        """Raise what a request is refused with."""
+        if self._closing:
+            raise ServerUnavailable(STOPPING)
+        if full:
+            raise Overloaded(f"The queue is full: {len(self._board.waiting())} requests wait for "
+                             "a slot. Try again later.", code=Code.RESOURCE_EXHAUSTED)
+
+    def _encode(self, prompt: bytes) -> np.ndarray:
+        """Return the ids of a prompt, [n] int32, as `generate` reads it."""
+        try:
+            out = self._servable.run(ENCODE, {"text": np.asarray([prompt], object)},
+                                     outputs=("ids", "mask"), timeout_s=None)
+        except Exception as error:
+            raise as_serving_error(error, "a prompt") from error
+        ids: np.ndarray = out["ids"][0, :int(out["mask"][0].sum())].astype(np.int32)
+        return ids
 
     def give_up(self, call: _Call) -> None:
         """Let a call's slot be free at the next step, and its listener quiet."""
@@ -277,47 +301,45 @@ class SlotEngine:
     # ------------------------------------------------------------------ prompts
 
     def _measure(self, form: Form) -> None:
-        """Encode the prompts of those who have come, and check their options."""
+        """Make the rows of those who have come, and check their options."""
         with self._changed:
             new = [call for call in self._board.waiting() if call.row is None]
-        for start in range(0, len(new), ENCODED_ROWS):
-            for call in self._encoded(form, new[start:start + ENCODED_ROWS]):
+        for start in range(0, len(new), CHECKED_ROWS):
+            for call in self._checked(form, new[start:start + CHECKED_ROWS]):
                 try:
                     self._admit(form, call)
                 except Exception as error:
                     self._fail([call], as_serving_error(error, "a prompt"))
 
-    def _encoded(self, form: Form, calls: Sequence[_Call]) -> Sequence[_Call]:
+    def _checked(self, form: Form, calls: Sequence[_Call]) -> Sequence[_Call]:
         """Give calls their rows, all at once or, where that fails, each alone; return the good."""
         try:
-            self._encode(form, calls)
+            for call in calls:
+                call.row = self._row(form, call)
+            form.check([call.row for call in calls if call.row is not None])
         except Exception as error:
             if len(calls) > 1:
-                return [call for one in calls for call in self._encoded(form, [one])]
+                return [call for one in calls for call in self._checked(form, [one])]
             self._fail(calls, as_serving_error(error, "a prompt"))
             return ()
         return calls
 
-    def _encode(self, form: Form, calls: Sequence[_Call]) -> None:
-        texts = np.asarray([call.request.prompt for call in calls], object)
-        out = self._servable.run(ENCODE, {"text": texts}, outputs=("ids", "mask"), timeout_s=None)
-        for place, call in enumerate(calls):
-            ids = out["ids"][place, :int(out["mask"][place].sum())]
-            room = np.zeros(max(len(ids), form.positions), np.int32)
-            room[:len(ids)] = ids
-            call.row = Row(-1, room, len(ids), len(ids), call.asked.options,
-                           logprobs=call.asked.logprobs or 0,
-                           step_by_step=call.automaton is not None)
-            if call.automaton is not None:
-                call.matcher = self._constraints.matcher(call.automaton, ids)
-                call.row.allowed = call.matcher.allowed()
-        form.check([call.row for call in calls if call.row is not None])
+    def _row(self, form: Form, call: _Call) -> Row:
+        ids = call.ids
+        room = np.zeros(max(len(ids), form.positions), np.int32)
+        room[:len(ids)] = ids
+        row = Row(-1, room, len(ids), len(ids), call.asked.options,
+                  logprobs=call.asked.logprobs or 0, step_by_step=call.automaton is not None)
+        if call.automaton is not None:
+            call.matcher = self._constraints.matcher(call.automaton, ids)
+            row.allowed = call.matcher.allowed()
+        return row
 
     def _admit(self, form: Form, call: _Call) -> None:
         """Let a call wait for its slot, or end it here if it is to produce nothing."""
         row = call.row
         assert row is not None
-        call.spelling = self._speller.start(row.ids[:row.prompt_length].copy())
+        call.spelling = self._speller.start(call.ids)
         row.most = min(call.asked.max_new_tokens, form.positions - row.prompt_length)
         if row.most < 1:
             nothing = _Taken(call, call.spelling, [], "length")

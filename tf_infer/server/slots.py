@@ -92,10 +92,14 @@ class Board(Generic[K]):
 
     # ------------------------------------------------------------------ coming
 
+    def full(self) -> bool:
+        """Whether a call that came now would be refused."""
+        return len(self._waiting) >= self.limits.queue + len(self._free)
+
     def enqueue(self, key: K) -> bool:
         """Let a call wait, the last in the line; False when it is refused."""
         assert key not in self._waiting and key not in self._seated, "a call comes once"
-        if len(self._waiting) >= self.limits.queue + len(self._free):
+        if self.full():
             return False
         self._waiting[key] = None
         return True
