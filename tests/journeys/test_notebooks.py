@@ -50,6 +50,48 @@ def test_the_classifier_notebook_trains_proves_serves_and_asks(
     assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_the_generation_notebook_draws_what_it_computes(
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cells = execute("02_text_generation.ipynb", monkeypatch, tmp_path)
+    text = printed(cells)
+    losses = re.search(r"loss by epoch, nats a token: (.*)", text)
+    assert losses is not None
+    first, *_, last = map(float, losses[1].split())
+    assert last < 0.5 * first
+    apart = re.search(r"largest difference: ([\d.]+)", text)
+    assert apart is not None
+    assert float(apart[1]) < 0.1  # 512 draws of 0.5: 0.022 of standard error
+    alone, crowd = (re.search(rf"^{name}: +(.*)$", text, re.MULTILINE)
+                    for name in ("alone", "between strangers"))
+    assert alone is not None and crowd is not None
+    assert alone[1] and alone[1] == crowd[1]
+    assert pictures(cells) >= 3
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_the_constraints_notebook_writes_nothing_but_valid_tickets(
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("outlines_core", reason="needs the extra `constraints`")
+    pytest.importorskip("openai", reason="needs the package openai")
+    cells = execute("03_constrained_and_streaming.ipynb", monkeypatch, tmp_path)
+    text = printed(cells)
+    right = re.search(r"^(\d+)% of 85 unseen messages right, guessing: \d+%$", text, re.MULTILINE)
+    assert right is not None
+    assert float(right[1]) > 10  # guessing gives 8
+    assert len(re.findall(r"^[A-Z]{2}-[0-9]{4}$", text, re.MULTILINE)) == 4
+    assert re.search(r"^valid, schema: .*100%", text, re.MULTILINE)
+    assert "['tickets']" in text
+    assert pictures(cells) >= 2
+
+
+def pictures(cells: list[Any]) -> int:
+    """Return how many pictures the cells show."""
+    return sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+
+
 def test_notebooks_are_stored_with_pictures_and_without_paths_of_a_machine() -> None:
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
