@@ -76,6 +76,7 @@ def test_random_expressions_agree_with_re(pattern: str) -> None:
     ("a{100000}b{9999}", "expected at most 100000 characters with every repetition"),
     ("(" * 3_000 + ")" * 3_000, "nested too deep|too deep"),
     ("a" * 100_001, "expected at most 100000 characters, got 100001"),
+    (r"\w" * 50_000, "with all their ranges written out"),
     ("\ud800", "expected a set that holds a character of a text")])
 def test_what_no_automaton_can_do_is_refused_with_its_place(pattern: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -140,6 +140,13 @@ INVALID: list[tuple[Any, str]] = [
      "no recursion"), ({"$ref": "#"}, "no recursion"), ({"$ref": "http://x/y"}, "at #/\\$ref"),
     ({"$ref": "#/$defs/b"}, "a part that is there"), ({"$schema": "x", "type": "null"}, "#/\\$sch"),
     ({"$id": "x", "type": "null"}, "at #/\\$id"),
+    ({"type": "string", "format": []}, "at #/format"),
+    ({"type": "array", "items": {"type": "null"}, "minItems": None}, "at #/minItems"),
+    ({"oneOf": [{"type": 5}, {"type": "null"}]}, "at #/oneOf/0/type"),
+    ({"oneOf": [{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]},
+                {"type": "object", "properties": [], "required": ["a"]}]},
+     "at #/oneOf/1/properties"),
+    ({"oneOf": [{"const": number} for number in range(2_000)]}, "at most 256 schemas .* at #/oneO"),
 ]
 
 

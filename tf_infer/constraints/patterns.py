@@ -21,6 +21,7 @@ from tf_infer.errors import ConfigError
 
 MAX_CHARS = 100_000    # of an expression
 MAX_PLACES = 100_000   # characters of an expression with its repetitions written out
+MAX_WRITTEN = 4_000_000  # characters of what is made of its sets: 12,729 for `\w`
 
 Ranges: TypeAlias = "tuple[tuple[int, int], ...]"  # of code points, ascending, both ends included
 LAST = 0x10FFFE         # U+10FFFF, no character, marks the end of a text for the compiler
@@ -105,6 +106,8 @@ class _Writer:
 
     def __init__(self, pattern: str, where: str, characters: Callable[[Ranges], str]) -> None:
         self._pattern, self._where, self._characters = pattern, where, characters
+        self._sets: dict[str, str] = {}  # what has been written, by what Python's parser says
+        self._size = 0
         if len(pattern) > MAX_CHARS:
             raise ConfigError(f"{where}: expected at most {MAX_CHARS} characters, got "
                               f"{len(pattern)}. Make it shorter.")
@@ -187,6 +190,18 @@ class _Writer:
         return f"(?:{text}){{{int(low)},{limit}}}", places * most
 
     def _character(self, kind: str, value: Any, flags: int) -> str:
+        key = f"{kind} {value} {flags}"
+        if key not in self._sets:
+            self._sets[key] = self._set_of(kind, value, flags)
+        text = self._sets[key]
+        self._size += len(text)
+        if self._size > MAX_WRITTEN:
+            raise ConfigError(f"{self._where}: expected sets of at most {MAX_WRITTEN} characters "
+                              "with all their ranges written out, got more. Write (?a) before it, "
+                              "or fewer sets such as \\w; a repetition counts once.")
+        return text
+
+    def _set_of(self, kind: str, value: Any, flags: int) -> str:
         ascii_only = bool(flags & re.ASCII)
         if kind == "LITERAL":
             ranges: Ranges = ((value, value),)

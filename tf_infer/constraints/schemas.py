@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tf_infer.constraints.integers import integer_range
 from tf_infer.constraints.patterns import LAST, in_json_string, json_characters, literal
@@ -23,6 +23,7 @@ from tf_infer.errors import ConfigError
 
 MAX_CHARS = 400_000     # of an expression
 MAX_JSON_CHARS = 200_000
+MAX_EXCLUSIVE = 256     # schemas of one oneOf: each is held against each
 COMMA, COLON = ",[ ]?", ":[ ]?"
 MAX_INTEGER = 10**16 - 1
 NUMBER = r"(?:-?(?:0|[1-9][0-9]{0,15})(?:\.[0-9]{1,16})?(?:[eE][+-]?[0-9]{1,2})?)"
@@ -151,9 +152,12 @@ class _Schema:
             return self._values(value, schema, path)
         if name == "allOf" and len(value) > 1:
             raise self._fault(path, "a list of one schema", f"{len(value)}")
+        if name == "oneOf" and len(value) > MAX_EXCLUSIVE:
+            raise self._fault(path, f"at most {MAX_EXCLUSIVE} schemas (or anyOf)", f"{len(value)}")
+        options = [self.of(one, f"{path}/{i}", trail) for i, one in enumerate(value)]
         if name == "oneOf":
             self._check_exclusive(value, path)
-        return _either([self.of(one, f"{path}/{i}", trail) for i, one in enumerate(value)])
+        return _either(options)
 
     def _values(self, values: Sequence[Any], schema: dict[str, Any], path: str) -> str:
         kinds = self._kinds(schema, path.rsplit("/", 1)[0]) if "type" in schema else list(BY_TYPE)
@@ -185,7 +189,7 @@ class _Schema:
 
     def _check_exclusive(self, options: Sequence[Any], path: str) -> None:
         """Raise unless no value can be valid against two of the schemas, as far as can be seen."""
-        seen = [self._resolved(option, f"{path}/{i}") for i, option in enumerate(options)]
+        seen = [_facts(self._resolved(option, f"{path}/{i}")) for i, option in enumerate(options)]
         for i, one in enumerate(seen):
             for j in range(i):
                 if not _exclusive(one, seen[j]):
@@ -294,7 +298,7 @@ class _Schema:
         if len(said) + bounded > 1:
             raise self._fault(path, "one of pattern, format and lengths", "several")
         if said == ["format"]:
-            if schema["format"] not in FORMATS:
+            if schema["format"] not in tuple(FORMATS):
                 raise self._fault(f"{path}/format", f"one of {', '.join(FORMATS)}", "another")
             return f'"{FORMATS[schema["format"]]}"'
         if said:
@@ -330,7 +334,7 @@ class _Schema:
                 ) -> tuple[int, int | None]:
         low, high = schema.get(least, 0), schema.get(most)
         for name, value in ((least, low), (most, high)):
-            if value is not None and (type(value) is not int or not 0 <= value <= 10_000):
+            if name in schema and (type(value) is not int or not 0 <= value <= 10_000):
                 raise self._fault(f"{path}/{name}", "a whole number from 0 to 10000",
                                   "something else")
         if high is not None and low > high:
@@ -372,23 +376,37 @@ def _is_of(value: Any, kinds: Sequence[str]) -> bool:
         whole and "integer" in kinds)
 
 
-def _exclusive(one: dict[str, Any], other: dict[str, Any]) -> bool:
+class _Facts(NamedTuple):
+    """What is known of the values that are valid against a schema.
+
+    Attributes:
+        constants: all of them, as JSON; None where these are not listed.
+        types: theirs; None for any.
+        required: the constants of the properties that an object must have, where it lists them.
+    """
+
+    constants: set[str] | None
+    types: set[str] | None
+    required: dict[str, set[str]]
+
+
+def _facts(schema: dict[str, Any]) -> _Facts:
+    parts = {name: schema.get("properties", {}).get(name) for name in schema.get("required", ())}
+    listed = {name: _constants(part) for name, part in parts.items() if isinstance(part, dict)}
+    return _Facts(_constants(schema), _types(schema),
+                  {name: values for name, values in listed.items() if values is not None})
+
+
+def _exclusive(one: _Facts, other: _Facts) -> bool:
     """Return whether no value is valid against both, as far as types and constants say."""
-    values = _constants(one), _constants(other)
-    if values[0] is not None and values[1] is not None:
-        return not values[0] & values[1]
-    kinds = _types(one), _types(other)
-    if kinds[0] is not None and kinds[1] is not None and not kinds[0] & kinds[1]:
+    if one.constants is not None and other.constants is not None:
+        return one.constants.isdisjoint(other.constants)
+    if one.types is not None and other.types is not None and one.types.isdisjoint(other.types):
         return True
-    if kinds != ({"object"}, {"object"}):
+    if (one.types, other.types) != ({"object"}, {"object"}):
         return False
-    shared = set(one.get("required", ())) & set(other.get("required", ()))
-    for name in shared:
-        parts = [schema.get("properties", {}).get(name) for schema in (one, other)]
-        found = [_constants(part) if isinstance(part, dict) else None for part in parts]
-        if found[0] is not None and found[1] is not None and not found[0] & found[1]:
-            return True
-    return False
+    return any(one.required[name].isdisjoint(other.required[name])
+               for name in one.required.keys() & other.required.keys())
 
 
 def _constants(schema: dict[str, Any]) -> set[str] | None:
