@@ -56,6 +56,18 @@ _DESTROY = ("LiteRtDestroyTensorBuffer", "LiteRtDestroyCompiledModel", "LiteRtDe
             "LiteRtDestroyModel", "LiteRtDestroyEnvironment")
 
 
+class _Option(ctypes.Structure):
+    """A LiteRtEnvOption that holds a whole number; LiteRT promises that its layout stays."""
+
+    # `kind` has four bytes and stands at a multiple of eight.
+    _fields_ = (("tag", ctypes.c_int), ("kind", ctypes.c_int64), ("value", ctypes.c_int64))
+
+
+_INT = 2
+_ONLY_CPU = (24, _INT, _CPU)  # else it looks for libraries of GPUs
+_ERRORS_ONLY = (25, _INT, 3)  # else it tells a dozen lines at each load
+
+
 class _Signature(NamedTuple):
     """Place in the model, and name and tensor type of each input and output, in order."""
 
@@ -124,7 +136,8 @@ class Model:
         self._path = Path(path)
         self._buffers: list[Any] = []
         self._kinds: list[Any] = []
-        self._environment = self._make("LiteRtCreateEnvironment", 0, None)
+        options = (_Option * 2)(_Option(*_ONLY_CPU), _Option(*_ERRORS_ONLY))
+        self._environment = self._make("LiteRtCreateEnvironment", 2, ctypes.byref(options))
         self._model = self._make(
             "LiteRtCreateModelFromFile", self._environment, str(path).encode())
         options = self._make("LiteRtCreateOptions")

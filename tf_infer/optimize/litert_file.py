@@ -73,7 +73,7 @@ class ModelFile:
     def constant(self, array: np.ndarray) -> Constant:
         """Add float32 or int32 numbers; those that are there already are not added again."""
         array = np.ascontiguousarray(array)
-        key = (array.dtype.name, array.shape, hashlib.sha256(array).digest())
+        key = (array.dtype.name, array.shape, hashlib.sha256(array.data).digest())
         if key not in self.known:
             self.buffers.append(array.reshape(-1).view(np.uint8))
             self.known[key] = Constant(len(self.buffers) - 1, array.shape, array.dtype.name, None)
