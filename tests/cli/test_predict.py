@@ -119,6 +119,20 @@ def test_options_of_a_decoder_are_sent(server: FakeServer, capsys: pytest.Captur
     assert messages.tensors.to_array(sent.inputs["seed"]).tolist() == [5]
 
 
+def test_options_that_are_texts_and_lists_are_sent_where_the_model_has_them(
+        server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    # This model has no such options: the client says so, by the name of each.
+    assert main(["predict", "writer", "x", "--stop", "a", "--min-p", "0.1", "--banned", "b",
+                 "--address", server.address]) == 1
+    assert "got ['banned', 'min_p', 'stop']" in capsys.readouterr().err
+    assert main(["predict", "intents", "x", "--forced-prefix", "a", "--n", "2",
+                 "--address", server.address]) == 1
+    assert "['forced_prefix', 'n']: expected a decoder" in capsys.readouterr().err
+    assert main(["predict", "writer", "x", "--n", "2", "--stream",
+                 "--address", server.address]) == 1
+    assert "--n: expected none beside --stream" in capsys.readouterr().err
+
+
 def test_pairs_are_sent(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "pairs", "a", "b", "--pair", "c", "--pair", "d",
                  "--address", server.address]) == 0

@@ -32,7 +32,8 @@ A model whose signature takes `text` is asked for labels, one that takes `prompt
 any other by its single text input, or by --input for each input.
 """
 
-GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "logprobs")
+FURTHER = ("min_new_tokens", "min_p", "repetition_penalty", "banned", "forced_prefix")
 SHOWN_CLASSES = 3
 
 
@@ -61,6 +62,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--top-k", type=int, metavar="K")
     options.add_argument("--top-p", type=float, metavar="P")
     options.add_argument("--seed", type=int, help="row i takes a seed derived from it and i")
+    options.add_argument("--n", type=int, metavar="N", help="continuations of each text")
+    options.add_argument("--stop", action="append", metavar="TEXT",
+                         help="end before this text; may be given several times")
+    options.add_argument("--logprobs", type=int, metavar="N",
+                         help="with --json: log-probabilities of the tokens and of N others")
+    options.add_argument("--min-new-tokens", type=int, metavar="N")
+    options.add_argument("--min-p", type=float, metavar="P")
+    options.add_argument("--repetition-penalty", type=float, metavar="X", help="1 is off")
+    options.add_argument("--banned", action="append", metavar="WORD",
+                         help="a word that is not said; may be given several times")
+    options.add_argument("--forced-prefix", metavar="TEXT", help="what the answer begins with")
     connection.configure(parser)
     _let_options_stand_anywhere(parser)
 
@@ -142,6 +154,11 @@ def _ask_texts(client: Client, ref: ModelRef, texts: Iterator[str], arguments: a
     inputs = {info.name for info in signature.inputs}
     options = {option: getattr(arguments, option) for option in GENERATION
                if getattr(arguments, option) is not None}
+    further = _further(arguments)
+    if further:
+        options["options"] = further
+    if arguments.n is not None:
+        options["n"] = arguments.n
     pairs = iter(arguments.pair) if arguments.pair else None
     if pairs is not None and len(arguments.pair) != len(arguments.texts):
         raise ConfigError(f"--pair: expected {len(arguments.texts)}, one for each TEXT, "
@@ -153,7 +170,8 @@ def _ask_texts(client: Client, ref: ModelRef, texts: Iterator[str], arguments: a
                 _print_generation(one, as_json=arguments.json)
             continue
         if options:
-            raise ConfigError(f"{sorted(options)}: expected a decoder, got a model whose "
+            raise ConfigError(f"{sorted({*options, *further} - {'options'})}: expected a decoder, "
+                              "got a model whose "
                               f"{name!r} takes {sorted(inputs)}.")
         second = list(itertools.islice(pairs, len(rows))) if pairs is not None else None
         if "text" in inputs and {"label", "score"} <= outputs:
@@ -164,12 +182,21 @@ def _ask_texts(client: Client, ref: ModelRef, texts: Iterator[str], arguments: a
             _print_outputs(answers, as_json=arguments.json)
 
 
+def _further(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that a client takes as further ones, as far as they are given."""
+    return {option: getattr(arguments, option) for option in FURTHER
+            if getattr(arguments, option) is not None}
+
+
 def _stream_texts(client: Client, ref: ModelRef, texts: Iterator[str],
                   arguments: argparse.Namespace) -> None:
     """Print the continuation of one text after the other while it comes."""
     from tf_infer.client.calls import row_seeds
 
+    if arguments.n is not None:
+        raise ConfigError("--n: expected none beside --stream, which writes one text at a time.")
     options = {name: getattr(arguments, name) for name in GENERATION if name != "seed"}
+    options["options"] = _further(arguments)
     for place, text in enumerate(texts):
         seed = arguments.seed
         if seed is not None:  # that of the row which the text would be without --stream
@@ -257,8 +284,11 @@ def _print_classification(answer: Classification, *, as_json: bool) -> None:
 
 def _print_generation(answer: Generation, *, as_json: bool) -> None:
     if as_json:
+        told = {"token_logprobs": list(answer.token_logprobs), "top_logprobs": [
+            {str(one.id): one.logprob for one in place} for place in answer.top_logprobs]}
         _print_json({"text": answer.text, "ids": list(answer.ids), "score": answer.score,
-                     "finish_reason": answer.finish_reason})
+                     "finish_reason": answer.finish_reason,
+                     **(told if answer.token_logprobs else {})})
     else:
         print(answer.text)
 
