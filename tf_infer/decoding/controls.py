@@ -69,6 +69,11 @@ def _asked(controls: Controls) -> _Asked:
         prefix=tf.reduce_any(controls.prefix >= 0))
 
 
+def asks(controls: Controls) -> tf.Tensor:
+    """Return whether any row asks for anything: [] bool."""
+    return _asked(controls).anything()
+
+
 def control(logits: tf.Tensor, controls: Controls, ends: Ends, history: History,
             produced: tf.Tensor) -> tf.Tensor:
     """Do what each row asks for: logits [N, V] float32 -> [N, V] float32.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
 
-from tf_infer.config import CausalLMConfig
+from tf_infer.config import CausalLMConfig, ConstraintConfig
 from tf_infer.decoding import controls, record, sampling, stops
-from tf_infer.decoding.contracts import Limits, Processor, Start
+from tf_infer.decoding.contracts import Limits, Processor, SamplingOptions, Start
 from tf_infer.decoding.loop import run
 from tf_infer.decoding.processors import History
 from tf_infer.decoding.score import place_scores
@@ -22,7 +23,7 @@ from tf_infer.tasks.beams import Beams
 from tf_infer.tasks.grid import in_slices, require, same_rows
 from tf_infer.tasks.host_loops import HostLoops
 from tf_infer.tasks.lists import some_rows
-from tf_infer.tasks.row_constraints import RowConstraints
+from tf_infer.tasks.row_constraints import RowConstraints, check_named
 from tf_infer.tasks.row_options import RowOptions
 from tf_infer.text.contracts import TokenBatch, Tokens
 from tf_infer.text.packing import pack, pad_id
@@ -69,6 +70,16 @@ class CausalLM(Task):
         return int(min(self.network.max_positions,
                        self.config.grid.tokens[-1] + self.config.capacity))
 
+    def constrained(self, named: Mapping[str, ConstraintConfig]) -> CausalLM:
+        """Return a task of the same codec and weights with other named constraints.
+
+        Raises:
+            ConfigError: one of them is none, with position or path.
+        """
+        check_named(named)
+        return CausalLM(replace(self.config, constraints=dict(named)), self.codec, self.network,
+                        compiled=self.compiled, tokenizer_dir=self.tokenizer_dir)
+
     # ------------------------------------------------------------------ strings -> dense -> strings
 
     @in_stage(PREPROCESS)
@@ -114,28 +125,52 @@ class CausalLM(Task):
             `ids` [B, L], `length`, `score`, `finished` [B], `token_logprobs` [B, L], `top_ids` and
             `top_logprobs` [B, L, A], `cut` [B] int32: bytes from the end of the text back to a
             stop string, 0 where there is none, and `incomplete` [B] bool: the row's constraint asks
-            for more. Of plain options the first four alone.
+            for more. Of plain options the first five alone.
         """
         start = self.prefilled(dense["ids"], dense["lengths"])
-        plain = "prefix" not in dense
-        chosen, capacity = self.row_options.sampling(dense), self.config.capacity
+        if "prefix" not in dense:
+            return self._plainly(start, dense)
+        if self.compiled == "xla":  # compiles both sides of a branch
+            return self._as_asked(start, dense)
+        # What nobody asks for is not even looked at in every step.
+        asked = self.row_options.asked(dense) | self.row_constraints.asked(dense)
+        return tf.cond(asked, lambda: self._as_asked(start, dense),
+                       lambda: {**self._plainly(start, dense), **self._nothing_told(dense)})
+
+    def _plainly(self, start: Start, dense: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Decode with the options of `options.PLAIN`, and `draw`, alone."""
+        chosen = SamplingOptions(**{name: dense[name] for name in (*options.SAMPLING, "draw")
+                                    if name in dense})
+        told = record.watcher(tf.zeros_like(dense["lengths"]), self.config.capacity, 0)
         progress, _ = run(
-            self.step, start, self.limits(dense["max_new_tokens"], dense.get("stop_ids")),
+            self.step, start, self.limits(dense["max_new_tokens"]),
+            lambda values, produced: sampling.choose(values, chosen, produced), (), (told,))
+        return {"ids": progress.ids, "length": progress.lengths, "score": progress.scores,
+                "finished": progress.finished, "token_logprobs": progress.seen[0].log_probs}
+
+    def _as_asked(self, start: Start, dense: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Decode with every option."""
+        chosen, capacity = self.row_options.sampling(dense), self.config.capacity
+        history = History(dense["ids"], dense["lengths"], dense["lengths"])
+        progress, _ = run(
+            self.step, start, self.limits(dense["max_new_tokens"], dense["stop_ids"]),
             lambda values, produced: sampling.choose(values, chosen, produced),
-            () if plain else (*self.processors(
-                dense, History(dense["ids"], dense["lengths"], dense["lengths"])),
-                *self.row_constraints.processors(dense)),
-            () if plain else (
-                record.watcher(dense["logprobs"], capacity, self.config.top_logprobs),
-                stops.watcher(self.row_options.spellings, dense["stops"] - 1)))
-        found = {"ids": progress.ids, "length": progress.lengths, "score": progress.scores,
-                 "finished": progress.finished}
-        if plain:
-            return found
+            (*self.processors(dense, history), *self.row_constraints.processors(dense)),
+            (record.watcher(dense["logprobs"], capacity, self.config.top_logprobs),
+             stops.watcher(self.row_options.spellings, dense["stops"] - 1)),
+            compact=self.compiled == "none")
         told, search = progress.seen
-        return {**found, "token_logprobs": told.log_probs, "top_ids": told.top_ids,
-                "top_logprobs": told.top_log_probs, "cut": search.cut,
+        return {"ids": progress.ids, "length": progress.lengths, "score": progress.scores,
+                "finished": progress.finished, "token_logprobs": told.log_probs,
+                "top_ids": told.top_ids, "top_logprobs": told.top_log_probs, "cut": search.cut,
                 "incomplete": self.row_constraints.incomplete(dense, progress)}
+
+    def _nothing_told(self, dense: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Return what `_as_asked` gives beside `_plainly` where nobody asks for anything."""
+        shape = [tf.shape(dense["lengths"])[0], self.config.capacity, self.config.top_logprobs]
+        return {"top_ids": tf.fill(shape, -1), "top_logprobs": tf.zeros(shape),
+                "cut": tf.zeros_like(dense["lengths"]),
+                "incomplete": tf.zeros_like(dense["lengths"], tf.bool)}
 
     def prefilled(self, ids: tf.Tensor, lengths: tf.Tensor) -> Start:
         """Read prompts [B, T]; there is room for `config.capacity` tokens more, or all that fit."""

@@ -203,6 +203,10 @@ class RowConstraints:
         state = constraints.begin(self.tables, dense["constraint"], dense["at_start"] > 0)
         return constraints.named(self.tables, state), said
 
+    def asked(self, dense: Dense) -> tf.Tensor:
+        """Return whether any row must look like something: [] bool."""
+        return tf.reduce_any(dense["constraint"] > 0) | tf.reduce_any(dense["choice_ends"] > 0)
+
     def incomplete(self, dense: Dense, progress: Progress) -> tf.Tensor:
         """Return which rows have not produced what they must: [B] bool.
 

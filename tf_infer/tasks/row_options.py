@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_infer.config import CausalLMConfig
 from tf_infer.decoding import stops
 from tf_infer.decoding.contracts import SamplingOptions
-from tf_infer.decoding.controls import Controls, Ends
+from tf_infer.decoding.controls import Controls, Ends, asks
 from tf_infer.decoding.processors import Penalties
 from tf_infer.tasks import lists, options
 from tf_infer.tasks.grid import require
@@ -121,6 +121,13 @@ class RowOptions:
                                 dense["frequency_penalty"]),
             banned=dense["banned"] - 1, min_new_tokens=dense["min_new_tokens"],
             prefix=dense["prefix"] - 1)
+
+    def asked(self, dense: Dense) -> tf.Tensor:
+        """Return whether any row asks for more than `options.PLAIN` and `draw`: [] bool."""
+        return tf.reduce_any(tf.stack([
+            asks(self.controls(dense)),
+            *(tf.reduce_any(dense[name] > 0) for name in ("stops", "stop_ids", "logprobs")),
+            tf.reduce_any(dense["min_p"] > 0.0), tf.reduce_any(dense["typical_p"] < 1.0)]))
 
     def ends(self, dense: Dense) -> Ends:
         """Return what ends a row."""
