@@ -91,10 +91,9 @@ CONTESTANTS = (
                  model=f"ours-{precision}") for precision in ("bfloat16", "int8")),
     Contestant(name="llama.cpp q8_0", script="llama", form="flash", model="q8_0.gguf",
                venv="llama"),
-    Contestant(name="OpenVINO loop int8", script="openvino", form="loop", model="openvino-int8",
-               venv="openvino"),
-    Contestant(name="OpenVINO GenAI int8", script="openvino", form="genai", model="openvino-int8",
-               venv="openvino"),
+    *(Contestant(name=f"OpenVINO {name} int8 {precision}", script="openvino",
+                 form=f"{form}-{precision}", model="openvino-int8", venv="openvino")
+      for form, name in (("loop", "loop"), ("genai", "GenAI")) for precision in ("f32", "bf16")),
     Contestant(name="CTranslate2 int8", script="ct2", form="int8", model="ct2-int8", venv="ct2"),
     Contestant(name="torch bfloat16", script="torch", form="bfloat16", model="checkpoint",
                venv="torch"),
