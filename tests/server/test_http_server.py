@@ -386,3 +386,28 @@ def test_a_caller_who_reads_nothing_of_a_stream_is_cut_off(monkeypatch: pytest.M
         caller.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert closed.wait(10)
     assert server.stop(1.0).result(5) is True
+
+
+def test_a_stream_whose_caller_has_gone_before_its_first_word_hears_of_it(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    async def prepare(self: web.StreamResponse, request: Any) -> None:
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(web.StreamResponse, "prepare", prepare)
+    closed = threading.Event()
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"x"
+        finally:
+            closed.set()
+
+    async def handler(request: Any) -> http_server.Streamed:
+        return http_server.Streamed(chunks(), "text/plain")
+
+    server = http_server.HttpServer(handler, host="localhost", port=(port := free_port()))
+    server.start()
+    with socket.create_connection(("localhost", port), timeout=20) as caller:
+        caller.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert closed.wait(5)
+    assert server.stop(1.0).result(5) is True

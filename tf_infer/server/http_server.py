@@ -225,13 +225,15 @@ class HttpServer:
                 transport.abort()
 
         async with aclosing(reply.chunks) as chunks:
+            chunk = await anext(chunks, None)  # what has not begun would not hear of its end
             await response.prepare(request)
-            async for chunk in chunks:
+            while chunk is not None:
                 timer = asyncio.get_running_loop().call_later(READING_SILENCE_S, cut_off)
                 try:
                     await response.write(chunk)
                 finally:
                     timer.cancel()
+                chunk = await anext(chunks, None)
             await response.write_eof()
         return response
 
