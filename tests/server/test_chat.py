@@ -96,7 +96,9 @@ def test_a_start_token_is_left_out_where_the_codec_puts_one() -> None:
 @pytest.mark.parametrize("template", [
     "{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ messages[0].update({}) }}",
     "{{ '%99999999d' % 1 }}", "{{ 'x'.center(999999999) }}", "{{ '{:99999999}'.format(1) }}",
-    "{{ cycler.__init__.__globals__ }}",
+    "{{ cycler.__init__.__globals__ }}", "{{ [1] | batch(99999999, 'x') | list }}",
+    "{{ [1] | slice(99999999) | list }}", "{{ 'x'.encode().ljust(999999999) }}",
+    "{{ (1).to_bytes(999999999) }}", "{{ [[1], [1]] | sum(start=[]) }}",
 ])
 def test_what_the_sandbox_forbids_is_a_fault_of_the_model(template: str) -> None:
     with pytest.raises(ServerFailure, match="template"):
@@ -115,6 +117,8 @@ def test_what_the_sandbox_forbids_is_a_fault_of_the_model(template: str) -> None
     "{% set x = 'a' * 3000 %}{{ x.join([1] * 3000) }}",
     "{% for i in range(9999) %}{% for j in range(9999) %}{% for k in range(9999) %}{% endfor %}"
     "{% endfor %}{% endfor %}",
+    "{% set r = range(99999) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}",
+    "{% set r = range(99999) %}{{ r | map('string') | map('list') | list | length }}" * 20,
 ])
 def test_what_grows_or_never_ends_is_stopped(template: str) -> None:
     started_s = time.monotonic()

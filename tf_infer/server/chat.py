@@ -12,7 +12,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -27,9 +27,11 @@ from tf_infer.errors import InvalidRequest, ServerFailure, ServingError
 MAX_S = 1.0
 MAX_CHARS = 4 * 2**20  # of the prompt, and of any text on the way to it
 MAX_TEMPLATES = 32  # kept compiled
-# they make a long text of a short one
-FILTERS = ("center", "format", "indent", "wordwrap", "xmlattr", "pprint", "urlize")
-METHODS = ("center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map", "translate")
+# they make a long text, or a long list, of a short one
+FILTERS = ("batch", "center", "format", "indent", "slice", "sum", "wordwrap", "xmlattr", "pprint",
+           "urlize")
+METHODS = ("center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map", "translate",
+           "to_bytes")
 
 Message = Mapping[str, str]
 
@@ -54,9 +56,16 @@ _clock = _Clock()
 def _look(value: Any) -> Any:
     """Return a value that the template has come to, in time and of a bounded size."""
     if time.monotonic() > _clock.end_s or (
-            isinstance(value, (str, list, tuple)) and len(value) > MAX_CHARS):
+            isinstance(value, (str, bytes, list, tuple)) and len(value) > MAX_CHARS):
         raise _Over
     return value
+
+
+def _looking(filter: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(filter)
+    def filtered(*args: Any, **kwargs: Any) -> Any:
+        return _look(filter(*args, **kwargs))
+    return filtered
 
 
 def _replace(text: Any, old: Any, new: Any, *count: Any) -> str:
@@ -85,7 +94,13 @@ class _Marks(Extension):
 
 
 class _Generator(CodeGenerator):
-    """Writes `a ~ b` so that its length is looked at, which no hook of the sandbox does."""
+    """Writes `a ~ b` and loops so that they are looked at, which no hook of the sandbox does."""
+
+    def visit_For(self, node: Any, frame: Any) -> None:
+        """Write a loop."""
+        look = nodes.Call(nodes.EnvironmentAttribute("turned"), [], [], None, None)
+        node.body.insert(0, nodes.ExprStmt(look).set_lineno(node.lineno))
+        super().visit_For(node, frame)
 
     def visit_Concat(self, node: Any, frame: Any) -> None:
         """Write a concatenation."""
@@ -109,7 +124,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         for name in ("lipsum", "cycler"):
             self.globals.pop(name, None)
         self.filters |= {"tojson": _tojson, "replace": _replace, "join": _join}
+        self.filters = {name: _looking(one) for name, one in self.filters.items()}
         self.globals |= {"raise_exception": _raise, "strftime_now": _now}
+
+    def turned(self) -> None:
+        """Look at the clock, in each turn of a loop."""
 
     def concatenated(self, parts: Sequence[Any]) -> str:
         """Return `a ~ b`."""
@@ -126,9 +145,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call what the template calls."""
         text, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
+        if isinstance(text, (str, bytes, int)) and name in METHODS:
+            raise SecurityError(name)
         if isinstance(text, str):
-            if name in METHODS:
-                raise SecurityError(name)
             if name == "replace":
                 return _replace(text, *args)
             if name == "join":
@@ -137,10 +156,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Compute; repeated texts and powers stay small."""
-        if operator == "%" and isinstance(left, str):
+        if operator == "%" and isinstance(left, (str, bytes)):
             raise SecurityError(operator)
         if operator in ("*", "**"):
-            sizes = [len(one) if isinstance(one, (str, list, tuple)) else 1
+            sizes = [len(one) if isinstance(one, (str, bytes, list, tuple)) else 1
                      for one in (left, right)]
             numbers = [abs(one) for one in (left, right) if isinstance(one, (int, float))]
             if sizes[0] * sizes[1] * max(numbers, default=1) > MAX_CHARS:
