@@ -80,7 +80,7 @@ def test_the_constraints_notebook_writes_nothing_but_valid_tickets(
     text = printed(cells)
     right = re.search(r"^(\d+)% of 85 unseen messages right, guessing: \d+%$", text, re.MULTILINE)
     assert right is not None
-    assert float(right[1]) > 10  # guessing gives 8
+    assert float(right[1]) > 20  # guessing gives 8
     assert len(re.findall(r"^[A-Z]{2}-[0-9]{4}$", text, re.MULTILINE)) == 4
     assert re.search(r"^valid, schema: .*100%", text, re.MULTILINE)
     assert "['tickets']" in text
