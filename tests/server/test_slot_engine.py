@@ -30,6 +30,7 @@ from tf_infer.server.slot_engine import Watch
 FORMS = pytest.mark.parametrize("form", ["engine", "saved"])
 TABLES = pytest.mark.parametrize("table", [True, False], ids=["table", "decoded"])
 HOST = ("encode", "decode")  # signatures that callers' threads run, or text needs
+SLOW = {"engine": 0.02, "saved": 0.2}  # seconds a run: 48 tokens take about one
 LONG = b"abcdefghijklmnop" * 3  # more ids than a chunk
 
 
@@ -237,7 +238,7 @@ def test_more_than_the_queue_is_refused_and_the_rest_is_answered(form: str) -> N
 
 @FORMS
 def test_a_cancelled_request_frees_its_slot_and_hears_nothing_more(form: str) -> None:
-    with stand(form, slots=1, pause_s=0.005) as there:
+    with stand(form, slots=1, pause_s=SLOW[form]) as there:
         first = there.ask(b"a", min_new_tokens=CAPACITY).started()
         second = there.ask(b"b", max_new_tokens=3)
         third = there.ask(b"c", max_new_tokens=3)
@@ -263,9 +264,9 @@ def test_a_request_may_be_cancelled_from_its_own_listener() -> None:
 
 @FORMS
 def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(form: str) -> None:
-    with stand(form, slots=1, pause_s=0.01 if form == "engine" else 0.06) as there:
-        running = there.ask(b"a", min_new_tokens=CAPACITY, deadline_s=time.monotonic() + 0.15)
-        waiting = there.ask(b"b", deadline_s=time.monotonic() + 0.05)
+    with stand(form, slots=1, pause_s=SLOW[form]) as there:
+        running = there.ask(b"a", min_new_tokens=CAPACITY, deadline_s=time.monotonic() + 0.5)
+        waiting = there.ask(b"b", deadline_s=time.monotonic() + 0.2)
         last = there.ask(b"c", max_new_tokens=2)
         for one in (waiting, running):
             assert isinstance(one.failure(), DeadlineExceeded)
@@ -275,7 +276,7 @@ def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(form: str) -> No
 
 @FORMS
 def test_the_end_tells_everybody_and_frees_the_form(form: str) -> None:
-    with stand(form, slots=1, pause_s=0.005) as there:
+    with stand(form, slots=1, pause_s=SLOW[form]) as there:
         heard = [there.ask(b"a", min_new_tokens=CAPACITY).started(), there.ask(b"b")]
         there.engine.close()
         for one in heard:
@@ -449,7 +450,7 @@ class Told(Watch):
 @FORMS
 def test_the_watch_hears_of_every_request_once(form: str) -> None:
     told = Told()
-    with stand(form, watch=told, slots=1, pause_s=0.002) as there:
+    with stand(form, watch=told, slots=1) as there:
         good = there.ask(b"abc", max_new_tokens=4, min_new_tokens=4)
         late = there.ask(b"abc", deadline_s=time.monotonic() - 1.0)
         gone = there.ask(b"abc")

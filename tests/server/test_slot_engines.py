@@ -89,7 +89,7 @@ def test_the_flags_bound_the_queue(server: Server) -> None:
 def test_a_server_that_stops_tells_those_it_generates_for(server: Server) -> None:
     decoder = server.versions.borrow(ModelRef("writer"))
     server.versions.give_back(decoder)
-    decoder.servable._before = lambda what: time.sleep(0.02)  # type: ignore[attr-defined]
+    decoder.servable._before = lambda what: time.sleep(0.2)  # type: ignore[attr-defined]
     lent = server.generators.of("writer", None, None)
     heard = Heard()
     lent.generator.submit(GenerationRequest(
