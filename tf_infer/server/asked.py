@@ -15,7 +15,7 @@ from tf_infer.server.generation import GenerationRequest
 SEPARATOR = b"\x1f"  # between the items of an option that is a list
 LIMIT, LEAST, STOP, LOGPROBS = "max_new_tokens", "min_new_tokens", "stop", "logprobs"
 STOP_BYTES = 2**14  # of all stop strings together
-NAMED, CHOICES = "constraint", "choices"
+NAMED, CHOICES, STOP_IDS = "constraint", "choices", "stop_ids"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +108,12 @@ def stops_of(value: Any) -> tuple[bytes, ...]:
             raise InvalidRequest(f"{STOP}: expected texts of at least one character, got an empty "
                                  f"one as item {place}. Leave it out.")
     return stops
+
+
+def stop_ids_of(options: Mapping[str, Any]) -> frozenset[int]:
+    """Return the ids that end a row beside the model's own, once the graph has checked them."""
+    text = options.get(STOP_IDS, b"")
+    return frozenset(int(number) for number in text.split(SEPARATOR) if number)
 
 
 def value_of(spec: TensorSpec, value: Any) -> Any:

@@ -26,7 +26,7 @@ from tf_infer.errors import (
     ServingError,
 )
 from tf_infer.manifest import ModelManifest
-from tf_infer.server.asked import NAMED, Asked, read
+from tf_infer.server.asked import NAMED, STOP_IDS, Asked, read, stop_ids_of
 from tf_infer.server.constraining import Constraining
 from tf_infer.server.contracts import Servable
 from tf_infer.server.forms import Choice, Form, Row
@@ -89,6 +89,7 @@ class _Call:
     came_s: float
     ids: np.ndarray        # of the prompt, [n] int32
     given_up: bool = False
+    stop_ids: frozenset[int] = frozenset()  # those that the form does not know of
     automaton: TokenAutomaton | None = None
     matcher: Matcher | None = None
     row: Row | None = None
@@ -340,6 +341,10 @@ class SlotEngine:
         row = call.row
         assert row is not None
         call.spelling = self._speller.start(call.ids)
+        if call.matcher is not None or call.asked.options.get(NAMED):
+            # So that whoever ends a constrained text tells whether it was an end id.
+            call.stop_ids = stop_ids_of(row.options)
+            row.options = {name: value for name, value in row.options.items() if name != STOP_IDS}
         row.most = min(call.asked.max_new_tokens, form.positions - row.prompt_length)
         if row.most < 1:
             nothing = _Taken(call, call.spelling, [], "length")
@@ -424,21 +429,18 @@ class SlotEngine:
     def _reason(self, one: _Taken) -> str:
         """Return why a row ends: INCOMPLETE where its constraint asks for more, as `generate`.
 
-        What ended a text by a stop string may have cut it.
+        What ended a text by a stop string or a stop id may have cut it.
         """
         call, reason = one.call, one.reason
         assert reason is not None and call.row is not None
         named = call.asked.options.get(NAMED)
-        if call.matcher is not None:
-            whole = one.end is not None or reason == "length"
-            if one.end is not None and one.end.token >= 0 and call.matcher.complete:
-                call.matcher.accept(one.end.token)
-                whole = call.matcher.finished
-            return reason if whole and call.matcher.complete else INCOMPLETE
-        if not named or (one.end is not None and not call.asked.options.get("stop_ids")):
+        if call.matcher is None and not named:
             return reason
-        whole = (reason == "length" or one.end is not None) and self._constraints.is_whole(
-            named, call.row.state)
+        if reason == "length":
+            whole = call.matcher.complete if call.matcher is not None else (
+                self._constraints.is_whole(named or b"", call.row.state))
+        else:
+            whole = one.end is not None and one.end.token not in call.stop_ids
         return reason if whole else INCOMPLETE
 
     def _texts(self, taken: Sequence[_Taken]) -> list[dict[int, bytes]]:
@@ -571,7 +573,7 @@ def _take(call: _Call, choices: Sequence[Choice]) -> _Taken:
     assert row is not None and spelling is not None
     kept: list[Choice] = []
     for choice in choices:
-        if choice.is_end:
+        if choice.is_end or choice.token in call.stop_ids:
             return _Taken(call, spelling, kept, "stop", choice)
         kept.append(choice)
         spelling.add(choice.token)
