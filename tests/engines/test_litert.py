@@ -136,6 +136,20 @@ def test_a_slot_is_alone_whatever_stands_in_the_others(llama: Case) -> None:
     np.testing.assert_allclose(crowd[0], alone, atol=FLOAT_ATOL)
 
 
+@pytest.mark.parametrize("length", [3, 20, 33, 50, 70])
+def test_a_slots_logits_are_the_same_bits_beside_longer_neighbours(
+        llama: Case, length: int) -> None:
+    """A step of more rows and pages sums in the same order: sampled texts need that."""
+    engine, lengths = llama.engine, np.array([length, 60, 98, 20], np.int32)
+    for slot, held in enumerate(lengths):
+        read_whole(engine, slot, llama.ids[slot, :held])
+    alone = engine.step(llama.ids[:, 9], lengths, [0])[0].copy()
+    pair = engine.step(llama.ids[:, 9], lengths, [0, 3])[0].copy()
+    crowd = engine.step(llama.ids[:, 9], lengths, [0, 1, 2, 3])[0]
+    np.testing.assert_array_equal(pair, alone)
+    np.testing.assert_array_equal(crowd, alone)
+
+
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 99])
 def test_what_is_saved_goes_on_in_any_slot(llama: Case, length: int) -> None:
     engine = llama.engine
