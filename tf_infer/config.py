@@ -417,7 +417,7 @@ class RegexConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JsonSchemaConfig:
-    """A JSON Schema that a text must be valid against; docs/constraints.md says what is honoured."""
+    """A JSON Schema that a text must be valid against; what is honoured: docs/constraints.md."""
 
     kind: Literal["json_schema"] = "json_schema"
     schema: Mapping[str, Any]

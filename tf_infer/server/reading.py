@@ -60,8 +60,11 @@ def in_pool(behaviour: Behaviour) -> Any:
     A call with one response is, on the wire, one with a stream of one response; only for streams
     gRPC lets go of the thread before the answer is sent.
     """
-    behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
-    return grpc.unary_stream_rpc_method_handler(behaviour)
+    def called(request: bytes, context: Any, send: Callable[[Any], None]) -> None:
+        behaviour(request, context, send)
+
+    called.experimental_non_blocking = True  # type: ignore[attr-defined]  # a method takes none
+    return grpc.unary_stream_rpc_method_handler(called)
 
 
 def handler(behaviour: Behaviour, large: Callable[..., Any] | None = None) -> Any:
