@@ -107,7 +107,8 @@ class Constraining:
         if self._ends is not None:
             return self._ends
         found: list[int] = []
-        wanted = sorted(number for number in self._tokens.vanishing if 0 <= number < size)
+        silent = {number for number, text in enumerate(self._tokens.tokens) if not text}
+        wanted = sorted(number for number in silent | self._tokens.vanishing if number < size)
         for start in range(0, len(wanted), ROWS):
             some = wanted[start:start + ROWS]
             logits = np.zeros((len(some), size), np.float32)
