@@ -112,7 +112,9 @@ def requests(manifest: ModelManifest, count: int, seed: int) -> list[tuple[bytes
             del more["forced_prefix"]
         asks = draw.random()
         if asks < 0.15:  # what a constraint is asked for beside the others is its own tests'
-            more = {"constraint": "numbers", "stop": "r"}
+            more = {"constraint": "numbers", draw.choice(["stop", "stop_ids"]): "r"}
+            if "stop_ids" in more:
+                more["stop_ids"] = "104"  # "e", with which two of them end
         elif asks < 0.3:
             more = {"choices": "abc\x1fde\x1fé", "stop_ids": "101"}
         options.update({name: value for name, value in more.items()
@@ -260,6 +262,23 @@ def test_what_comes_through_the_saved_model_is_what_generate_gives(
             holds(one, generated(version, prompt, options))
         until(lambda: engine.counts() == (0, 0))
         assert engine.prefix_bytes > 0
+    assert {one.pieces[-1].finish_reason for one in heard} >= {"stop", "length"}
+
+
+@pytest.mark.parametrize("engine_form", [True, False], ids=["engine", "saved"])
+def test_why_a_constrained_text_ends_is_what_generate_says(
+        version: SavedModelServable, task: Served, engine_form: bool) -> None:
+    manifest = version.manifest
+    assert manifest is not None
+    form = EngineForm(NetworkEngine(task, 4), version, manifest) if engine_form else None
+    drawn = [{how: value, "seed": seed, "temperature": 1.0, **more}
+             for how, value in (("constraint", "numbers"), ("choices", "one\x1fon\x1fé"))
+             for more in ({}, {"stop_ids": "104"}, {"stop": "e"}, {"max_new_tokens": 2},
+                          {"max_new_tokens": 0}) for seed in range(3)]
+    with engine_over(version, task, form=form) as engine:
+        heard = [asked(engine, b"ab", options) for options in drawn]
+        for one, options in zip(heard, drawn):
+            holds(one, generated(version, b"ab", options))
     assert {one.pieces[-1].finish_reason for one in heard} == {"stop", "length", "incomplete"}
 
 
