@@ -89,6 +89,7 @@ def test_a_form_is_exported_proven_and_served(precision: str, tmp_path: Path) ->
     assert {path.path: bool(path.skipped) for path in report.paths} == {
         "graph": False, "saved_model": False, "session": False, "xla": True, "grpc": True}
     assert read_manifest(folder).plan["precision"] == precision
+    assert main(["preflight", str(folder)]) == 0  # a tensorflow_model_server knows the operations
     written = json.loads((folder / EXTRA_FOLDER / "report.json").read_text())
     assert written["plan"]["path"] == "plan"
     with (contextlib.closing(proof.ServedPredictor(folder, "writer")) as served,

@@ -84,6 +84,37 @@ def test_a_single_step_of_rows_without_a_new_position_keeps_their_cache(decoder:
         assert np.abs(old[1, :, 3] - new[1, :, 3]).max() > 0
 
 
+@pytest.mark.parametrize("precision", ATOL)
+def test_no_rows_give_no_rows(reference: Any, precision: Any) -> None:
+    fast = FastDecoder(reference, precision)
+    none = tf.zeros([0], tf.int32)
+    logits, cache = fast.prefill(tf.zeros([0, 3], tf.int32), none, capacity=5)
+    assert logits.shape == (0, reference.vocab_size)
+    logits, cache = fast.extend(tf.zeros([0, 1], tf.int32), none, cache)
+    assert logits.shape == (0, 1, reference.vocab_size) and cache.layers[0][0].shape[0] == 0
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_a_row_is_the_same_to_the_last_bit_among_any_number(reference: Any, precision: Any
+                                                             ) -> None:
+    fast = FastDecoder(reference, precision)
+    ids, lengths = suite.rows(reference.vocab_size, count=33)
+    free = [tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)]
+
+    @tf.function(input_signature=[*free, free[0]], autograph=False)
+    def two_reads(prompt: tf.Tensor, counts: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        _, cache = fast.prefill(prompt, counts, capacity=8)
+        return fast.extend(tf.ensure_shape(step, [None, 1]), tf.ones_like(counts), cache)[0]
+
+    def run(rows: slice) -> np.ndarray:
+        some = tf.constant(ids[rows])
+        return np.array(two_reads(some[:, :5], tf.minimum(lengths[rows], 5), some[:, 5:6]))
+
+    crowd = run(slice(0, 33))
+    for count in (1, 2, 17):
+        np.testing.assert_array_equal(run(slice(0, count)), crowd[:count])
+
+
 @pytest.mark.slow
 def test_it_runs_from_a_saved_model(decoder: Any, tmp_path: Path) -> None:
     suite.it_runs_from_a_saved_model(decoder, tmp_path)

@@ -236,7 +236,10 @@ class Normalize:
         if self.centred:
             hidden -= tf.reduce_mean(hidden, axis=-1, keepdims=True)
         square = tf.reduce_mean(tf.square(hidden), axis=-1, keepdims=True)
-        return hidden * tf.math.rsqrt(square + self.epsilon)
+        # In float64: of a few float32 numbers some are computed together and others alone, by
+        # another approximation, so that a row would depend on how many there are.
+        root = tf.math.rsqrt(tf.cast(square, tf.float64) + self.epsilon)
+        return hidden * tf.cast(root, tf.float32)
 
 
 def folded(norm: Norm, dense: Dense) -> Dense:
