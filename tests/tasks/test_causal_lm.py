@@ -193,6 +193,12 @@ def test_score_is_the_sum_over_the_ids_of_the_continuation(task: CausalLM) -> No
         ids = [1, *(byte + FIRST for byte in (prompts[row] + added[row]).encode())]
         wanted = oracle.score(task.network, ids, 1 + len(prompts[row].encode()))
         assert found["score"][row] == pytest.approx(wanted, abs=1e-3 if row == 4 else ATOL)
+        length, start = int(found["length"][row]), 1 + len(prompts[row].encode())
+        each = [oracle.score(task.network, ids[:start + place + 1], start + place)
+                for place in range(min(length, 3))]
+        np.testing.assert_allclose(found["token_logprobs"][row, :len(each)], each, atol=ATOL)
+        assert not found["token_logprobs"][row, length:].any()
+        assert found["perplexity"][row] == pytest.approx(np.exp(-wanted / max(length, 1)), rel=1e-3)
 
 
 def test_score_of_a_generated_text_is_the_score_it_was_generated_with(task: CausalLM) -> None:
