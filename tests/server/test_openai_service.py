@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import http.client
 import json
 import logging
@@ -24,7 +25,9 @@ import openai
 from tests.server.generationkit import SCRIPT, TEXT, Serving, serving, until
 from tf_infer.config import ChatFormat
 from tf_infer.errors import Overloaded
+from tf_infer.server import rest
 from tf_infer.server.generation import Constraint
+from tf_infer.server.rest import inflate
 from tf_infer.server.scripted import Writer
 
 CHAT = ChatFormat(template="{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -583,3 +586,21 @@ def test_logs_and_metrics_hold_counts_and_no_text(
     assert [(line["method"], line["code"], line["tokens"]) for line in told] == [
         ("REST completions", "OK", len(SCRIPT)), ("REST chat", "OK", len(SCRIPT)),
         ("REST completions", "INVALID_ARGUMENT", 0)]
+
+
+def test_a_compressed_request_is_inflated_beside_the_loop(one: Serving,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+
+    def inflated(content: bytes, encoding: str) -> bytes:
+        threads.append(threading.current_thread().name)
+        return inflate(content, encoding)
+
+    monkeypatch.setattr(rest, "inflate", inflated)
+    body = gzip.compress(json.dumps({"model": "writer", "prompt": "Once"}).encode())
+    connection = http.client.HTTPConnection("localhost", one.rest_port, timeout=20)
+    connection.request("POST", "/v1/completions", body, {"Content-Encoding": "gzip"})
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["choices"][0]["text"]) == (200, TEXT)
+    connection.close()
+    assert len(threads) == 1 and threads[0].startswith("tf-infer-rest")

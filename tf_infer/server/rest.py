@@ -230,9 +230,10 @@ class RestServer:
             return listed or await self._api(request, target)
         if route is not None:
             content = await read_body(request)
-            return await self._openai.answer(
-                route, inflate(content, request.headers.get("Content-Encoding", "")),
-                request.headers.get("X-Request-Id"))
+            if encoding := request.headers.get("Content-Encoding", ""):
+                content = await asyncio.get_running_loop().run_in_executor(
+                    self._workers, inflate, content, encoding)
+            return await self._openai.answer(route, content, request.headers.get("X-Request-Id"))
         if is_api(target):
             return await self._api(request, target)
         if target == "/healthz":
