@@ -124,7 +124,8 @@ def test_a_constraint_wins_over_everything_else(generate: Generate) -> None:
         choices=["", "", "", "", "b\x1fab", ""], min_new_tokens=[30, 0, 0, 9, 0, 0],
         banned=["", "-", "", "", "b", ""],
         logit_bias=["", "", "100:90000\x1f2:-9000", "", "2:90000\x1f101:-9000", ""],
-        forced_prefix=["", "", "", "", "", "zz"], top_k=1, repetition_penalty=3.0)
+        forced_prefix=["", "", "", "", "", "zz"], top_k=1, repetition_penalty=3.0, min_p=0.5,
+        typical_p=0.5, temperature=[0.0, 1.0, 0.01, 1.0, 100.0, 1.0])
     assert set(found["finish_reason"]) == {b"stop"}
     assert all(fits("date", found["text"][row].decode()) for row in (0, 1, 2, 5))
     assert fits("mood", found["text"][3].decode())
@@ -239,7 +240,8 @@ def sentencepiece_task(folder: Path, name: str, **settings: Any) -> CausalLM:
         tokenizer_dir=folder, seed=5)
 
 
-@pytest.mark.parametrize("model", ["bpe", pytest.param("unigram_bytes", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["bpe", "unigram_bytes"])
 def test_spaces_of_sentencepiece_are_those_of_the_text(tmp_path: Path, model: str) -> None:
     generate = generator(sentencepiece_task(tmp_path, model, constraints={
         "word": RegexConfig(pattern=r"[ a-z]{1,6}"), "led": RegexConfig(pattern=r" a[ab]{1,4}")}))

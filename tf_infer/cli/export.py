@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 EPILOG = """what is checked before anything stands under the version's number: graph, XLA, the
@@ -17,6 +18,7 @@ examples:
   tf-infer export runs/writer --base-dir saved_models/writer --no-xla
   tf-infer export runs/writer --base-dir saved_models/writer --plan bfloat16
   tf-infer export runs/writer --base-dir saved_models/writer --engine litert
+  tf-infer export runs/writer --base-dir saved_models/writer --constraints constraints.json
 """
 
 
@@ -43,6 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
                              "or the JSON file of a plan (docs/optimisation.md). It is proven "
                              "against the model as it is")
     add_engine(parser)
+    parser.add_argument("--constraints", type=Path, metavar="FILE",
+                        help="of a decoder: what texts must look like that name one of these; JSON,"
+                             " name -> constraint, in place of those of the model directory "
+                             "(docs/constraints.md)")
     parser.add_argument("--explain", action="store_true",
                         help="of a classifier: the signature `explain`, too (tf-infer explain)")
     parser.add_argument("--no-xla", action="store_true", help="do not compare with XLA")
@@ -58,10 +64,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Export; return 0, or 1 when a path differs (nothing is written then)."""
     from tf_infer.cli.engine import settings_of
     from tf_infer.cli.proof import Progress, export_task, read_texts, tolerance_of
+    from tf_infer.config import ConstraintConfig
+    from tf_infer.config import load as load_config
     from tf_infer.errors import ConfigError, VerificationError
     from tf_infer.export.versions import prune
     from tf_infer.optimize.plan import read_plan
     from tf_infer.tasks.build import load
+    from tf_infer.tasks.causal_lm import CausalLM
     from tf_infer.tasks.classifier import Classifier
     from tf_infer.verify.table import format_report
 
@@ -76,6 +85,11 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError("--explain: expected a classifier, got a model of kind "
                               f"{task.config.kind!r}.")
         task = task.explaining()
+    if arguments.constraints:
+        if not isinstance(task, CausalLM):
+            raise ConfigError("--constraints: expected a decoder, got a model of kind "
+                              f"{task.config.kind!r}.")
+        task = task.constrained(load_config(Mapping[str, ConstraintConfig], arguments.constraints))
     try:
         folder, report = export_task(
             task, arguments.base_dir, name=name, texts=texts, plan=plan,
