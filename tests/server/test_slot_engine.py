@@ -194,6 +194,15 @@ def test_what_ends_within_a_constraint_says_so(form: str) -> None:
         assert heard.answer().text in (b"abc", b"p")
 
 
+@FORMS
+def test_no_stop_id_ends_a_constrained_text_before_min_new_tokens(form: str) -> None:
+    with stand(form) as there:
+        heard = [constrained(there, "choices", "aaaa\x1fabab\x1fbbba\x1fbaba", stop_ids="3",  # "a"
+                             min_new_tokens=3, temperature=5.0, seed=seed) for seed in range(4)]
+        assert [(one.answer().text, one.answer().reason) for one in heard] == [
+            (b"bbb", "incomplete")] * 4
+
+
 def test_one_constraint_is_enough() -> None:
     with stand() as there, pytest.raises(InvalidRequest, match="expected one, got several"):
         constrained(there, "choices", "a", choices="b")
@@ -511,3 +520,51 @@ def test_two_thousand_requests_with_cancellations_leave_nothing_behind(form: str
         endure(form, 500, seed)
     gc.collect()
     assert gauges.resident_bytes().get((), 0) - before < 20 * 2**20
+
+
+def test_what_is_prepared_early_is_there_before_the_first_request() -> None:
+    made: list[str] = []
+    with stand(early=True, making=lambda: made.append("form")) as there:
+        there.engine.prepare()
+        assert made == ["form"]
+        there.engine.prepare()
+        assert there.ask(b"a b c", max_new_tokens=3).answer().reason
+        assert made == ["form"]
+    with stand(early=False, making=lambda: made.append("late")) as there:
+        there.engine.prepare()
+        assert made == ["form"]  # its first request makes it
+
+
+def test_a_form_that_cannot_be_prepared_holds_up_nobody_and_is_tried_again() -> None:
+    tries: list[int] = []
+
+    def making() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise ValueError("secret")
+
+    with stand(early=True, making=making) as there:
+        there.engine.prepare()
+        assert len(tries) == 1
+        assert there.ask(b"a b c", max_new_tokens=3).answer().reason
+        assert len(tries) == 2
+
+
+def test_who_closes_while_a_form_is_prepared_lets_both_go() -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def making() -> None:
+        begun.set()
+        release.wait(10)
+
+    with stand(early=True, making=making) as there:
+        waiting = threading.Thread(target=there.engine.prepare)
+        waiting.start()
+        assert begun.wait(10)
+        closing = threading.Thread(target=there.engine.close)
+        closing.start()
+        waiting.join(10)
+        assert not waiting.is_alive()
+        release.set()
+        closing.join(10)
+        assert not closing.is_alive()

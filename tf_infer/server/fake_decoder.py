@@ -85,17 +85,17 @@ def choose(logits: np.ndarray, options: Mapping[str, Any], produced: int,
            allowed: np.ndarray | None = None) -> Chosen:
     """Choose the next token of one row; [V] logits."""
     changed = logits.copy()
+    text = options["stop_ids"]
+    text = text.encode() if isinstance(text, str) else text
+    ends = {END, *(int(number) for number in text.split(b"\x1f") if number)}
     if produced < int(options["min_new_tokens"]):
-        changed[END] = quick_choice.BANNED
+        changed[list(ends)] = quick_choice.BANNED
     how = quick_choice.Drawing(float(options["temperature"]), 0, 1.0, 0.0, int(options["seed"]),
                                int(options["draw"]))
     found = quick_choice.choose(changed, how, produced, NO_MASK if allowed is None else allowed)
     assert found is not None
     token = found.token
     log_probs = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
-    text = options["stop_ids"]
-    text = text.encode() if isinstance(text, str) else text
-    ends = {END, *(int(number) for number in text.split(b"\x1f") if number)}
     best = np.argsort(-log_probs, kind="stable")[:TOP]
     return Chosen(token, float(log_probs[token]), token in ends,
                   tuple((int(one), float(log_probs[one])) for one in best))

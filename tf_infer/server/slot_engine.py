@@ -26,7 +26,7 @@ from tf_infer.errors import (
     ServingError,
 )
 from tf_infer.manifest import ModelManifest
-from tf_infer.server.asked import NAMED, STOP_IDS, Asked, read, stop_ids_of
+from tf_infer.server.asked import LEAST, NAMED, STOP_IDS, Asked, read, stop_ids_of
 from tf_infer.server.constraining import Constraining
 from tf_infer.server.contracts import Servable
 from tf_infer.server.forms import Choice, Form, Row
@@ -108,6 +108,18 @@ class _Call:
     def new_tokens(self) -> int:
         return 0 if self.row is None else self.row.length - self.row.prompt_length
 
+    def take_stop_ids(self) -> None:
+        """Look for a constrained row's stop ids here: who ends it tells whether it was an end id.
+
+        Until it may end they are the form's to forbid, which then goes token by token.
+        """
+        row = self.row
+        assert row is not None
+        early = bool(self.stop_ids) and self.new_tokens < int(row.options.get(LEAST, 0))
+        row.step_by_step = early or self.automaton is not None
+        if not early:
+            row.options = {name: value for name, value in row.options.items() if name != STOP_IDS}
+
     def late(self, now_s: float) -> bool:
         deadline_s = self.request.deadline_s
         return deadline_s is not None and now_s >= deadline_s
@@ -133,11 +145,13 @@ class SlotEngine:
         tokens: the bytes of every id; None where the version carries none.
         watch: told of what happens.
         name: of the thread.
+        early: whether `prepare` makes the form; else the first request does.
     """
 
     def __init__(self, servable: Servable, manifest: ModelManifest, make_form: Callable[[], Form],
                  limits: EngineLimits, *, tokens: TokenBytes | None = None,
-                 watch: Watch | None = None, name: str = "tf-infer-decode") -> None:
+                 watch: Watch | None = None, name: str = "tf-infer-decode",
+                 early: bool = False) -> None:
         assert isinstance(manifest.task, CausalLMConfig)
         self._servable, self._make_form, self._watch = servable, make_form, watch or Watch()
         self._capacity = manifest.task.capacity
@@ -151,11 +165,27 @@ class SlotEngine:
         self._prefixes: Prefixes[Any] = Prefixes(limits.prefix_bytes, limits.prefix_block)
         self._changed = threading.Condition()  # guards the board, `given_up` and the two below
         self._closing = False
+        self._early, self._preparing = early, False
         self._thread: threading.Thread | None = None
         self._name = name
         self._form: Form | None = None
 
     # ------------------------------------------------------------------ from any thread
+
+    def prepare(self) -> None:
+        """Return when the form is there, or cannot be made; see `generation.Generator.prepare`."""
+        with self._changed:
+            if not self._early or self._closing or self._form is not None:
+                return
+            self._preparing = True
+            self._wake()
+            self._changed.wait_for(lambda: self._closing or not self._preparing)
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
 
     def submit(self, request: GenerationRequest, listener: Listener) -> _Ticket:
         """Take a request; see `generation.Generator.submit`.
@@ -174,10 +204,7 @@ class SlotEngine:
         with self._changed:
             self._refuse(full=False)
             self._refuse(full=not self._board.enqueue(call))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            self._wake()
         return _Ticket(self, call)
 
     def _refuse(self, *, full: bool) -> None:
@@ -202,13 +229,13 @@ class SlotEngine:
         """Let a call's slot be free at the next step, and its listener quiet."""
         with self._changed:
             call.given_up = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def close(self) -> None:
         """End what runs with UNAVAILABLE, and free the form; see `generation.Generator.close`."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(CLOSE_S)
@@ -246,6 +273,10 @@ class SlotEngine:
                 self._turn()
             except Exception as error:  # a fault of ours: nobody may wait for ever
                 self._fail(self._there(), as_serving_error(error, "a turn of the slot engine"))
+            with self._changed:
+                if self._preparing:
+                    self._preparing = False
+                    self._changed.notify_all()
         self._fail(self._there(), ServerUnavailable(STOPPING))
         self._prefixes.clear()
         if self._form is not None:
@@ -254,7 +285,8 @@ class SlotEngine:
     def _wait(self) -> bool:
         """Wait until there is something to do; return False when the engine closes."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or len(self._board) > 0)
+            self._changed.wait_for(
+                lambda: self._closing or self._preparing or len(self._board) > 0)
             return not self._closing
 
     def _there(self) -> list[_Call]:
@@ -342,9 +374,8 @@ class SlotEngine:
         assert row is not None
         call.spelling = self._speller.start(call.ids)
         if call.matcher is not None or call.asked.options.get(NAMED):
-            # So that whoever ends a constrained text tells whether it was an end id.
             call.stop_ids = stop_ids_of(row.options)
-            row.options = {name: value for name, value in row.options.items() if name != STOP_IDS}
+            call.take_stop_ids()
         row.most = min(call.asked.max_new_tokens, form.positions - row.prompt_length)
         if row.most < 1:
             nothing = _Taken(call, call.spelling, [], "length")
@@ -561,6 +592,8 @@ class _Taken:
             for choice in self.kept:
                 self.call.matcher.accept(choice.token)
             row.allowed = self.call.matcher.allowed()
+        if self.call.stop_ids:
+            self.call.take_stop_ids()
         row.most -= len(self.kept)
         self.call.score += sum(choice.logprob for choice in self.kept)
         self.call.score += 0.0 if self.end is None else self.end.logprob
