@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -11,7 +12,14 @@ import pytest
 from tests.server.restkit import Rest, serving
 from tests.server.serverkit import free_port
 from tf_infer.equality import Tolerance
-from tf_infer.errors import InvalidRequest, ModelNotFound, ServerUnavailable, VerificationError
+from tf_infer.errors import (
+    ConfigError,
+    InvalidRequest,
+    ModelNotFound,
+    ServerFailure,
+    ServerUnavailable,
+    VerificationError,
+)
 from tf_infer.manifest import Sample
 from tf_infer.verify import parity
 from tf_infer.verify.rest_predictor import RestPredictor, can_travel
@@ -77,3 +85,12 @@ def test_a_planted_difference_is_found(rest: Rest) -> None:
     wrong = [Sample("serving_default", inputs, {"y": np.float32([3.1])})]
     with pytest.raises(VerificationError, match="serving_default/y"):
         parity.verify({"rest": lambda: RestPredictor(address, "m")}, wrong, Tolerance())
+
+
+def test_an_answer_that_is_no_json_and_an_address_that_is_none_are_told(
+        predictor: RestPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http.client.HTTPResponse, "read", lambda self: b"<html>Bad Gateway</html>")
+    with pytest.raises(ServerFailure, match="and no JSON. Name the REST port"):
+        predictor("serving_default", {"x": np.float32([1.0])})
+    with pytest.raises(ConfigError, match="expected host:port, got localhost:abc"):
+        RestPredictor("localhost:abc", "m")

@@ -11,7 +11,14 @@ from urllib.parse import quote
 
 import numpy as np
 
-from tf_infer.errors import Code, ServerUnavailable, exception_for, http_status
+from tf_infer.errors import (
+    Code,
+    ConfigError,
+    ServerFailure,
+    ServerUnavailable,
+    exception_for,
+    http_status,
+)
 from tf_infer.verify.predictors import Outputs
 
 DTYPES = {"DT_FLOAT": np.float32, "DT_DOUBLE": np.float64, "DT_HALF": np.float16,
@@ -29,13 +36,19 @@ class RestPredictor:
         version: this one; None asks for the highest.
         timeout_s: of one call.
 
+    Raises:
+        ConfigError: the address is none.
+
     Bytes that are not UTF-8 go as base64; in an answer they can only come in outputs whose name
     ends in "_bytes", which is TensorFlow Serving's rule.
     """
 
     def __init__(self, address: str, model: str, *, version: int | None = None,
                  timeout_s: float = 120.0) -> None:
-        self._connection = http.client.HTTPConnection(address, timeout=timeout_s)
+        try:
+            self._connection = http.client.HTTPConnection(address, timeout=timeout_s)
+        except http.client.InvalidURL as error:
+            raise ConfigError(f"REST: expected host:port, got {address}.") from error
         place = f"/versions/{version}" if version is not None else ""
         self._path = f"/v1/models/{quote(model, safe='')}{place}"
         self._address = address
@@ -65,7 +78,12 @@ class RestPredictor:
             self._connection.close()
             raise ServerUnavailable(f"{self._address} does not answer over HTTP: "
                                     f"{error or type(error).__name__}.") from error
-        told = json.loads(content)
+        try:
+            told = json.loads(content)
+        except ValueError as error:
+            raise ServerFailure(f"{self._address} answered {answer.status} and no JSON. Name the "
+                                "REST port of a server, without a proxy that answers itself."
+                                ) from error
         if answer.status != 200:
             code = next((code for code in Code if http_status(code) == answer.status), Code.UNKNOWN)
             raise exception_for(code, str(told.get("error", "")))
