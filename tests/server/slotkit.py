@@ -126,11 +126,13 @@ class Stand:
     Args:
         form: "engine" or "saved".
         table: whether the version carries the bytes of its tokens.
+        making: is called when the form is made.
     """
 
     def __init__(self, form: str = "engine", *, slots: int = 4, table: bool = True,
                  chunk: int = 8, queue: int = 100, prefix_bytes: int = 0, pause_s: float = 0.0,
-                 before: Callable[[str], None] | None = None, watch: Watch | None = None) -> None:
+                 before: Callable[[str], None] | None = None, watch: Watch | None = None,
+                 early: bool = False, making: Callable[[], None] | None = None) -> None:
         pause = (lambda signature: time.sleep(pause_s)) if pause_s else None
         self.decoder = FakeDecoder(before or pause)
         self.stepper = fake_decoder.FakeStepEngine(slots, pause_s=pause_s, before=before)
@@ -138,6 +140,8 @@ class Stand:
         assert manifest is not None
 
         def make() -> Form:
+            if making is not None:
+                making()
             if form == "engine":
                 return EngineForm(self.stepper, self.decoder, manifest)
             return SavedForm(self.decoder, manifest, slots)
@@ -146,7 +150,7 @@ class Stand:
             self.decoder, manifest, make,
             EngineLimits(slots=slots, queue=queue, chunk=chunk, prefix_bytes=prefix_bytes,
                          prefix_block=4),
-            tokens=TOKENS if table else None, watch=watch)
+            tokens=TOKENS if table else None, watch=watch, early=early)
 
     def ask(self, prompt: bytes, heard: Heard | None = None, *, deadline_s: float | None = None,
             top_logprobs: int | None = None, echo: bool = False, **options: Any) -> Heard:

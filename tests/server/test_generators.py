@@ -63,12 +63,14 @@ def manifest(names: tuple[str, ...]) -> ModelManifest:
 class Stage:
     """A table of versions, and generators that are fakes."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, *, prepare: bool = False) -> None:
         make_versions(base, "writer/1", "other/1")
         self.loaded: dict[str, EchoServable] = {}
         self.made: list[tuple[str, FakeGenerator]] = []
         self.pause_s = 0.0
+        self.state_when_prepared: list[State] = []
         self.versions = Versions(self._load, max_load_retries=0, poll_s=0,
+                                 loaded=self._prepare if prepare else None,
                                  unloading=lambda servable: self.generators.unload(servable))
         self.generators = VersionGenerators(self.versions, self._make)
         self.base = base
@@ -82,6 +84,10 @@ class Stage:
         servable = self.loaded[path.parent.name] = EchoServable()
         servable.manifest = manifest(NEEDED if path.parent.name == "writer" else ("encode",))
         return servable, LoadTimes()
+
+    def _prepare(self, lease: Lease) -> None:
+        self.state_when_prepared.append(lease.entry.state)
+        self.generators.prepare(lease)
 
     def _make(self, lease: Lease) -> Generator:
         self.made.append((lease.name, FakeGenerator(pause_s=self.pause_s)))
@@ -97,6 +103,25 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     yield made
     made.generators.stop(0.0)
     made.versions.stop()
+
+
+def test_a_version_prepares_before_it_is_available_and_one_that_cannot_is_there_all_the_same(
+        tmp_path: Path) -> None:
+    stage = Stage(tmp_path, prepare=True)
+    assert stage.state_when_prepared == [State.LOADING] * 2  # a decoder, and one that is none
+    assert [(name, one.prepared) for name, one in stage.made] == [("writer", True)]
+    assert asked(stage).text() == b" one two three"
+    stage.generators.stop(0.0)
+    stage.versions.stop()
+
+    def broken(lease: Lease) -> None:
+        raise ValueError("secret")
+
+    other = Versions(lambda path: (EchoServable(), LoadTimes()), max_load_retries=0, poll_s=0,
+                     loaded=broken)
+    other.configure([ModelConfig(name="writer", base_path=str(tmp_path / "writer"))])
+    assert other.serving()
+    other.stop()
 
 
 def asked(stage: Stage, prompt: bytes = b"one two three", **options: int) -> Heard:

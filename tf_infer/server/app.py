@@ -85,6 +85,7 @@ class Server:
             labels_for_unavailable=config.labels_for_unavailable,
             load_threads=config.load_threads, start_load_threads=config.start_load_threads,
             poll_s=config.poll_s, metrics=self.metrics,
+            loaded=lambda lease: self.generators.prepare(lease),
             unloading=lambda servable: self.generators.unload(servable))
         self.generators = VersionGenerators(
             self.versions, generate or slot_engines.slot_engines(config.decode, self.metrics))

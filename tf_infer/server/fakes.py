@@ -97,6 +97,7 @@ class FakeGenerator:
     Attributes:
         requests: what was asked so far.
         cancelled: how many were given up.
+        prepared: whether it was told to prepare.
     """
 
     def __init__(self, *, pause_s: float = 0.0, error: ServingError | None = None,
@@ -104,7 +105,12 @@ class FakeGenerator:
         self._pause_s, self._error, self._error_after = pause_s, error, error_after
         self.requests: list[GenerationRequest] = []
         self.cancelled = 0
+        self.prepared = False
         self._closed = threading.Event()
+
+    def prepare(self) -> None:
+        """Remember it."""
+        self.prepared = True
 
     def submit(self, request: GenerationRequest, listener: Listener) -> FakeTicket:
         """Start to answer."""

@@ -107,6 +107,10 @@ class Ticket(Protocol):
 class Generator(Protocol):
     """What answers generation requests of one version of a model."""
 
+    def prepare(self) -> None:
+        """Do before the first request what it would have to wait for; faults are told to requests.
+        """
+
     def submit(self, request: GenerationRequest, listener: Listener) -> Ticket:
         """Take a request.
 

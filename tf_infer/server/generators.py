@@ -95,6 +95,11 @@ class VersionGenerators:
         return LentGenerator(lease.name, lease.version, made.generator, made.chat,
                              [lambda: self._returned(lease)])
 
+    def prepare(self, lease: Lease) -> None:
+        """Let a version that is about to be available do what its first request would wait for."""
+        if generates(lease.servable.manifest):
+            self._of(lease).generator.prepare()
+
     def _of(self, lease: Lease) -> _Made:
         if not generates(lease.servable.manifest):
             raise NotOffered(

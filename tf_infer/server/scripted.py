@@ -42,6 +42,9 @@ class Writer:
         self._lock = threading.Lock()
         self._running: set[_Script] = set()
 
+    def prepare(self) -> None:
+        """See `Generator.prepare`: there is nothing to do."""
+
     def submit(self, request: GenerationRequest, listener: Listener) -> _Script:
         """Take a request; see `generation.Generator.submit`."""
         options = {"max_new_tokens": self.capacity, "temperature": 0.0, "top_k": 0,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tf_infer import token_bytes
 from tf_infer.errors import BackendMissing, NotOffered
-from tf_infer.manifest import EXTRA_FOLDER, ModelManifest
+from tf_infer.manifest import ENGINES_FOLDER, EXTRA_FOLDER, ModelManifest
 from tf_infer.server import cpus
 from tf_infer.server.config import DecodeConfig
 from tf_infer.server.contracts import Servable
@@ -23,8 +23,8 @@ from tf_infer.server.versions import Lease
 from tf_infer.token_bytes import TokenBytes
 
 MIB = 2**20
-ENGINES_FOLDER = "engines"
 LITERT = "litert"
+LITERT_FOLDER = Path(EXTRA_FOLDER) / ENGINES_FOLDER / LITERT
 
 
 class Told(Watch):
@@ -58,7 +58,8 @@ def slot_engines(config: DecodeConfig, metrics: Metrics) -> Make:
             EngineLimits(slots=config.slots or manifest.grid.rows[-1], queue=config.queue,
                          chunk=config.chunk, prefix_bytes=config.prefix_cache_mb * MIB),
             tokens=tokens_of(path), watch=Told(metrics, lease.name, lease.version),
-            name=f"tf-infer-decode-{lease.name}")
+            name=f"tf-infer-decode-{lease.name}",
+            early=config.engine != "saved_model" and (path / LITERT_FOLDER).is_dir())
 
     return make
 
@@ -89,7 +90,7 @@ def _form(config: DecodeConfig, servable: Servable, manifest: ModelManifest, pat
 def _engine(config: DecodeConfig, servable: Servable, manifest: ModelManifest, path: Path,
             ) -> EngineForm | None:
     """Return the engine of a version; None where it has none, or its library is missing."""
-    folder = path / EXTRA_FOLDER / ENGINES_FOLDER / LITERT
+    folder = path / LITERT_FOLDER
     there = folder.is_dir() and any(spec.name == CHOOSE for spec in manifest.signatures)
     if not there:
         if config.engine == LITERT:

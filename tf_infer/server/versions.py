@@ -28,7 +28,7 @@ from tf_infer.server import memory
 from tf_infer.server.config import ModelConfig, check_models
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
 from tf_infer.server.decide import Seen, State, aspired, plan, start_outcome, versions_in
-from tf_infer.server.logs import event
+from tf_infer.server.logs import event, place
 from tf_infer.server.metrics import Metrics
 
 
@@ -88,6 +88,7 @@ class Versions:
         start_load_threads: ... while the first configuration is loaded; 0 for the same (VR20).
         poll_s: how often the folders are looked at; 0 once per configuration, negative never.
         metrics: is told which models and versions there are.
+        loaded: told of a version before it is available; what it raises is logged.
         unloading: told of a servable that nobody uses any more, before it is closed.
     """
 
@@ -95,8 +96,10 @@ class Versions:
                  load_retry_interval_s: float = 60.0, labels_for_unavailable: bool = False,
                  load_threads: int = 4, start_load_threads: int = 0, poll_s: float = 1.0,
                  metrics: Metrics | None = None,
+                 loaded: Callable[[Lease], None] | None = None,
                  unloading: Callable[[Servable], None] | None = None) -> None:
         self._load = load
+        self._loaded = loaded
         self._unloading = unloading
         self._metrics = metrics or Metrics(page=False)
         self._retries = max_load_retries
@@ -267,6 +270,7 @@ class Versions:
                   attempt=attempt + 1, code=error.code.name, error=error.details)
         if entry.servable is not None:
             self._metrics.loaded(entry.name, entry.version, entry.servable.signatures)
+            self._tell_loaded(Lease(entry.name, entry.version, entry.servable, entry))
         with self._changed:
             late = error is None and self._stopping.is_set()
             entry.error, entry.tried = error, error is not None
@@ -274,6 +278,14 @@ class Versions:
             self._act()
         if late:
             self._unload_entry(entry)
+
+    def _tell_loaded(self, lease: Lease) -> None:
+        try:
+            if self._loaded is not None:
+                self._loaded(lease)
+        except Exception as error:  # whoever asks for it is told
+            event("fault", logging.ERROR, where="a version that was loaded", model=lease.name,
+                  version=lease.version, error=type(error).__name__, at=place(error))
 
     def _is_wanted(self, entry: _Entry) -> bool:
         with self._changed:
