@@ -232,11 +232,9 @@ def test_every_field_reaches_the_generator(one: Serving) -> None:
     ({"response_format": {"type": "json_schema", "json_schema": {
         "name": "x", "strict": True, "schema": {"type": "string"}}}}, "json_schema",
      '{"type": "string"}'),
-    ({"response_format": {"type": "json_object"}}, "json_schema", '{"type": "object"}'),
     ({"structured_outputs": {"choice": ["ja", "nein"]}}, "choices", "ja\x1fnein"),
     ({"structured_outputs": {"json": "{}"}}, "json_schema", "{}"),
     ({"structured_outputs": {"regex": "[a-z]"}}, "regex", "[a-z]"),
-    ({"structured_outputs": {"json_object": True}}, "json_schema", '{"type": "object"}'),
     ({"guided_json": {"a": "é"}}, "json_schema", '{"a": "é"}'),
     ({"guided_choice": ["a"]}, "choices", "a"), ({"constraint": "date"}, "name", "date"),
 ])
@@ -244,6 +242,17 @@ def test_every_constraint_reaches_the_generator(one: Serving, fields: dict[str, 
                                                 value: str) -> None:
     assert chat(one, **fields).status == 200
     assert one.writer.requests[0].constraint == Constraint(kind=kind, value=value)
+
+
+@pytest.mark.parametrize("fields", [{"response_format": {"type": "json_object"}},
+                                    {"structured_outputs": {"json_object": True}}])
+def test_any_object_is_refused_by_the_name_of_its_field(one: Serving, fields: dict[str, Any]
+                                                        ) -> None:
+    answer = chat(one, **fields)
+    message, _, field, _ = answer.error()
+    assert answer.status == 400 and "Send the schema of the object" in message
+    assert field is not None and field.startswith(next(iter(fields)))
+    assert one.writer.requests == []
 
 
 def test_texts_without_a_constraint_have_none(one: Serving) -> None:

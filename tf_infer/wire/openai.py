@@ -374,12 +374,17 @@ def _response_format(value: Mapping[str, Any]) -> tuple[str, str] | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return "json_schema", '{"type": "object"}'
+        raise _any_object("response_format.type")
     if kind == "json_schema":
         inside = _object(value.get("json_schema"), "response_format.json_schema")
         return _limit("json", inside.get("schema"), "response_format.json_schema.schema")
-    raise InvalidRequest("response_format.type: expected text, json_object or json_schema, "
-                         "got another.")
+    raise InvalidRequest("response_format.type: expected text or json_schema, got another.")
+
+
+def _any_object(where: str) -> InvalidRequest:
+    """Return the error of a constraint that every compiler here would refuse, by another name."""
+    return InvalidRequest(f"{where}: expected a JSON Schema, got json_object: any object is more "
+                          "than an automaton holds. Send the schema of the object that you want.")
 
 
 def _structured(value: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -390,8 +395,9 @@ def _structured(value: Mapping[str, Any]) -> tuple[str, str] | None:
                              "json_object, got none, several or others.")
     (name, one), = given.items()
     if name == "json_object":
-        wanted = _bool(one, "structured_outputs.json_object")
-        return ("json_schema", '{"type": "object"}') if wanted else None
+        if _bool(one, "structured_outputs.json_object"):
+            raise _any_object("structured_outputs.json_object")
+        return None
     return _limit(name, one, f"structured_outputs.{name}")
 
 
