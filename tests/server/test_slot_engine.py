@@ -146,6 +146,7 @@ def test_echo_puts_the_prompt_before_everything() -> None:
     ({"max_new_tokens": 3, "min_new_tokens": 4}, InvalidRequest,
      "min_new_tokens: expected at most max_new_tokens = 3, got 4"),
     ({"stop": "a" * 20_000}, InvalidRequest, "stop: expected at most 16384 bytes, got 20000"),
+    ({"stop": "\x1f".join("ab" * 50)}, InvalidRequest, "stop: expected at most 64 texts, got 100"),
     ({"max_new_tokens": -1}, InvalidRequest, "expected 0 <= max_new_tokens <= 48, got -1"),
     ({"max_new_tokens": 49}, InvalidRequest, "expected 0 <= max_new_tokens <= 48, got 49"),
 ])

@@ -15,6 +15,7 @@ from tf_infer.server.generation import GenerationRequest
 SEPARATOR = b"\x1f"  # between the items of an option that is a list
 LIMIT, LEAST, STOP, LOGPROBS = "max_new_tokens", "min_new_tokens", "stop", "logprobs"
 STOP_BYTES = 2**14  # of all stop strings together
+STOPS = 64          # each is looked for at every token, on a thread that all rows share
 NAMED, CHOICES, STOP_IDS = "constraint", "choices", "stop_ids"
 
 
@@ -103,6 +104,8 @@ def stops_of(value: Any) -> tuple[bytes, ...]:
     if len(text) > STOP_BYTES:
         raise InvalidRequest(f"{STOP}: expected at most {STOP_BYTES} bytes, got {len(text)}.")
     stops = tuple(text.split(SEPARATOR)) if text else ()
+    if len(stops) > STOPS:
+        raise InvalidRequest(f"{STOP}: expected at most {STOPS} texts, got {len(stops)}.")
     for place, stop in enumerate(stops):
         if not stop:
             raise InvalidRequest(f"{STOP}: expected texts of at least one character, got an empty "
