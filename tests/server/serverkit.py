@@ -18,11 +18,21 @@ from tf_infer.server.versions import Lease, ModelRef, Versions
 from tf_infer.wire import methods, serving_pb2
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nobody listens on, and that was not given before: two servers of one test
+    on the same number would both start, one for IPv4 and one for IPv6.
+    """
+    while True:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind(("::", 0))
+            port: int = probe.getsockname()[1]
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def make_versions(base: Path, *names: str) -> Path:
