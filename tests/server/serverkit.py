@@ -17,7 +17,6 @@ from tf_infer.server.contracts import LoadFn
 from tf_infer.server.versions import Lease, ModelRef, Versions
 from tf_infer.wire import methods, serving_pb2
 
-
 _given: set[int] = set()
 
 
@@ -26,9 +25,9 @@ def free_port() -> int:
     on the same number would both start, one for IPv4 and one for IPv6.
     """
     while True:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            probe.bind(("::", 0))
+        both = socket.has_dualstack_ipv6()
+        with socket.create_server(("", 0), dualstack_ipv6=both, family=(
+                socket.AF_INET6 if both else socket.AF_INET)) as probe:
             port: int = probe.getsockname()[1]
         if port not in _given:
             _given.add(port)
