@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,6 +173,7 @@ def prove_plan(reference: Task, task: Task, plan: OptimizationPlan, texts: Seque
 def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes] = (),
                 plan: OptimizationPlan | None = None, engine: EngineSettings | None = None,
                 tolerance: Tolerance | None = None, xla: bool = True, server: bool = True,
+                skipped: Mapping[str, str] | None = None,
                 version: int | None = None, max_rows: int | None = None,
                 progress: Callable[[str], None] = lambda line: None) -> tuple[Path, Report]:
     """Prove a task on every path and write it as a version of its model, or write nothing.
@@ -189,6 +190,7 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
         tolerance: what counts as equal; None takes the default of `verify.parity`, or that of the
             plan's precision.
         xla, server: whether the paths "xla" and "grpc" are compared too; they take longest.
+        skipped: other paths that are not compared, and why.
         version: number; None takes the next.
         max_rows: largest batch of a golden sample; None takes that of the grid.
         progress: is told what happens next.
@@ -222,7 +224,7 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
     progress("running golden samples op by op")
     golden = make_golden(task, texts, max_rows=max_rows)
     check = export_check(task, name, golden, tolerance or Bounds(), xla=xla, server=server,
-                         plan=proven, progress=progress)
+                         left_out=skipped, plan=proven, progress=progress)
     reports: list[Report] = []
     engines: list[PathReport] = []
 
@@ -244,7 +246,8 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
 
 
 def export_check(task: Task, name: str, golden: Sequence[Sample], tolerance: Tolerance, *,
-                 xla: bool = True, server: bool = True, plan: PathReport | None = None,
+                 xla: bool = True, server: bool = True,
+                 left_out: Mapping[str, str] | None = None, plan: PathReport | None = None,
                  progress: Callable[[str], None]) -> Callable[[Path], Report]:
     """Return the check that an export has to pass: every path gives what eager gives.
 
@@ -254,6 +257,7 @@ def export_check(task: Task, name: str, golden: Sequence[Sample], tolerance: Tol
         golden: samples with outputs.
         tolerance: what counts as equal.
         xla, server: whether the paths "xla" and "grpc" are compared too; they take longest.
+        left_out: other paths that are not compared, and why.
         plan: how the task compares with what its plan was applied to.
         progress: is told which path is next.
     """
@@ -272,7 +276,7 @@ def export_check(task: Task, name: str, golden: Sequence[Sample], tolerance: Tol
             "session": lambda: SessionPredictor(folder),
             "grpc": lambda: ServedPredictor(folder, name)}
         skipped = {path: "not asked for" for path, wanted in (("xla", xla), ("grpc", server))
-                   if not wanted}
+                   if not wanted} | dict(left_out or {})
         if plan is not None and task.compiled == "none":
             skipped["xla"] = "the plan's operations are not XLA's"
         return verify({path: _told(path, opener, progress) for path, opener in openers.items()
