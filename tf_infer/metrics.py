@@ -102,6 +102,20 @@ def calibration_error(confidences: np.ndarray, right: np.ndarray, *, bins: int =
     return sum(one.rows * abs(one.confidence - one.accuracy) for one in found) / len(confidences)
 
 
+def binomial_tail(most: int, rows: int, share: float) -> float:
+    """Return how likely at most `most` of `rows` are right when each is with chance `share`.
+
+    By logarithms of the coefficients: those of thousands of rows would overflow.
+    """
+    if share >= 1.0:
+        return float(most >= rows)
+    if share <= 0.0:
+        return 1.0
+    return math.fsum(math.exp(
+        math.lgamma(rows + 1) - math.lgamma(k + 1) - math.lgamma(rows - k + 1)
+        + k * math.log(share) + (rows - k) * math.log1p(-share)) for k in range(most + 1))
+
+
 def perplexity(nats: float) -> float:
     """Return e to the mean loss of an id; infinite where that overflows."""
     return math.exp(nats) if nats < MOST_NATS else math.inf

@@ -153,13 +153,7 @@ def mcnemar(worse: int, better: int) -> float:
     Of two equally good models each such row is a fair coin. Source: McNemar 1947,
     doi:10.1007/BF02295996; exact form: the binomial test.
     """
-    rows = worse + better
-    if worse == better:
-        return 1.0
-    # log2 of the coefficients: sums of thousands of rows would overflow
-    tail = math.fsum(math.exp(math.lgamma(rows + 1) - math.lgamma(k + 1) - math.lgamma(rows - k + 1)
-                              - rows * math.log(2.0)) for k in range(min(worse, better) + 1))
-    return min(1.0, 2.0 * tail)
+    return min(1.0, 2.0 * metrics.binomial_tail(min(worse, better), worse + better, 0.5))
 
 
 def bootstrap_interval(gains: np.ndarray, *, seed: int = 0, draws: int = DRAWS,

@@ -245,17 +245,8 @@ def slices(items: Sequence[Item]) -> list[Slice]:
 def _slice(kind: str, name: str, right: Sequence[bool], overall: float) -> Slice:
     low, high = wilson(sum(right), len(right))
     return Slice(kind=kind, name=name, rows=len(right), accuracy=sum(right) / len(right), low=low,
-                 high=high, weak=_chance(sum(right), len(right), overall) < (1 - CONFIDENCE) / 2)
-
-
-def _chance(right: int, rows: int, share: float) -> float:
-    """Return how likely at most `right` of `rows` are right when `share` of all are."""
-    if share >= 1.0:
-        return float(right >= rows)
-    return math.fsum(math.exp(
-        math.lgamma(rows + 1) - math.lgamma(k + 1) - math.lgamma(rows - k + 1)
-        + (k * math.log(share) if k else 0.0) + (rows - k) * math.log1p(-share))
-        for k in range(right + 1)) if share > 0 else 1.0
+                 high=high, weak=metrics.binomial_tail(
+                     sum(right), len(right), overall) < (1 - CONFIDENCE) / 2)
 
 
 def _natural(name: str) -> int:
