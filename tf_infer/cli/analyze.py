@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tf_infer.cli import connection
+from tf_infer.cli import connection, texts
 from tf_infer.errors import BackendMissing, ConfigError, DataError, ServingError
 
 if TYPE_CHECKING:
@@ -108,9 +107,7 @@ def _items(arguments: argparse.Namespace, examples: Sequence[Example]
         unknown = _unknown_id(client, ref)
         for start in range(0, len(examples), arguments.rows):
             batch = examples[start:start + arguments.rows]
-            pairs = [example.text_pair for example in batch]
-            told = client.classify(ref, [example.text for example in batch], text_pairs=[
-                pair or "" for pair in pairs] if any(pair is not None for pair in pairs) else None)
+            told = texts.classify(client, ref, batch)
             counts = _counts(client, ref, batch, unknown)
             for example, one, (tokens, missing) in zip(batch, told, counts):
                 classes = classes or tuple(label.name for label in one.scores)
@@ -118,7 +115,7 @@ def _items(arguments: argparse.Namespace, examples: Sequence[Example]
                     place=example.place, text=example.text, truth=frozenset(example.labels),
                     answer=frozenset(one.labels), score=one.score, tokens=tokens, unknown=missing,
                     probabilities=tuple(label.score for label in one.scores)))
-            _progress(min(start + arguments.rows, len(examples)), len(examples))
+            texts.progress(min(start + arguments.rows, len(examples)), len(examples))
     return found, classes
 
 
@@ -145,12 +142,6 @@ def _counts(client: Client, ref: ModelRef, batch: Sequence[Example], unknown: in
     real = (found["mask"] > 0) & (found["ends"] > found["starts"])           # [B, T]
     return list(zip(real.sum(axis=1).tolist(),
                     (real & (found["ids"] == unknown)).sum(axis=1).tolist()))
-
-
-def _progress(done: int, rows: int) -> None:
-    if sys.stderr.isatty():
-        end = "" if done < rows else "\r\033[K"
-        print(f"\r{done} of {rows} texts", end=end, file=sys.stderr, flush=True)
 
 
 def _lines(found: ErrorAnalysis) -> Iterator[str]:

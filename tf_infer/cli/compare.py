@@ -5,21 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tf_infer.cli import connection
+from tf_infer.cli import connection, texts
 from tf_infer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from tf_infer.client.client import Client
     from tf_infer.client.results import Classification
     from tf_infer.train.data import Example
     from tf_infer.verify.comparison import Answers, Calibration, Comparison
-    from tf_infer.wire.messages import ModelRef
 
 EPILOG = """examples:
   tf-infer compare --model intents --model-version 3 --model-version 4 --texts test.jsonl
@@ -108,19 +105,13 @@ def _asked(sides: Sequence[argparse.Namespace], examples: Sequence[Example], row
             batch = examples[start:start + rows]
             for side in (0, 1) if turn % 2 == 0 else (1, 0):
                 began = time.monotonic()
-                told[side] += _classify(clients[side], refs[side], batch)
+                told[side] += texts.classify(clients[side], refs[side], batch)
                 seconds[side].append(time.monotonic() - began)
-            _progress(min(start + rows, len(examples)), len(examples))
+            texts.progress(min(start + rows, len(examples)), len(examples))
     finally:
         for client in clients:
             client.close()
     return [_answers(one) for one in told], seconds
-
-
-def _classify(client: Client, ref: ModelRef, batch: Sequence[Example]) -> list[Classification]:
-    pairs = [example.text_pair for example in batch]
-    return client.classify(ref, [example.text for example in batch], text_pairs=[
-        pair or "" for pair in pairs] if any(pair is not None for pair in pairs) else None)
 
 
 def _answers(told: Sequence[Classification]) -> Answers:
@@ -135,12 +126,6 @@ def _answers(told: Sequence[Classification]) -> Answers:
     return Answers(labels=[frozenset(one.labels) for one in told],
                    scores=np.array([one.score for one in told]),
                    probabilities=shares if single else None, classes=classes)
-
-
-def _progress(done: int, rows: int) -> None:
-    if sys.stderr.isatty():
-        end = "\r" if done < rows else "\r\033[K"
-        print(f"\r{done} of {rows} texts", end=end, file=sys.stderr, flush=True)
 
 
 def _name(side: argparse.Namespace) -> str:

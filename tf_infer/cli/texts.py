@@ -1,8 +1,10 @@
-"""What commands that send a load share: the texts of a file, as calls that are made beforehand."""
+"""What commands that ask about a file of texts share: its lines, calls, labels, how far it is."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tf_infer.cli import connection
@@ -10,6 +12,10 @@ from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
     from tf_infer.client.calls import Call
+    from tf_infer.client.client import Client
+    from tf_infer.client.results import Classification
+    from tf_infer.train.data import Example
+    from tf_infer.wire.messages import ModelRef
 
 
 def made_calls(arguments: argparse.Namespace, path: str, *, option: str) -> list[Call[Any]]:
@@ -60,3 +66,17 @@ def read_texts(path: str, *, option: str) -> list[str]:
     if not texts:
         raise ConfigError(f"{option}: {path}: expected at least one line, got none.")
     return texts
+
+
+def classify(client: Client, ref: ModelRef, batch: Sequence[Example]) -> list[Classification]:
+    """Ask for the labels of examples, of pairs where any of them is one."""
+    pairs = [example.text_pair for example in batch]
+    return client.classify(ref, [example.text for example in batch], text_pairs=[
+        pair or "" for pair in pairs] if any(pair is not None for pair in pairs) else None)
+
+
+def progress(done: int, rows: int) -> None:
+    """Tell how many texts are done, on a terminal; the line goes when all are."""
+    if sys.stderr.isatty():
+        end = "" if done < rows else "\r\033[K"
+        print(f"\r{done} of {rows} texts", end=end, file=sys.stderr, flush=True)
