@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import nbclient
-import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+# Who imports this is skipped without them.
+nbformat = pytest.importorskip("nbformat", reason="needs the extra `notebooks`")
+nbclient = pytest.importorskip("nbclient", reason="needs the extra `notebooks`")
 
 
 def execute(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Any]:

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("nbformat", reason="needs the extra `notebooks`")
-pytest.importorskip("nbclient", reason="needs the extra `notebooks`")
-
 from tests.journeys.notebookkit import execute, pictures, printed
 
 

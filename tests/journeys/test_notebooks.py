@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("nbformat", reason="needs the extra `notebooks`")
-pytest.importorskip("nbclient", reason="needs the extra `notebooks`")
-
-import nbformat
-
-from tests.journeys.notebookkit import ROOT, execute, printed
+from tests.journeys.notebookkit import ROOT, execute, nbformat, printed
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
