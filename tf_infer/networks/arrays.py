@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import keras
 import numpy as np
@@ -14,6 +15,11 @@ from tf_infer.networks.hub import GPT2Decoder, LlamaDecoder
 from tf_infer.networks.small import SmallDecoder
 
 Activation: TypeAlias = Literal["gelu", "gelu_tanh", "relu", "silu"]
+ActivationT = TypeVar("ActivationT", bound=str)
+KNOWN: Mapping[Activation, Any] = {
+    "gelu": lambda x: keras.activations.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: keras.activations.gelu(x, approximate=True),
+    "relu": keras.activations.relu, "silu": keras.activations.silu}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class LayerArrays:
-    """One pre-norm layer: attention, then the feed-forward part.
+    """One layer: attention, then the feed-forward part; that of a decoder is pre-norm.
 
     Attributes:
         norm: before attention.
@@ -105,10 +111,7 @@ def arrays_of(decoder: Any, positions: int) -> DecoderArrays:
     Raises:
         ConfigError: another network, an activation that is not in the table, or quantised weights.
     """
-    for layer in decoder._flatten_layers():
-        if getattr(layer, "quantization_mode", None) is not None:
-            raise ConfigError("network: expected float weights, got quantised ones. Build the "
-                              "engine from the network before it is quantised.")
+    require_float(decoder)
     if isinstance(decoder, SmallDecoder):
         return _small(decoder, positions)
     if isinstance(decoder, GPT2Decoder):
@@ -119,16 +122,24 @@ def arrays_of(decoder: Any, positions: int) -> DecoderArrays:
                       f"{type(decoder).__name__}.")
 
 
+def require_float(network: Any) -> None:
+    """Raise ConfigError where any layer of a network holds quantised weights."""
+    for layer in network._flatten_layers():
+        if getattr(layer, "quantization_mode", None) is not None:
+            raise ConfigError("network: expected float weights, got quantised ones. Build the "
+                              "engine from the network before it is quantised.")
+
+
 def _small(decoder: SmallDecoder, positions: int) -> DecoderArrays:
     layers = tuple(LayerArrays(
-        _layer_norm(block.norm), _dense(block.qkv), _dense(block.out),
-        _layer_norm(block.inner_norm), None, _dense(block.inner), _dense(block.outer),
+        layer_norm_of(block.norm), dense_of(block.qkv), dense_of(block.out),
+        layer_norm_of(block.inner_norm), None, dense_of(block.inner), dense_of(block.outer),
     ) for block in decoder.stack)
-    words = _array(decoder.words.embeddings)
+    words = array_of(decoder.words.embeddings)
     heads = decoder.config.heads
     return DecoderArrays(
-        heads, heads, words, words, _array(decoder.positions.embeddings)[:positions], None, None,
-        layers, _layer_norm(decoder.norm), _named(decoder.stack[0].inner.activation))
+        heads, heads, words, words, array_of(decoder.positions.embeddings)[:positions], None, None,
+        layers, layer_norm_of(decoder.norm), activation_of(decoder.stack[0].inner.activation))
 
 
 def _gpt2(decoder: GPT2Decoder, positions: int) -> DecoderArrays:
@@ -137,19 +148,20 @@ def _gpt2(decoder: GPT2Decoder, positions: int) -> DecoderArrays:
     for layer in backbone.transformer_layers:
         attention = layer._self_attention_layer
         layers.append(LayerArrays(
-            _layer_norm(layer._self_attention_layer_norm),
-            _joined(*(_dense(dense) for dense in (
+            layer_norm_of(layer._self_attention_layer_norm),
+            joined(*(dense_of(dense) for dense in (
                 attention.query_dense, attention.key_dense, attention.value_dense))),
-            _dense(attention.output_dense, inputs=2),
-            _layer_norm(layer._feedforward_layer_norm), None,
-            _dense(layer._feedforward_intermediate_dense), _dense(layer._feedforward_output_dense)))
+            dense_of(attention.output_dense, inputs=2),
+            layer_norm_of(layer._feedforward_layer_norm), None,
+            dense_of(layer._feedforward_intermediate_dense),
+            dense_of(layer._feedforward_output_dense)))
     first = backbone.transformer_layers[0]
     heads = first.num_heads
     return DecoderArrays(
         heads, heads, *_vocabulary(backbone.token_embedding),
-        _array(backbone.position_embedding.position_embeddings)[:positions], None, None,
-        tuple(layers), _layer_norm(backbone.layer_norm),
-        _named(first._feedforward_intermediate_dense.activation))
+        array_of(backbone.position_embedding.position_embeddings)[:positions], None, None,
+        tuple(layers), layer_norm_of(backbone.layer_norm),
+        activation_of(first._feedforward_intermediate_dense.activation))
 
 
 def _llama(decoder: LlamaDecoder, positions: int) -> DecoderArrays:
@@ -159,66 +171,77 @@ def _llama(decoder: LlamaDecoder, positions: int) -> DecoderArrays:
         attention = layer._self_attention_layer
         layers.append(LayerArrays(
             _rms_norm(layer._self_attention_layernorm),
-            _joined(*(_dense(dense) for dense in (
+            joined(*(dense_of(dense) for dense in (
                 attention._query_dense, attention._key_dense, attention._value_dense))),
-            _dense(attention._output_dense, inputs=2),
+            dense_of(attention._output_dense, inputs=2),
             _rms_norm(layer._feedforward_layernorm),
-            _dense(layer._feedforward_gate_dense), _dense(layer._feedforward_intermediate_dense),
-            _dense(layer._feedforward_output_dense)))
+            dense_of(layer._feedforward_gate_dense),
+            dense_of(layer._feedforward_intermediate_dense),
+            dense_of(layer._feedforward_output_dense)))
     # The angles come from the network itself, so that every form of scaling is in them.
     places = tf.range(positions)[None, :]
     _, angles = decoder.embed(tf.zeros_like(places), places)
     assert angles is not None
     return DecoderArrays(
         backbone.num_query_heads, backbone.num_key_value_heads,
-        *_vocabulary(backbone.token_embedding), None, _array(angles[0])[0], _array(angles[1])[0],
+        *_vocabulary(backbone.token_embedding), None,
+        array_of(angles[0])[0], array_of(angles[1])[0],
         tuple(layers), _rms_norm(backbone.layer_norm),
-        _named(backbone.transformer_layers[0].activation))
+        activation_of(backbone.transformer_layers[0].activation))
 
 
-def _array(variable: Any) -> np.ndarray:
+def array_of(variable: Any) -> np.ndarray:
+    """Return a variable's numbers, float32."""
     return np.asarray(keras.ops.convert_to_numpy(variable), np.float32)
 
 
 def _vocabulary(embedding: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return word vectors and what makes logits of a ReversibleEmbedding, both [V, D]."""
-    words = _array(embedding.embeddings)
-    return words, words if embedding.tie_weights else _array(embedding.reverse_embeddings).T
+    words = array_of(embedding.embeddings)
+    return words, words if embedding.tie_weights else array_of(embedding.reverse_embeddings).T
 
 
-def _dense(layer: Any, *, inputs: int = 1) -> Dense:
+def dense_of(layer: Any, *, inputs: int = 1) -> Dense:
     """Read a Dense or EinsumDense layer, the first `inputs` axes of whose kernel are summed."""
-    kernel = _array(layer.kernel)
+    kernel = array_of(layer.kernel)
     width = int(np.prod(kernel.shape[:inputs]))
     bias = getattr(layer, "bias", None)
     return Dense(np.ascontiguousarray(kernel.reshape(width, -1).T),
-                 None if bias is None else _array(bias).reshape(-1))
+                 None if bias is None else array_of(bias).reshape(-1))
 
 
-def _joined(*parts: Dense) -> Dense:
+def joined(*parts: Dense) -> Dense:
+    """Return several dense layers of the same input as one, their outputs one after the other."""
     biases = [part.bias for part in parts if part.bias is not None]
     return Dense(np.concatenate([part.kernel for part in parts]),
                  np.concatenate(biases) if biases else None)
 
 
-def _layer_norm(layer: Any) -> Norm:
-    return Norm(_array(layer.gamma), _array(layer.beta), float(layer.epsilon))
+def layer_norm_of(layer: Any) -> Norm:
+    """Read a LayerNormalization."""
+    return Norm(array_of(layer.gamma), array_of(layer.beta), float(layer.epsilon))
 
 
 def _rms_norm(layer: Any) -> Norm:
-    return Norm(_array(layer.scale), None, float(layer.epsilon))
+    return Norm(array_of(layer.scale), None, float(layer.epsilon))
 
 
-def _named(function: Any) -> Activation:
-    """Return which activation a function is: it is asked, since its name may be anybody's."""
-    known: dict[Activation, Any] = {
-        "gelu": lambda x: keras.activations.gelu(x, approximate=False),
-        "gelu_tanh": lambda x: keras.activations.gelu(x, approximate=True),
-        "relu": keras.activations.relu, "silu": keras.activations.silu}
+def activation_of(function: Any, known: Mapping[ActivationT, Any] = KNOWN,
+                  *, where: str = "network") -> ActivationT:
+    """Return which activation a function is: it is asked, since its name may be anybody's.
+
+    Args:
+        function: takes and gives a tensor.
+        known: name -> what it computes.
+        where: the layer, for the message.
+
+    Raises:
+        ConfigError: none of `known`.
+    """
     points = tf.linspace(-6.0, 6.0, 97)
     wanted = np.array(function(points))
     for name, candidate in known.items():
         # The two forms of GELU differ by 5e-4.
         if np.abs(np.array(candidate(points)) - wanted).max() < 1e-5:
             return name
-    raise ConfigError(f"network: expected an activation of {sorted(known)}, got another one.")
+    raise ConfigError(f"{where}: expected an activation of {sorted(known)}, got another one.")
