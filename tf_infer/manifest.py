@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -32,6 +32,7 @@ ENGINES_FOLDER = "engines"
 ENGINE_FILE = "engine.json"
 MANIFEST_FORMAT = 1
 FILL_SIZE = 64  # elements; fewer are written one by one even when all are the same
+EngineKind: TypeAlias = Literal["litert", "onnx"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +115,7 @@ class ModelManifest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineManifest:
-    """What an engine of a decoder is: `<version>/assets.extra/engines/<kind>/engine.json`.
+    """What an engine is: `<version>/assets.extra/engines/<kind>/engine.json`, of any network.
 
     Attributes:
         format: version of this file's form.
@@ -122,6 +123,31 @@ class EngineManifest:
         file: name of the model file beside it.
         sha256: of that file.
         precision: of its weights.
+        atol: largest difference from the network's answers that was allowed: of a log-probability
+            (decoders, nats) or of a logit (classifiers).
+        max_abs: largest difference that was found at export.
+        library: what it was checked with, such as "ai-edge-litert 2.3.0".
+    """
+
+    format: int = MANIFEST_FORMAT
+    kind: EngineKind
+    file: str = "model.tflite"
+    sha256: str = ""
+    precision: Literal["int8", "float16", "float32"]
+    atol: float = 0.0
+    max_abs: float = 0.0
+    library: str = ""
+
+    def __post_init__(self) -> None:
+        configs.check(self.format == MANIFEST_FORMAT, f"{type(self).__name__}.format",
+                      f"{MANIFEST_FORMAT}", self.format, "Export the model again.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepEngineManifest(EngineManifest):
+    """What an engine of a decoder is; checked in rows up to a full slot.
+
+    Attributes:
         vocab_size: V.
         positions: P, ids that a slot can hold.
         slots: S, rows of the largest step.
@@ -129,16 +155,8 @@ class EngineManifest:
         chunks: sizes of a read, ascending.
         pages: positions of each page of the cache, which together hold P or more.
         layers, groups, head_size: of the cache.
-        atol: largest difference of a log-probability from the network's that was allowed, nats.
-        max_abs: largest difference that was found at export, in rows up to a full slot.
-        library: what it was checked with, such as "ai-edge-litert 2.3.0".
     """
 
-    format: int = MANIFEST_FORMAT
-    kind: Literal["litert"]
-    file: str = "model.tflite"
-    sha256: str = ""
-    precision: Literal["int8", "float32"]
     vocab_size: int
     positions: int
     slots: int
@@ -148,18 +166,38 @@ class EngineManifest:
     layers: int
     groups: int
     head_size: int
-    atol: float = 0.0
-    max_abs: float = 0.0
-    library: str = ""
 
     def __post_init__(self) -> None:
-        where = "EngineManifest"
-        configs.check(self.format == MANIFEST_FORMAT, f"{where}.format", f"{MANIFEST_FORMAT}",
-                      self.format, "Export the model again.")
+        EngineManifest.__post_init__(self)  # super() does not know a class with slots
+        where = type(self).__name__
         configs.check(bool(self.rows) and self.rows[-1] == self.slots, f"{where}.rows",
                       f"a largest step of slots = {self.slots} rows", self.rows)
         configs.check(sum(self.pages) >= self.positions, f"{where}.pages",
                       f"room for positions = {self.positions}", self.pages)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderEngineManifest(EngineManifest):
+    """What an engine of a classifier is: encoder and head, ids to logits.
+
+    Attributes:
+        vocab_size: V.
+        positions: P, ids of the longest row.
+        classes: C, logits of a row.
+        shapes: (rows, tokens) of its graphs where shapes are fixed, else those it was warmed up
+            for; ascending.
+    """
+
+    vocab_size: int
+    positions: int
+    classes: int
+    shapes: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        EngineManifest.__post_init__(self)
+        longest = max((tokens for _, tokens in self.shapes), default=0)
+        configs.check(longest >= self.positions, f"{type(self).__name__}.shapes",
+                      f"room for positions = {self.positions}", self.shapes)
 
 
 def row_blocks(rows: int, page: int) -> list[tuple[int, int]]:
@@ -167,7 +205,7 @@ def row_blocks(rows: int, page: int) -> list[tuple[int, int]]:
 
     So many that what it makes of them stays in a core's cache: about 512 positions, at least four
     rows (a quarter less time than all rows at once, at 32 rows). Both sides must cut alike: another
-    rule needs another EngineManifest.format.
+    rule needs another StepEngineManifest.format.
     """
     size = min(rows, max(4, 512 // page))
     return [(begin, min(begin + size, rows)) for begin in range(0, rows, size)]

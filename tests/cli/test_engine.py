@@ -14,7 +14,7 @@ from tf_infer import config
 from tf_infer.cli import engine as cli_engine
 from tf_infer.cli.main import main
 from tf_infer.errors import VerificationError
-from tf_infer.manifest import EngineManifest, read_manifest
+from tf_infer.manifest import StepEngineManifest, read_manifest
 from tf_infer.optimize.litert import EngineSettings
 from tf_infer.tasks.base import Task
 from tf_infer.tasks.build import build, save
@@ -33,8 +33,8 @@ def test_an_engine_says_what_it_holds_and_how_far_it_is_from_its_network(
     told: list[str] = []
     settings = EngineSettings(rows=(1, 4))
     report = cli_engine.write_engine(task, tmp_path, settings, (b"a text", b"another"), told.append)
-    described: EngineManifest = config.load(
-        EngineManifest, tmp_path / "engines" / "litert" / "engine.json")
+    described: StepEngineManifest = config.load(
+        StepEngineManifest, tmp_path / "engines" / "litert" / "engine.json")
     assert described.precision == "int8"
     assert (described.positions, described.slots) == (task.positions, 4)  # type: ignore[attr-defined]
     assert 0 < described.max_abs < described.atol < 2.0
@@ -52,7 +52,7 @@ def test_export_writes_a_proven_engine_into_the_version(task: Task, tmp_path: Pa
           "litert", "--no-xla", "--no-server", "--json"])
     version = tmp_path / "served" / "1"
     folder = version / "assets.extra" / "engines" / "litert"
-    described: EngineManifest = config.load(EngineManifest, folder / "engine.json")
+    described: StepEngineManifest = config.load(StepEngineManifest, folder / "engine.json")
     manifest = read_manifest(version)
     assert manifest.files["assets.extra/engines/litert/model.tflite"] == described.sha256
     assert "assets.extra/engines/litert/engine.json" in manifest.files

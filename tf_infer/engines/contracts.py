@@ -1,4 +1,4 @@
-"""What an engine promises: StepEngine, a decoder whose caches stay in slots."""
+"""What an engine promises: StepEngine, a decoder with its caches; EncoderEngine, a classifier."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+
+from tf_infer.manifest import EncoderEngineManifest
 
 
 class StepEngine(Protocol):
@@ -59,6 +61,40 @@ class StepEngine(Protocol):
 
     def restore(self, slot: int, saved: Any) -> None:
         """Make a slot begin with what was saved, from any slot of the same engine."""
+
+    def close(self) -> None:
+        """Free what the engine holds; no call follows."""
+
+
+class EncoderEngine(Protocol):
+    """A classifier's encoder and head outside the graph: ids to logits.
+
+    Any thread may call it, several at once too: it lets them wait for each other where it has to.
+    While it computes, other Python threads run. The logits of a row depend on that row alone, bit
+    for bit: not on its neighbours, its place among them, or the width it is padded to.
+
+    Attributes:
+        manifest: what it was made as; `positions`, `vocab_size`, `classes`.
+    """
+
+    manifest: EncoderEngineManifest
+
+    def run(self, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray) -> np.ndarray:
+        """Compute the logits of rows.
+
+        Any B >= 0 and any T: the engine cuts and pads rows to sizes of its own.
+
+        Args:
+            ids: [B, T] int32, 0 <= id < vocab_size.
+            mask: [B, T] bool, True where an id counts. No row has one behind `positions`.
+            segments: [B, T] int32, 0 or 1; a network without segments does not look at them.
+
+        Returns:
+            [B, classes] float32, the caller's own.
+
+        Raises:
+            ConfigError: a row is longer than `positions`, or shapes do not fit each other.
+        """
 
     def close(self) -> None:
         """Free what the engine holds; no call follows."""

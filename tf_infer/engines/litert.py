@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tf_infer import config
+from tf_infer.engines import files
 from tf_infer.engines.litert_runtime import Call, Model, aligned
-from tf_infer.errors import ConfigError, ExportError
-from tf_infer.manifest import ENGINE_FILE, EngineManifest, hash_file, row_blocks
+from tf_infer.errors import ConfigError
+from tf_infer.manifest import StepEngineManifest, row_blocks
 
 MASKED = -1e30
 KINDS = ("keys", "values")
@@ -36,17 +36,7 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True) -> LiteRTEngin
         ConfigError: `engine.json` is missing or no engine's description.
         ExportError: the model file is not the one that was exported, or cannot be run.
     """
-    folder = Path(folder)
-    described: EngineManifest = config.load(EngineManifest, folder / ENGINE_FILE)
-    path = folder / described.file
-    try:
-        digest = hash_file(path)
-    except OSError as error:
-        raise ExportError(f"{path}: expected the engine's model, got {error}. Copy the version "
-                          "again, or export it again.") from error
-    if digest != described.sha256:
-        raise ExportError(f"{path}: expected the file of its {ENGINE_FILE}, got another one. Copy "
-                          "the version again, or export it again.")
+    described, path = files.read(StepEngineManifest, folder)
     engine = LiteRTEngine(described, path, threads=threads)
     if warm_up:
         engine.warm_up()
@@ -100,7 +90,7 @@ class LiteRTEngine:
     rows lie, rows change places first: that costs one copy of what two slots hold.
     """
 
-    def __init__(self, manifest: EngineManifest, path: Path, *, threads: int = 2) -> None:
+    def __init__(self, manifest: StepEngineManifest, path: Path, *, threads: int = 2) -> None:
         self.manifest = manifest
         self.slots, self.positions = manifest.slots, manifest.positions
         self.chunk, self.vocab_size = manifest.chunks[-1], manifest.vocab_size

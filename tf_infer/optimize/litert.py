@@ -10,7 +10,7 @@ from typing import Any
 
 from tf_infer import config
 from tf_infer.config import check
-from tf_infer.manifest import ENGINE_FILE, EngineManifest, hash_file
+from tf_infer.manifest import ENGINE_FILE, StepEngineManifest, hash_file
 from tf_infer.networks.arrays import arrays_of
 from tf_infer.optimize.litert_decoder import DecoderFile, Precision
 
@@ -77,7 +77,7 @@ def page_sizes(positions: int) -> tuple[int, ...]:
 
 
 def write(network: Any, folder: Path, settings: EngineSettings, *, positions: int,
-          progress: Callable[[str], None] = lambda line: None) -> EngineManifest:
+          progress: Callable[[str], None] = lambda line: None) -> StepEngineManifest:
     """Write `model.tflite` and `engine.json` of a decoder into `folder`, which is made.
 
     Args:
@@ -101,7 +101,7 @@ def write(network: Any, folder: Path, settings: EngineSettings, *, positions: in
     for tokens in settings.chunks:
         for count in range(len(pages) + 1):
             decoder.add_read(f"read_{tokens}_{count}", tokens, pages[:count])
-    manifest = EngineManifest(
+    manifest = StepEngineManifest(
         kind="litert", precision=settings.precision, vocab_size=len(arrays.vocabulary),
         positions=positions, slots=settings.rows[-1], rows=settings.rows, chunks=settings.chunks,
         pages=pages, layers=len(arrays.layers), groups=arrays.groups, head_size=arrays.head_size)
