@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 tf = pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_serving")
@@ -21,7 +23,9 @@ from tests.server.serverkit import lent, running, wait_until  # noqa: E402
 from tf_infer import config as configs  # noqa: E402
 from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
 from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, ModelManifest  # noqa: E402
+from tf_infer.server import servable  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
+from tf_infer.server.cpus import ShortTurns  # noqa: E402
 from tf_infer.server.servable import load_version  # noqa: E402
 from tf_infer.server.versions import ModelRef  # noqa: E402
 
@@ -98,3 +102,40 @@ def test_a_load_gives_way_to_others_only_when_it_shall(tmp_path: Path) -> None:
     assert in_a_thread(lambda: load_version(tmp_path / "1", settings, gently=True)[0].close()
                        ) == max(usual, 10)
     assert in_a_thread(lambda: None) == usual
+
+
+def test_functions_are_imported_in_pieces_and_the_version_answers_as_before(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "1", "none")
+    imported: list[int] = []
+    usual = tf.import_graph_def
+    monkeypatch.setattr(tf, "import_graph_def", lambda graph, **options: (
+        imported.append(len(graph.library.function)), usual(graph, **options)))
+    monkeypatch.setattr(servable, "PIECE_NODES", 1)
+    loaded, _ = load_version(tmp_path / "1", ServerConfig(models=()), gently=True)
+    try:
+        assert len(imported) > 1
+        assert set(imported) == {1}
+        found = loaded.run("serving_default", {"x": np.float32([5, 6])}, outputs=["rows"],
+                           timeout_s=None)
+        assert found["rows"].tolist() == [3]  # one of the warm-up, and these two
+    finally:
+        loaded.close()
+
+
+@given(sizes=st.lists(st.integers(0, 20)), most=st.integers(1, 30))
+def test_pieces_keep_the_order_and_no_piece_of_several_is_above_the_bound(
+        sizes: list[int], most: int) -> None:
+    found = list(servable.pieces(range(len(sizes)), sizes, most))
+    assert [item for piece in found for item in piece] == list(range(len(sizes)))
+    assert all(piece and (len(piece) == 1 or sum(sizes[item] for item in piece) <= most)
+               for piece in found)
+
+
+def test_while_a_version_is_loaded_gently_python_threads_change_places_often() -> None:
+    usual, turns = sys.getswitchinterval(), ShortTurns(0.001)
+    with turns:
+        with turns:
+            assert sys.getswitchinterval() == pytest.approx(0.001)
+        assert sys.getswitchinterval() == pytest.approx(0.001)
+    assert sys.getswitchinterval() == usual

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from tf_infer.server import gauges, memory, slot_engines, tls
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.config_file import ConfigFileWatch
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
+from tf_infer.server.cpus import ShortTurns
 from tf_infer.server.decide import State
 from tf_infer.server.generation_service import GenerationService
 from tf_infer.server.generators import Make, VersionGenerators
@@ -291,9 +292,12 @@ def _saved_model_loader(config: ServerConfig, metrics: Metrics, serving: Callabl
         raise BackendMissing("serving SavedModels needs TensorFlow: "
                              "pip install 'tf_infer[server]'") from error
     settings = session_config(config)
+    short_turns = ShortTurns()
 
     def load(path: Path) -> tuple[Servable, LoadTimes]:
-        return load_version(path, config, metrics, settings, gently=serving())
+        gently = serving()
+        with short_turns if gently else nullcontext():
+            return load_version(path, config, metrics, settings, gently=gently)
 
     return load
 

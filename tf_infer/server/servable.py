@@ -13,12 +13,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers TF-Text's ops, as TensorFlow Serving links them
 from tensorflow.python.client import pywrap_tf_session
+from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
 from tf_infer.errors import (
     Code,
@@ -47,7 +48,10 @@ from tf_infer.server.tracing import Step, stage_times
 from tf_infer.server.warmup import replay_golden, warm_up
 from tf_infer.wire import serving_pb2
 
+T = TypeVar("T")
 LITE_FILE = "model.tflite"
+PIECE_NODES = 500  # of functions that are imported at once, some milliseconds
+CALLERS_THREAD = -1  # in place of the number of a pool
 
 
 class _Ends(NamedTuple):
@@ -55,6 +59,53 @@ class _Ends(NamedTuple):
 
     inputs: dict[str, Any]
     outputs: dict[str, Any]
+
+
+class _GentleSession(tf.compat.v1.Session):
+    """A session whose runs from Python, those that load a SavedModel, give way to others.
+
+    Building the graph before them needs the interpreter lock, for which others would wait, the
+    longer the less this thread gets to run.
+    """
+
+    def run(self, fetches: Any, feed_dict: Any = None, options: Any = None,
+            run_metadata: Any = None) -> Any:
+        cpus.give_way()
+        options = options or tf.compat.v1.RunOptions(inter_op_thread_pool=CALLERS_THREAD)
+        return super().run(fetches, feed_dict, options, run_metadata)
+
+
+class _InPieces(SavedModelLoader):
+    """Imports the functions of a graph a few at a time.
+
+    TensorFlow holds the interpreter lock while it imports: 50 ms for those of a small BERT at once,
+    in which nobody is answered.
+    """
+
+    def load_graph(self, graph: Any, tags: Any, import_scope: Any = None, **saver: Any) -> Any:
+        whole = self.get_meta_graph_def_from_tags(tags).graph_def
+        functions = list(whole.library.function)
+        for piece in pieces(functions, [len(one.node_def) for one in functions], PIECE_NODES):
+            part = tf.compat.v1.GraphDef(versions=whole.versions)
+            part.library.function.extend(piece)
+            with graph.as_default():
+                tf.import_graph_def(part, name="")
+        del whole.library.function[:]
+        return super().load_graph(graph, tags, import_scope, **saver)
+
+
+def pieces(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[list[T]]:
+    """Yield the items in order, in lists whose sizes add up to no more than `most`, or of one."""
+    piece: list[T] = []
+    size = 0
+    for item, own in zip(items, sizes):
+        if piece and size + own > most:
+            yield piece
+            piece, size = [], 0
+        piece.append(item)
+        size += own
+    if piece:
+        yield piece
 
 
 class SavedModelServable:
@@ -65,6 +116,8 @@ class SavedModelServable:
         tags: of the meta graph.
         settings: ConfigProto of the session; None takes that of a server without flags.
         metrics: is told of every run.
+        gently: others are being answered meanwhile. From its first run on the thread that loads
+            gives way to theirs and does its runs itself, until `gently` is set to False.
 
     Raises:
         ModelNotFound: no saved_model.pb, or no meta graph with these tags.
@@ -73,14 +126,15 @@ class SavedModelServable:
     """
 
     def __init__(self, path: Path, *, tags: Sequence[str] = ("serve",), settings: Any = None,
-                 metrics: Metrics | None = None) -> None:
+                 metrics: Metrics | None = None, gently: bool = False) -> None:
         self._metrics = metrics or Metrics(page=False)
+        self.gently = gently
         if not any((Path(path) / name).is_file()
                    for name in ("saved_model.pb", "saved_model.pbtxt")):
             raise ModelNotFound(
                 "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
                 f"{path}. Is the export or the copy still running, or was it interrupted?")
-        self._session = tf.compat.v1.Session(
+        self._session = (_GentleSession if gently else tf.compat.v1.Session)(
             graph=tf.Graph(), config=settings or session_config(ServerConfig(models=())))
         try:
             meta_graph = self._load(path, tags)
@@ -97,7 +151,8 @@ class SavedModelServable:
     def _load(self, path: Path, tags: Sequence[str]) -> Any:
         try:
             with self._session.graph.as_default(), _quiet():
-                return tf.compat.v1.saved_model.load(self._session, list(tags), str(path))
+                loader = _InPieces if self.gently else SavedModelLoader
+                return loader(str(path)).load(self._session, list(tags))
         except tf.errors.OpError as error:
             raise _translated(error) from error
         except Exception as error:  # the loader raises OSError, ValueError, RuntimeError, ...
@@ -126,7 +181,9 @@ class SavedModelServable:
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],
             timeout_s: float | None) -> Arrays:
         """Run one signature; see `contracts.Servable.run`."""
-        options = None if timeout_s is None else _run_options(_milliseconds(timeout_s))
+        milliseconds = 0 if timeout_s is None else _milliseconds(timeout_s)
+        options = _run_options(milliseconds, gently=self.gently) if (
+            milliseconds or self.gently) else None
         return self._run(signature, inputs, outputs, options)
 
     def run_traced(self, signature: str, inputs: Mapping[str, np.ndarray], *,
@@ -212,9 +269,10 @@ def _milliseconds(timeout_s: float) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _run_options(milliseconds: int, *, traced: bool = False) -> bytes:
+def _run_options(milliseconds: int, *, traced: bool = False, gently: bool = False) -> bytes:
     """Return serialized RunOptions; 0 milliseconds are no limit."""
-    options = tf.compat.v1.RunOptions(timeout_in_ms=milliseconds)
+    options = tf.compat.v1.RunOptions(
+        timeout_in_ms=milliseconds, inter_op_thread_pool=CALLERS_THREAD if gently else 0)
     if traced:
         options.trace_level = tf.compat.v1.RunOptions.SOFTWARE_TRACE
     data: bytes = options.SerializeToString()
@@ -259,9 +317,9 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         config: how to load it.
         metrics: is told of the load, the warm-up and every run.
         settings: ConfigProto of the session; None takes what `config` asks for.
-        gently: others are being answered meanwhile. This thread gives way to theirs from the
-            warm-up on, and one row of each record runs where rows are no shapes: of a version of
-            ours that is not compiled.
+        gently: others are being answered meanwhile. This thread gives way to theirs, and one row
+            of each record runs where rows are no shapes: of a version of ours that is not
+            compiled.
 
     Raises:
         ServingError, ConfigError, ExportError: any of these fails; the version is closed again.
@@ -275,19 +333,18 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
     with counted(lambda code, seconds: metrics.load(str(path), code, seconds)):
         if config.prefer_tflite:
             _pass_over_lite(Path(path))
-        servable = SavedModelServable(path, tags=config.tags, metrics=metrics,
+        servable = SavedModelServable(path, tags=config.tags, metrics=metrics, gently=gently,
                                       settings=settings or session_config(config))
     servable.manifest = manifest
     try:
         loaded = time.perf_counter()
-        if gently:
-            cpus.give_way()
         few = gently and manifest is not None and manifest.compiled == "none"
         records = warm_up(servable, path, iterations=config.warmup_iterations, metrics=metrics,
                           most_rows=1 if few else None) if config.warmup else 0
         warm = time.perf_counter()
         samples = replay_golden(servable, path) if config.golden_replay else 0
         proven = time.perf_counter()
+        servable.gently = False
     except BaseException:
         servable.close()
         raise
