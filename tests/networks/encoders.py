@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tf_infer.config import ClassifierConfig, HubConfig, SmallTransformerConfig
 from tf_infer.networks import build
@@ -43,3 +44,9 @@ def rows(lengths: Any, width: int, *, seed: int = 5) -> dict[str, np.ndarray]:
     mask = np.arange(width)[None] < np.asarray(lengths)[:, None]
     return {"ids": (random.integers(0, VOCABULARY, shape) * mask).astype(np.int32), "mask": mask,
             "segments": (random.integers(0, 2, shape) * mask).astype(np.int32)}
+
+
+def logits(network: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Return [B, C] of a classifier's network, run op by op."""
+    ids, mask, segments = (tf.constant(batch[name]) for name in ("ids", "mask", "segments"))
+    return np.array(network(ids, mask, segments))
