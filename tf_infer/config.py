@@ -196,6 +196,8 @@ class HubConfig:
         max_positions: longest row; None takes the backbone's own position table. A backbone with
             rotary positions has none and needs it.
         pooler: whether the checkpoint brought weights for the backbone's pooled output.
+        head_size: numbers of an attention head of an encoder that has lost some of its heads; None
+            is the backbone's own, its width divided by the number of heads.
     """
 
     kind: Literal["hub"] = "hub"
@@ -205,9 +207,12 @@ class HubConfig:
     epsilon: float | None = None
     max_positions: int | None = None
     pooler: bool = True
+    head_size: int | None = None
 
     def __post_init__(self) -> None:
         where = "HubConfig"
+        check(self.head_size is None or self.head_size >= 1, f"{where}.head_size", "None or >= 1",
+              self.head_size)
         check(self.epsilon is None or 0 < self.epsilon < 1, f"{where}.epsilon",
               "None or 0 < epsilon < 1", self.epsilon)
         check(self.max_positions is None or self.max_positions > 0, f"{where}.max_positions",
@@ -246,7 +251,12 @@ class ConvConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SmallTransformerConfig:
-    """Pre-norm transformer; as an encoder it looks both ways, as a decoder backwards only."""
+    """Pre-norm transformer; as an encoder it looks both ways, as a decoder backwards only.
+
+    Attributes:
+        head_size: numbers of an attention head; None is width / heads, which pruned networks, that
+            have lost some of their heads, do not keep to.
+    """
 
     kind: Literal["small_transformer"] = "small_transformer"
     width: int = 128
@@ -255,11 +265,19 @@ class SmallTransformerConfig:
     hidden: int = 512
     max_positions: int = 512
     dropout: float = 0.1
+    head_size: int | None = None
 
     def __post_init__(self) -> None:
         _check_network(self, "width", "layers", "heads", "hidden", "max_positions")
-        check(self.width % self.heads == 0, "SmallTransformerConfig.heads",
-              f"a divisor of width = {self.width}", self.heads)
+        check(self.head_size is not None or self.width % self.heads == 0,
+              "SmallTransformerConfig.heads", f"a divisor of width = {self.width}", self.heads)
+        check(self.head_size is None or self.head_size >= 1, "SmallTransformerConfig.head_size",
+              "None or >= 1", self.head_size)
+
+    @property
+    def size_of_heads(self) -> int:
+        """Return the numbers of an attention head."""
+        return self.head_size or self.width // self.heads
 
 
 def _check_network(config: Any, *sizes: str) -> None:

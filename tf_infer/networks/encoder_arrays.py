@@ -143,7 +143,7 @@ def _small(encoder: SmallTransformer, head: HeadArrays) -> EncoderArrays:
         layer_norm_of(block.inner_norm), None, dense_of(block.inner), dense_of(block.outer),
     ) for block in encoder.blocks)
     return EncoderArrays(
-        encoder.width // encoder.config.heads, array_of(encoder.words.embeddings),
+        encoder.config.size_of_heads, array_of(encoder.words.embeddings),
         array_of(encoder.positions.embeddings), array_of(encoder.segments.embeddings), None,
         layers, True, layer_norm_of(encoder.norm), True,
         _activation(block.inner for block in encoder.blocks), head)

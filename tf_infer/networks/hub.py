@@ -48,7 +48,27 @@ def backbone(config: HubConfig) -> Any:
         for layer in built._flatten_layers():
             if hasattr(layer, "epsilon"):
                 layer.epsilon = config.epsilon
+    if config.head_size is not None:
+        if config.backbone not in ENCODERS:
+            raise ConfigError(f"HubConfig.head_size: expected None with {config.backbone}, got "
+                              f"{config.head_size}. Only encoders lose single heads.")
+        for block in built.transformer_layers:
+            _resize_heads(block, config.head_size, built.hidden_dim)
     return built
+
+
+def _resize_heads(block: Any, size: int, width: int) -> None:
+    """Give a TransformerEncoder heads of `size` numbers, where KerasHub has width / heads."""
+    old = block._self_attention_layer
+    attention = type(old).from_config({**old.get_config(), "key_dim": size, "value_dim": size})
+    shape = (None, None, width)
+    with block._open_name_scope():  # the paths of its weights are those of the old one
+        attention.build(shape, shape)
+    # A built layer of Keras takes no other layer in, and would keep the old one's weights.
+    block._tracker.unlock()
+    block._tracker.untrack(old)
+    block._self_attention_layer = attention
+    block._tracker.lock()
 
 
 def activation_named(name: str) -> Any:

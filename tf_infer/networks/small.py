@@ -119,7 +119,7 @@ class TransformerBlock(keras.layers.Layer):
         super().__init__(name=name)
         self.config = config
         self.norm = _norm("norm")
-        self.qkv = keras.layers.Dense(3 * config.width, name="qkv")
+        self.qkv = keras.layers.Dense(3 * config.heads * config.size_of_heads, name="qkv")
         self.out = keras.layers.Dense(config.width, name="out")
         self.inner_norm = _norm("inner_norm")
         self.inner = keras.layers.Dense(config.hidden, activation="gelu", name="inner")
@@ -128,10 +128,11 @@ class TransformerBlock(keras.layers.Layer):
 
     def build(self, *_shapes: object) -> None:
         """Make all variables."""
-        narrow, wide = (None, None, self.config.width), (None, None, self.config.hidden)
-        for layer in (self.norm, self.qkv, self.out, self.inner_norm, self.inner):
-            layer.build(narrow)
-        self.outer.build(wide)
+        config = self.config
+        for layer in (self.norm, self.qkv, self.inner_norm, self.inner):
+            layer.build((None, None, config.width))
+        self.out.build((None, None, config.heads * config.size_of_heads))
+        self.outer.build((None, None, config.hidden))
         self.built = True
 
     def project(self, hidden: tf.Tensor, angles: Angles = None) -> Projected:
