@@ -75,7 +75,7 @@ def seal_tokens(tokens: Sequence[str], seal: Seal, config: WordPieceConfig, *, s
         prefix = config.prefix if token.startswith(config.prefix) else ""
         body = [ord(char) for char in token.removeprefix(prefix)]
         breaks = [stands_alone(code, known, split_chinese) for code in body]
-        if last[token] != number or not _reachable(token, config.prefix, known, split_chinese):
+        if last[token] != number or not reachable(token, config.prefix, known, split_chinese):
             return f"{never}{number}"
         return prefix + "".join(chr(sealed(code, alone, seal, known))
                                 for code, alone in zip(body, breaks))
@@ -83,7 +83,7 @@ def seal_tokens(tokens: Sequence[str], seal: Seal, config: WordPieceConfig, *, s
     return [written(number, token) for number, token in enumerate(tokens)]
 
 
-def _reachable(token: str, prefix: str, known: Facts, split_chinese: bool) -> bool:
+def reachable(token: str, prefix: str, known: Facts, split_chinese: bool) -> bool:
     """Return whether a text can give this token: no white space, no word break inside."""
     inside = token.startswith(prefix)
     body = [ord(char) for char in token.removeprefix(prefix)]
