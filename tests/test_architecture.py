@@ -35,7 +35,7 @@ INSIDE: dict[str, set[str]] = {
               "errors", "stages"},
     "engines": {"manifest", "config", "errors"},
     "train": {"tasks", "metrics", "config", "errors"},
-    "optimize": {"tasks", "networks", "config", "manifest", "errors"},
+    "optimize": {"tasks", "networks", "text", "config", "manifest", "errors"},
     "verify": {"client", "equality", "metrics", "manifest", "config", "errors"},
     "export": {"tasks", "token_bytes", "wire", "manifest", "config", "errors", "version"},
     "server": {"engines", "constraints", "token_bytes", "wire", "equality", "manifest", "config",
