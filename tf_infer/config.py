@@ -470,6 +470,7 @@ class CausalLMConfig:
             it in the same step.
         constraints: what a row's text must look like that names one of them in its option
             `constraint`; compiled into the graph.
+        explain: the signature `explain` is exported, too; it makes the graph larger.
     """
 
     kind: Literal["causal_lm"] = "causal_lm"
@@ -487,6 +488,7 @@ class CausalLMConfig:
     beam_groups: int = 1
     beam_diversity: float = 0.0
     constraints: Mapping[str, ConstraintConfig] = field(default_factory=dict)
+    explain: bool = False
 
     def __post_init__(self) -> None:
         where = "CausalLMConfig"

@@ -17,7 +17,9 @@ from tf_infer import AsyncClient, Client
 from tf_infer.cli.main import main
 from tf_infer.client.explanations import explanation
 from tf_infer.errors import ConfigError, ServerFailure
+from tf_infer.server.fakes import signature
 from tf_infer.wire import messages, methods, tensors
+from tf_infer.wire import serving_pb2 as pb
 from tf_infer.wire.messages import ModelRef
 
 
@@ -43,9 +45,19 @@ def outputs(texts: list[bytes], targets: list[bytes]) -> dict[str, np.ndarray]:
             "ends": ends, "completeness_error": np.full(len(texts), 0.001, np.float32)}
 
 
+def metadata(request: Any, context: grpc.ServicerContext) -> Any:
+    name = request.model_spec.name
+    first = "prompt" if name == "writer" else "text"
+    explain = signature({first: (pb.DT_STRING, (-1,))}, {"score": (pb.DT_FLOAT, (-1,))})
+    return messages.metadata_response(
+        ModelRef(name, version=1), {} if name == "plain" else {"explain": explain})
+
+
 def predict(request: Any, context: grpc.ServicerContext) -> Any:
-    if request.model_spec.name == "plain":
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no signature explain")
+    if request.model_spec.name == "writer":
+        return messages.predict_response(ModelRef("writer", version=1), "explain", token_outputs(
+            *(list(tensors.to_array(request.inputs[name]))
+              for name in ("prompt", "continuation", "place"))))
     told = outputs(list(tensors.to_array(request.inputs["text"])),
                    list(tensors.to_array(request.inputs["target"])))
     if request.model_spec.name == "odd":
@@ -53,9 +65,23 @@ def predict(request: Any, context: grpc.ServicerContext) -> Any:
     return messages.predict_response(ModelRef("m", version=1), "explain", told)
 
 
+def token_outputs(prompts: list[bytes], continuations: list[bytes], places: list[int]
+                  ) -> dict[str, np.ndarray]:
+    """Return what a decoder would tell whose tokens are words, the explained one in upper case."""
+    whole = [b" ".join([prompt, *continuation.split()[:place]])
+             for prompt, continuation, place in zip(prompts, continuations, places)]
+    told = outputs(whole, [b""] * len(whole))
+    told["token"] = np.array([
+        b" " + (continuation.split() or [b"next"])[place].upper()
+        for continuation, place in zip(continuations, places)], object)
+    told["id"] = np.array(places, np.int32) + 7
+    del told["label"]
+    return told
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[FakeServer]:
-    with FakeServer({methods.PREDICT: predict}) as server:
+    with FakeServer({methods.PREDICT: predict, methods.GET_MODEL_METADATA: metadata}) as server:
         yield server
 
 
@@ -130,6 +156,40 @@ def test_the_command_shows_values_and_writes_a_page(
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["label"] for one in told] == ["t", "t"]
     assert main(["explain", "plain", "a", "--address", server.address]) == 1
-    assert "no signature explain" in capsys.readouterr().err
+    assert "expected a signature 'explain', got none" in capsys.readouterr().err
     assert main([*words, "--html", "/nowhere/x.html"]) == 1
     assert "--html: expected a file in a folder" in capsys.readouterr().err
+
+
+def test_a_token_of_a_decoder_is_explained_by_the_tokens_before_it(server: FakeServer) -> None:
+    async def asked() -> Any:
+        async with AsyncClient(server.address) as client:
+            return await client.explain_token("writer", ["süß is", "b"],
+                                              continuations=[" the cake", " x y"], place=[1, 0])
+
+    first, second = asyncio.run(asked())
+    assert (first.label, first.id, first.unit) == (" CAKE", 8, "log-probability")
+    assert [token.text for token in first.tokens] == ["süß", "is", "the"]
+    assert first.texts == ("süß is the cake",)
+    assert second.label == " X"
+    assert '<b>&quot; CAKE&quot;</b> <small>log-probability' in first.to_html()
+    with Client(server.address) as client:
+        assert client.explain_token("writer", ["süß is", "b"], place=[1, 0], continuations=[
+            " the cake", " x y"]) == [first, second]
+        alone, = client.explain_token("writer", ["a"])
+        assert alone.label == " NEXT" and alone.texts == ("a",)
+        with pytest.raises(ConfigError, match="continuations, place: expected 2, one for each"):
+            client.explain_token("writer", ["a", "b"], place=[1])
+
+
+def test_the_command_asks_a_decoder_as_one(
+        server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["explain", "writer", "one two", "--address", server.address]
+    assert main([*words, "--continuation", "three four", "--place", "1"]) == 0
+    assert capsys.readouterr().out.startswith('" FOUR": log-probability ')
+    assert main(words) == 0
+    assert '" NEXT"' in capsys.readouterr().out
+    assert main([*words, "--target", "x"]) == 1
+    assert "--target: expected a classifier, got writer" in capsys.readouterr().err
+    assert main(["explain", "m", "a", "--address", server.address, "--place", "1"]) == 1
+    assert "--place: expected a decoder, got m" in capsys.readouterr().err

@@ -50,7 +50,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                              " name -> constraint, in place of those of the model directory "
                              "(docs/constraints.md)")
     parser.add_argument("--explain", action="store_true",
-                        help="of a classifier: the signature `explain`, too (tf-infer explain)")
+                        help="the signature `explain`, too: which tokens made an answer (tf-infer "
+                             "explain)")
     parser.add_argument("--no-xla", action="store_true", help="do not compare with XLA")
     parser.add_argument("--no-server", action="store_true", help="do not start a server to compare")
     parser.add_argument("--keep", type=int, metavar="N",
@@ -81,9 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     progress(f"reading {arguments.model_dir}")
     task = load(arguments.model_dir)
     if arguments.explain:
-        if not isinstance(task, Classifier):
-            raise ConfigError("--explain: expected a classifier, got a model of kind "
-                              f"{task.config.kind!r}.")
+        assert isinstance(task, (CausalLM, Classifier))
         task = task.explaining()
     if arguments.constraints:
         if not isinstance(task, CausalLM):

@@ -25,7 +25,7 @@ COMMANDS: dict[str, str] = {
     "preflight": "say whether a real tensorflow_model_server would run a SavedModel",
     "serve": "answer over TensorFlow Serving's API",
     "predict": "ask a server",
-    "explain": "say which tokens made a classifier's answers",
+    "explain": "say which tokens made an answer",
     "status": "ask a server what it serves, and wait for it",
     "analyze": "say where a classifier errs, as a page to look at",
     "compare": "say where two classifiers differ, and whether the second may take over",

@@ -111,6 +111,14 @@ class AsyncClient:
         return await self._run(calls.explain(calls.reference(model), texts, text_pairs=text_pairs,
                                              target=target), timeout_s)
 
+    async def explain_token(self, model: str | ModelRef, prompts: Sequence[Text], *,
+                            continuations: Sequence[Text] | None = None,
+                            place: int | Sequence[int] = 0, timeout_s: Timeout = UNSET
+                            ) -> list[Explanation]:
+        """Say which tokens made one token of a continuation likely; see `Client.explain_token`."""
+        return await self._run(calls.explain_token(
+            calls.reference(model), prompts, continuations=continuations, place=place), timeout_s)
+
     async def classify_examples(self, model: str | ModelRef,
                                 examples: Sequence[Mapping[str, Any]], *,
                                 context: Mapping[str, Any] | None = None,

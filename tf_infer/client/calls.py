@@ -222,19 +222,43 @@ def explain(ref: ModelRef, texts: Sequence[Text], *, text_pairs: Sequence[Text] 
     inputs["target"] = _texts(targets, "target")
     if {len(one) for one in inputs.values()} != {rows}:
         raise ConfigError(f"text_pairs, target: expected {rows}, one for each text.")
-    given = [[one.encode() if isinstance(one, str) else bytes(one) for one in inputs[name]]
-             for name in ("text", "text_pair") if name in inputs]
+    given = zip(*(map(_bytes, inputs[name]) for name in ("text", "text_pair") if name in inputs))
+    return _explained(ref, inputs, list(given), told=("label",))
 
+
+def explain_token(ref: ModelRef, prompts: Sequence[Text], *, continuations: Sequence[Text] | None,
+                  place: int | Sequence[int]) -> Call[list[Explanation]]:
+    """Ask a decoder's `explain` what made a token likely."""
+    inputs: dict[str, Any] = {"prompt": _texts(prompts, "prompts")}
+    rows = len(inputs["prompt"])
+    inputs["continuation"] = _texts([""] * rows if continuations is None else continuations,
+                                    "continuations")
+    places = [place] * rows if isinstance(place, int) else list(place)
+    inputs["place"] = np.array(places, np.int32)
+    if {len(one) for one in inputs.values()} != {rows}:
+        raise ConfigError(f"continuations, place: expected {rows}, one for each prompt.")
+    given = [(_bytes(prompt) + _bytes(continuation),)
+             for prompt, continuation in zip(inputs["prompt"], inputs["continuation"])]
+    return _explained(ref, inputs, given, told=("token", "id"))
+
+
+def _explained(ref: ModelRef, inputs: Mapping[str, Any], given: Sequence[Sequence[bytes]], *,
+               told: Sequence[str]) -> Call[list[Explanation]]:
+    """Ask `explain`; `given` are the texts of each row, `told` what names the explained."""
     def read(answer: Any) -> list[Explanation]:
         prediction = _prediction(ref, "explain", answer)
-        for name in ("label", "attributions", "left_out", "mask", "starts", "ends",
+        for name in (*told, "attributions", "left_out", "mask", "starts", "ends",
                      "score", "baseline", "completeness_error"):
-            _column(prediction, name, rows)
-        return [explanation(dict(prediction.outputs), row, [texts[row] for texts in given])
-                for row in range(rows)]
+            _column(prediction, name, len(given))
+        return [explanation(dict(prediction.outputs), row, texts)
+                for row, texts in enumerate(given)]
 
     call = predict(ref, inputs, signature="explain")
     return Call(call.method, call.request, read)
+
+
+def _bytes(text: Text) -> bytes:
+    return text.encode() if isinstance(text, str) else bytes(text)
 
 
 def class_names_known(prediction: Prediction) -> bool:

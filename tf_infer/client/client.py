@@ -144,6 +144,23 @@ class Client:
         return self._run(calls.explain(calls.reference(model), texts, text_pairs=text_pairs,
                                        target=target), timeout_s)
 
+    def explain_token(self, model: str | ModelRef, prompts: Sequence[Text], *,
+                      continuations: Sequence[Text] | None = None,
+                      place: int | Sequence[int] = 0, timeout_s: Timeout = UNSET
+                      ) -> list[Explanation]:
+        """Say which tokens made one token of a continuation likely.
+
+        Args:
+            model: a decoder exported with `explain`.
+            prompts: one row each.
+            continuations: what follows them; None or "" explains the likeliest next token.
+            place: which token of the continuation, from 0, one for all or one for each prompt.
+            timeout_s: for this call; a prompt of n tokens costs about as much as reading 150 + n
+                of them.
+        """
+        return self._run(calls.explain_token(
+            calls.reference(model), prompts, continuations=continuations, place=place), timeout_s)
+
     def classify_examples(self, model: str | ModelRef, examples: Sequence[Mapping[str, Any]], *,
                           context: Mapping[str, Any] | None = None, signature: str = "classify",
                           timeout_s: Timeout = UNSET) -> list[list[Label]]:

@@ -36,7 +36,9 @@ class Block(Protocol):
 
 
 class CachedDecoder(keras.layers.Layer):
-    """The cached half of the contract Decoder; a family gives `embed`, `blocks` and `to_logits`.
+    """The cached half of the contract Decoder.
+
+    A family gives `look_up`, `put`, `blocks` and `to_logits`.
 
     Attributes:
         vocab_size: V.
@@ -46,10 +48,19 @@ class CachedDecoder(keras.layers.Layer):
     vocab_size: int
     max_positions: int
 
+    def look_up(self, ids: tf.Tensor) -> tf.Tensor:
+        """ids [N, S] -> [N, S, D], all that the answer takes of them."""
+        raise NotImplementedError
+
+    def put(self, vectors: tf.Tensor, positions: tf.Tensor, *, training: bool = False
+            ) -> tuple[tf.Tensor, Angles]:
+        """Put [N, S, D] at positions [N or 1, S]: hidden [N, S, D], and rotary angles, if any."""
+        raise NotImplementedError
+
     def embed(self, ids: tf.Tensor, positions: tf.Tensor, *, training: bool = False
               ) -> tuple[tf.Tensor, Angles]:
         """ids [N, S], positions [N or 1, S] -> hidden [N, S, D] and the rotary angles, if any."""
-        raise NotImplementedError
+        return self.put(self.look_up(ids), positions, training=training)
 
     def blocks(self) -> Sequence[Block]:
         """Return the layers in order."""
@@ -63,8 +74,13 @@ class CachedDecoder(keras.layers.Layer):
              ) -> tuple[tf.Tensor, list[Projected]]:
         """Read whole rows: ids [B, T], allowed [B or 1, T, T] -> hidden [B, T, D], every layer."""
         check_width(ids, self.max_positions)
-        positions = tf.range(tf.shape(ids)[1])[None, :]
-        hidden, angles = self.embed(ids, positions, training=training)
+        return self.read_vectors(self.look_up(ids), allowed, training=training)
+
+    def read_vectors(self, vectors: tf.Tensor, allowed: tf.Tensor, *, training: bool = False
+                     ) -> tuple[tf.Tensor, list[Projected]]:
+        """Read rows that are looked up already, [B, T, D], as `read` does."""
+        positions = tf.range(tf.shape(vectors)[1])[None, :]
+        hidden, angles = self.put(vectors, positions, training=training)
         layers = []
         for block in self.blocks():
             projected = block.project(hidden, angles)

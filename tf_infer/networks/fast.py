@@ -38,7 +38,7 @@ class FastDecoder(CachedDecoder, Weights):
         super().__init__(name=name, trainable=False)
         arrays = arrays_of(decoder, getattr(decoder, "max_positions", 1))
         self.precision, self.xla = precision, xla
-        packed = precision != "float32" and not xla
+        self.packed = packed = precision != "float32" and not xla
         self.vocab_size, self.max_positions = decoder.vocab_size, decoder.max_positions
         self.words = Table(arrays.words, precision, packed=packed, name="words")
         self.head = self.words if arrays.vocabulary is arrays.words else Table(
@@ -60,16 +60,19 @@ class FastDecoder(CachedDecoder, Weights):
         hidden, _ = self.read(ids, causal(tf.shape(ids)[1]))
         return self.to_logits(hidden)
 
-    def embed(self, ids: tf.Tensor, positions: tf.Tensor, *, training: bool = False
-              ) -> tuple[tf.Tensor, Angles]:
-        """ids [N, S], positions [N or 1, S] -> hidden [N, S, D] and the rotary angles, if any."""
+    def look_up(self, ids: tf.Tensor) -> tf.Tensor:
+        """ids [N, S] -> [N, S, D]."""
+        return self.words.look_up(ids)
+
+    def put(self, vectors: tf.Tensor, positions: tf.Tensor, *, training: bool = False
+            ) -> tuple[tf.Tensor, Angles]:
+        """Put [N, S, D] at positions [N or 1, S]: hidden [N, S, D], and rotary angles, if any."""
         del training
-        hidden = self.words.look_up(ids)
         found = {name: tf.gather(tf.convert_to_tensor(table), positions)
                  for name, table in self.tables.items()}
         if "positions" in found:
-            return hidden + found["positions"], None
-        return hidden, (found["cosines"], found["sines"])                    # [N or 1, S, d/2]
+            return vectors + found["positions"], None
+        return vectors, (found["cosines"], found["sines"])                   # [N or 1, S, d/2]
 
     def blocks(self) -> Sequence[FastBlock]:
         """Return the layers in order."""

@@ -6,6 +6,7 @@ through the same sub-layers, so that what changes them (training, LoRA, int8) ch
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -126,8 +127,7 @@ class HubEncoder(keras.layers.Layer):
         else:
             if not self.takes_segments:  # its first layer adds the positions itself
                 vectors = vectors + self._lookup.position_embedding(vectors)
-            outputs = self._behind_lookup(tuple(inputs))([*inputs.values(), vectors],
-                                                         training=training)
+            outputs = self._behind_lookup([*inputs.values(), vectors], training=training)
         return outputs["sequence_output"] if isinstance(outputs, dict) else outputs
 
     @property
@@ -135,8 +135,10 @@ class HubEncoder(keras.layers.Layer):
         """The layer of the backbone that takes ids."""
         return self.backbone.token_embedding if self.takes_segments else self.backbone.embeddings
 
-    def _behind_lookup(self, names: Sequence[str]) -> Any:
-        """Return the backbone without that layer, the same weights: inputs, vectors -> outputs."""
+    @functools.cached_property  # past Keras, which would count its weights twice
+    def _behind_lookup(self) -> Any:
+        """The backbone without that layer, the same weights: inputs, vectors -> outputs."""
+        names = ("padding_mask", "segment_ids") if self.takes_segments else ("padding_mask",)
         given = [self.backbone.input[name] for name in names]
         return keras.Model([*given, self._lookup.output], self.backbone.output)
 
@@ -154,7 +156,7 @@ class HubEncoder(keras.layers.Layer):
 
 
 class HubDecoder(CachedDecoder):
-    """A decoder backbone of KerasHub; families differ in `embed` and in their blocks.
+    """A decoder backbone of KerasHub; families differ in `put` and in their blocks.
 
     Attributes:
         backbone: KerasHub's model.
@@ -179,6 +181,10 @@ class HubDecoder(CachedDecoder):
         inputs = {"token_ids": ids, "padding_mask": tf.cast(mask, tf.int32)}
         hidden = self.backbone(inputs, training=training)
         return self.backbone.token_embedding(hidden, reverse=True)
+
+    def look_up(self, ids: tf.Tensor) -> tf.Tensor:
+        """ids [N, S] -> [N, S, D]."""
+        return self.backbone.token_embedding(ids)
 
     def blocks(self) -> Sequence[Any]:
         """Return the layers in order."""
@@ -217,11 +223,11 @@ class GPT2Decoder(HubDecoder):
 
     block_type = GPT2Block
 
-    def embed(self, ids: tf.Tensor, positions: tf.Tensor, *, training: bool = False
-              ) -> tuple[tf.Tensor, Angles]:
-        """Add word and position vectors."""
+    def put(self, vectors: tf.Tensor, positions: tf.Tensor, *, training: bool = False
+            ) -> tuple[tf.Tensor, Angles]:
+        """Add position vectors."""
         table = self.backbone.position_embedding.position_embeddings
-        return self.backbone.token_embedding(ids) + tf.gather(table, positions), None
+        return vectors + tf.gather(table, positions), None
 
 
 class LlamaBlock:
@@ -255,14 +261,14 @@ class LlamaDecoder(HubDecoder):
 
     block_type = LlamaBlock
 
-    def embed(self, ids: tf.Tensor, positions: tf.Tensor, *, training: bool = False
-              ) -> tuple[tf.Tensor, Angles]:
-        """Look words up, and turn positions into the angles of the backbone's own rotary layer."""
+    def put(self, vectors: tf.Tensor, positions: tf.Tensor, *, training: bool = False
+            ) -> tuple[tf.Tensor, Angles]:
+        """Turn positions into the angles of the backbone's own rotary layer."""
         attention = self.backbone.transformer_layers[0]._self_attention_layer
         size = self.backbone.hidden_dim // self.backbone.num_query_heads
         frequencies = attention.rotary_embedding_layer._get_inverse_freq(size)  # [d/2]
         turns = tf.cast(positions, tf.float32)[..., None] * frequencies  # [N or 1, S, d/2]
-        return self.backbone.token_embedding(ids), (tf.cos(turns), tf.sin(turns))
+        return vectors, (tf.cos(turns), tf.sin(turns))
 
 
 def decoder(config: HubConfig) -> HubDecoder:

@@ -219,10 +219,14 @@ class SmallDecoder(CachedDecoder):
         hidden, _ = self.read(ids, allowed, training=training)
         return self.to_logits(hidden)
 
-    def embed(self, ids: tf.Tensor, positions: tf.Tensor, *, training: bool = False
-              ) -> tuple[tf.Tensor, Angles]:
-        """Add word and position vectors."""
-        hidden = self.words(ids) + self.positions(positions)
+    def look_up(self, ids: tf.Tensor) -> tf.Tensor:
+        """ids [N, S] -> [N, S, width]."""
+        return self.words(ids)
+
+    def put(self, vectors: tf.Tensor, positions: tf.Tensor, *, training: bool = False
+            ) -> tuple[tf.Tensor, Angles]:
+        """Add position vectors."""
+        hidden = vectors + self.positions(positions)
         return self.dropout(hidden, training=training), None
 
     def blocks(self) -> Sequence[TransformerBlock]:

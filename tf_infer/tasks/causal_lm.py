@@ -20,6 +20,7 @@ from tf_infer.stages import CORE, POSTPROCESS, PREPROCESS
 from tf_infer.tasks import options
 from tf_infer.tasks.base import Signature, Task, by_name, in_stage, rows
 from tf_infer.tasks.beams import Beams
+from tf_infer.tasks.explained import Explained
 from tf_infer.tasks.grid import in_slices, require, same_rows
 from tf_infer.tasks.host_loops import HostLoops
 from tf_infer.tasks.lists import some_rows
@@ -46,6 +47,8 @@ class CausalLM(Task):
             into the continuation.
         encode: `text` -> `ids`, `mask`, `starts`, `ends`, as a prompt is read.
         decode: `ids`, `length` -> `text`.
+        explain (with `config.explain`): `prompt`, `continuation`, `place` -> which tokens made the
+            log-probability of one token; see explained.py.
         steps: read ids, then produce `count` tokens, for loops of the host; see host_loops.py.
         choose: the next token from logits, for loops of the host around an engine; likewise.
 
@@ -69,6 +72,11 @@ class CausalLM(Task):
         """P, positions of the cache that `steps` hands around."""
         return int(min(self.network.max_positions,
                        self.config.grid.tokens[-1] + self.config.capacity))
+
+    def explaining(self) -> CausalLM:
+        """Return the same decoder with the signature `explain`."""
+        return CausalLM(replace(self.config, explain=True), self.codec, self.network,
+                        compiled=self.compiled, tokenizer_dir=self.tokenizer_dir)
 
     def constrained(self, named: Mapping[str, ConstraintConfig]) -> CausalLM:
         """Return a task of the same codec and weights with other named constraints.
@@ -270,7 +278,7 @@ class CausalLM(Task):
     # ------------------------------------------------------------------ signatures
 
     def signatures(self) -> Mapping[str, Signature]:
-        """Return serving_default, generate, score, encode, decode, steps, choose, perhaps beam."""
+        """Return serving_default, generate, score, encode, decode, steps, choose, and the asked."""
         capacity = self.config.capacity
         prompt = rows("prompt", "string", note="UTF-8 text")
         text = rows("text", "string", note="UTF-8 text")
@@ -308,6 +316,7 @@ class CausalLM(Task):
             (SignatureSpec(name="encode", inputs=(text,), outputs=packed), self._encoded),
             (SignatureSpec(name="decode", inputs=(ids, length), outputs=(text,)), self._decoded),
             *HostLoops(self).signatures())
+        found |= by_name(Explained(self).signature()) if self.config.explain else {}
         return found | (by_name(Beams(self).signature()) if self.config.beams else {})
 
     def _with_defaults(self, *, prompt: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -335,7 +344,8 @@ class CausalLM(Task):
 
         Rows are read a few at a time, so that their logits are no more than LOGITS numbers.
         """
-        dense, length = self._joined(prompt, continuation)
+        batch, counted, length = self.joined(prompt, continuation)
+        dense = {"ids": batch.ids, "mask": batch.mask, "counted": counted}
         specs = {name: tf.TensorSpec([None, None], tensor.dtype) for name, tensor in dense.items()}
         scores = in_stage(CORE)(in_slices)(self._scored, dense, specs, self.rows_for(dense["ids"]))
         with tf.name_scope(POSTPROCESS):
@@ -343,9 +353,15 @@ class CausalLM(Task):
             return {**scores, "length": length, "perplexity": tf.exp(-scores["score"] / share)}
 
     @in_stage(PREPROCESS)
-    def _joined(self, prompt: tf.Tensor, continuation: tf.Tensor
-                ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """Return rows of prompt and continuation, [B, T] each, and how many ids count [B]."""
+    def joined(self, prompt: tf.Tensor, continuation: tf.Tensor
+               ) -> tuple[TokenBatch, tf.Tensor, tf.Tensor]:
+        """Encode prompt and continuation as one text each, with offsets into both as one.
+
+        Returns:
+            batch: [B, T].
+            counted: [B, T] bool, the ids that reach into the continuation.
+            length: [B] int32, how many.
+        """
         same_rows({"prompt": prompt, "continuation": continuation})
         whole = tf.strings.join([prompt, continuation])
         tokens = self.codec.encode(whole, offsets=True)
@@ -358,7 +374,7 @@ class CausalLM(Task):
         require(tf.equal(length, wanted),
                 f"prompt + continuation: expected at most {self.config.grid.tokens[-1] - 1} ids "
                 "that reach into the continuation.", wanted)
-        return {"ids": batch.ids, "mask": batch.mask, "counted": counted}, length
+        return batch, counted, length
 
     def _scored(self, *, ids: tf.Tensor, mask: tf.Tensor, counted: tf.Tensor
                 ) -> dict[str, tf.Tensor]:
