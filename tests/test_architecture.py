@@ -13,7 +13,8 @@ PACKAGE = ROOT / "tf_infer"
 
 EVERYTHING = {"errors", "version", "stages", "token_bytes", "constraints", "config", "manifest",
               "equality", "metrics", "wire", "client", "text", "networks", "decoding", "tasks",
-              "engines", "train", "optimize", "verify", "export", "server", "profiling", "cli"}
+              "engines", "train", "optimize", "verify", "export", "server", "profiling", "tuning",
+              "cli"}
 
 # package -> what it may import from tf_infer
 INSIDE: dict[str, set[str]] = {
@@ -41,6 +42,7 @@ INSIDE: dict[str, set[str]] = {
     "server": {"engines", "constraints", "token_bytes", "wire", "equality", "manifest", "config",
                "errors", "version", "stages"},
     "profiling": {"client", "wire", "stages", "errors"},
+    "tuning": EVERYTHING - {"cli", "tuning"},
     "cli": EVERYTHING,
 }
 
@@ -68,6 +70,7 @@ OUTSIDE: dict[str, set[str]] = {
     "export": {"numpy", "tensorflow", "keras", "tensorflow_serving", "tensorflow_text"},
     "server": {"numpy", "google", "grpc"},
     "profiling": {"numpy"},
+    "tuning": {"numpy"},
     "cli": {"numpy"},
 }
 
@@ -80,6 +83,9 @@ FILES: dict[str, set[str]] = {
     "verify/duplicates.py": {"sklearn"},
     "verify/error_report.py": {"jinja2", "matplotlib"},
     "profiling/plot.py": {"matplotlib"},
+    "tuning/picture.py": {"jinja2", "matplotlib"},
+    "tuning/hparams.py": {"tensorboard"},
+    "cli/optimize.py": {"tqdm"},
     "server/servable.py": {"tensorflow", "tensorflow_text"},
     "server/http_server.py": {"aiohttp"},
     "server/chat.py": {"jinja2"},

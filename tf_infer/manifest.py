@@ -283,11 +283,13 @@ class Report:
         paths: every other way to run that form.
         plan: the exported form against the model before its plan, with a bound of its own; None
             where there is no plan.
+        search: how this form was chosen among others (`tf-infer optimize`); empty where it was not.
     """
 
     reference: str
     paths: tuple[PathReport, ...]
     plan: PathReport | None = None
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tf_infer.cli import connection, texts
-from tf_infer.errors import ConfigError, DataError
+from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
     from tf_infer.client.results import Classification
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     sides = connection.sides(arguments)
     examples = data.read(arguments.texts)
     answers, seconds = _asked(sides, examples, arguments.rows)
-    found = compare(answers[0], answers[1], _truth(examples), seed=arguments.seed)
+    found = compare(answers[0], answers[1], texts.truth(examples), seed=arguments.seed)
     names = [_name(side) for side in sides]
     passed = _passed(found, arguments)
     if arguments.json:
@@ -76,21 +76,6 @@ def _passed(found: Comparison, arguments: argparse.Namespace) -> bool:
     if found.interval is None:
         return bool(found.agreement >= arguments.min_agreement)
     return bool(100.0 * found.interval[0] >= -arguments.max_drop)
-
-
-def _truth(examples: Sequence[Example]) -> list[frozenset[str]] | None:
-    """Return the labels of every text, or None where none has any.
-
-    Raises:
-        DataError: some have labels, others have none.
-    """
-    bare = [example.place for example in examples if not example.labels]
-    if len(bare) == len(examples):
-        return None
-    if bare:
-        raise DataError(f"{bare[0]}: expected a label, as other rows have one. Label all rows, or "
-                        "none.")
-    return [frozenset(example.labels) for example in examples]
 
 
 def _asked(sides: Sequence[argparse.Namespace], examples: Sequence[Example], rows: int

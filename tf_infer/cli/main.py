@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "train": "fit a model to a file of examples",
     "verify": "prove that every path of a model gives the same answers",
     "export": "write a version directory that a server can load",
+    "optimize": "try the forms of a model on this machine, and export the best",
     "preflight": "say whether a real tensorflow_model_server would run a SavedModel",
     "serve": "answer over TensorFlow Serving's API",
     "predict": "ask a server",
@@ -35,7 +36,7 @@ COMMANDS: dict[str, str] = {
 }
 
 # commands that can do some of their work without TensorFlow, and load it themselves for the rest
-ASK_THEMSELVES = ("quickstart", "serve")
+ASK_THEMSELVES = ("quickstart", "serve", "optimize")
 
 EPILOG = """examples:
   tf-infer quickstart

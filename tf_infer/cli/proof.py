@@ -175,6 +175,7 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
                 tolerance: Tolerance | None = None, xla: bool = True, server: bool = True,
                 skipped: Mapping[str, str] | None = None,
                 version: int | None = None, max_rows: int | None = None,
+                search: Mapping[str, Any] | None = None,
                 progress: Callable[[str], None] = lambda line: None) -> tuple[Path, Report]:
     """Prove a task on every path and write it as a version of its model, or write nothing.
 
@@ -193,6 +194,7 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
         skipped: other paths that are not compared, and why.
         version: number; None takes the next.
         max_rows: largest batch of a golden sample; None takes that of the grid.
+        search: how this form was chosen, for report.json; None where it was not.
         progress: is told what happens next.
 
     Returns:
@@ -236,7 +238,7 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
 
     def recorded(folder: Path) -> Report:
         report = check(folder)
-        reports.append(replace(report, paths=(*report.paths, *engines)))
+        reports.append(replace(report, paths=(*report.paths, *engines), search=search or {}))
         return reports[0]
 
     folder = save(task, base_dir, name=name, check=recorded, golden=golden, version=version,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer.cli import connection
-from tf_infer.errors import ConfigError
+from tf_infer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tf_infer.client.calls import Call
@@ -66,6 +67,36 @@ def read_texts(path: str, *, option: str) -> list[str]:
     if not texts:
         raise ConfigError(f"{option}: {path}: expected at least one line, got none.")
     return texts
+
+
+def examples(path: Path) -> list[Example]:
+    """Read a file of examples (`train.data.read`); of .txt each line that is not empty is one.
+
+    Raises:
+        DataError: see there.
+    """
+    from tf_infer.train import data
+
+    found = data.read(path)
+    if not path.name.endswith((".txt", ".txt.gz")):
+        return found
+    return [data.Example(line, place=f"{path.name}:{number}") for one in found
+            for number, line in enumerate(one.text.split("\n"), start=1) if line.strip()]
+
+
+def truth(examples: Sequence[Example]) -> list[frozenset[str]] | None:
+    """Return the labels of every text, or None where none has any.
+
+    Raises:
+        DataError: some have labels, others have none.
+    """
+    bare = [example.place for example in examples if not example.labels]
+    if len(bare) == len(examples):
+        return None
+    if bare:
+        raise DataError(f"{bare[0]}: expected a label, as other rows have one. Label all rows, or "
+                        "none.")
+    return [frozenset(example.labels) for example in examples]
 
 
 def classify(client: Client, ref: ModelRef, batch: Sequence[Example]) -> list[Classification]:

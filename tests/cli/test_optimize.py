@@ -1,0 +1,122 @@
+"""`tf-infer optimize` before any model is loaded: its words, its files, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tf_infer import config
+from tf_infer.cli import optimize
+from tf_infer.cli.main import main
+from tf_infer.config import CausalLMConfig, ClassifierConfig, ShapeGrid
+from tf_infer.errors import ConfigError, DataError
+
+CLASSIFIER = ClassifierConfig(classes=("no", "yes"), grid=ShapeGrid(rows=(1,), tokens=(128,)))
+DECODER = CausalLMConfig(grid=ShapeGrid(rows=(1,), tokens=(128,)))
+
+
+def written(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(("word", "seconds"), [
+    ("90s", 90), ("5m", 300), ("1h", 3600), ("300", 300), (" 0.5 M ", 30)])
+def test_times_are_read(word: str, seconds: float) -> None:
+    assert optimize.read_duration(word) == seconds
+
+
+@pytest.mark.parametrize("word", ["", "5x", "-1s", "0", "m", "1e9", "8000h", "1h30"])
+def test_what_is_no_time_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match="--budget: expected a time such as 90s, 5m or 1h"):
+        optimize.read_duration(word)
+
+
+def test_drops_are_points_with_or_without_a_sign() -> None:
+    assert optimize.read_drop("0.5%") == optimize.read_drop("0.5") == 0.5
+    for word in ("x", "-1", "101", "", "nan"):
+        with pytest.raises(ConfigError, match="--max-drop: expected points from 0 to 100"):
+            optimize.read_drop(word)
+
+
+def test_a_task_is_read_from_a_folder_or_a_file(tmp_path: Path) -> None:
+    config.dump(CLASSIFIER, tmp_path / "task.json")
+    assert optimize.read_task(tmp_path) == optimize.read_task(tmp_path / "task.json") == CLASSIFIER
+    with pytest.raises(ConfigError, match="MODEL: expected a model directory"):
+        optimize.read_task(tmp_path / "none")
+
+
+def test_texts_come_in_the_order_of_the_seed(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.jsonl", *({"text": str(number)} for number in range(20)))
+    first, again, other = (
+        [one.text for one in optimize.read_examples(path, CLASSIFIER, seed=seed)]
+        for seed in (0, 0, 1))
+    assert first == again != other
+    assert sorted(first) == sorted(other)
+
+
+def test_lines_of_a_plain_text_are_texts_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("one\n\n  \ntwo\n")
+    found = optimize.read_examples(tmp_path / "t.txt", DECODER, seed=0)
+    assert sorted((one.text, one.place) for one in found) == [("one", "t.txt:1"),
+                                                              ("two", "t.txt:4")]
+
+
+def test_texts_that_do_not_fit_the_task_are_refused_by_place(tmp_path: Path) -> None:
+    for rows, words in (
+            ([{"text": "a", "label": "yes"}, {"text": "b"}], "t.jsonl:2: expected a label, as"),
+            ([{"text": "a", "label": "maybe"}], "t.jsonl:1: label: expected one of the model's 2"),
+            ([{"text": "a", "text_pair": "b"}], "t.jsonl:1: expected no text_pair"),
+            ([{"text": " "}], "expected at least one text, got none")):
+        path = written(tmp_path / "t.jsonl", *rows)
+        with pytest.raises(DataError, match=words):
+            optimize.read_examples(path, CLASSIFIER, seed=0)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("keras_hub") is None,
+                    reason="the command asks for the extra `models` first")
+def test_the_command_refuses_before_it_loads_anything(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config.dump(CLASSIFIER, tmp_path / "task.json")
+    texts = str(written(tmp_path / "t.jsonl", {"text": "a"}))
+    for words, wanted in (
+            (["--objective", "p99@1"], "--objective: expected p50@N"),
+            (["--budget", "soon"], "--budget: expected a time"),
+            (["--max-drop", "much"], "--max-drop: expected points"),
+            (["--max-texts", "0"], "--max-texts: expected at least 1, got 0"),
+            (["--plans", "int8"], "--plans: expected some of ['reference', 'plan float32'")):
+        assert main(["optimize", str(tmp_path), "--texts", texts, "--no-picture",
+                     "--output", str(tmp_path / "out"), *words]) == 1
+        assert wanted in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["optimize", "--help"])
+    said = capsys.readouterr().out
+    assert "tf-infer optimize models/intents --texts test.jsonl" in said
+    assert "(default 0.5%)" in said
+
+
+def test_a_bar_of_nobody_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with optimize.Bar(quiet=True) as bar:
+        bar("timing", 1, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_shows_what_is_under_way(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tqdm", reason="needs the extra `models`")
+    with optimize.Bar(quiet=False) as bar:
+        bar("building reference", 0, 2)
+        bar("building plan int8", 1, 2)
+        bar("building", 2, 2)
+        bar("timing", 0, 5)
+        bar("timing", 3, 5)
+    said = capsys.readouterr().err
+    assert "building plan int8" in said and "2/2" in said
+    assert "timing" in said and "3/5" in said

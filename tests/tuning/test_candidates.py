@@ -1,0 +1,110 @@
+"""Which forms are tried on which machine, what they are called, and how they stand in JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tf_infer import config
+from tf_infer.errors import ConfigError
+from tf_infer.optimize.plan import OptimizationPlan
+from tf_infer.tuning.candidates import (
+    OFFERED,
+    REFERENCE_CANDIDATE,
+    Candidate,
+    EngineChoice,
+    chosen_by,
+    sensible,
+)
+
+FLAGS = frozenset({"avx512_bf16", "avx512_vnni"})
+ALL = frozenset({"ai_edge_litert", "onnxruntime"})
+
+
+def names(kind: Any = "causal_lm", flags: frozenset[str] | None = FLAGS,
+          installed: frozenset[str] = ALL, **changes: Any) -> list[str]:
+    return [one.name for one in sensible(kind, flags=flags, installed=installed, **changes)[0]]
+
+
+def test_a_decoder_has_plans_and_one_engine() -> None:
+    assert names() == ["reference", "plan float32", "plan bfloat16", "plan int8", "litert int8",
+                       "litert float32"]
+
+
+def test_a_classifier_has_xla_and_every_engine() -> None:
+    assert names("classifier") == [
+        "reference", "plan float32", "plan bfloat16", "plan int8", "plan int8 smoothing=0.5",
+        "plan int8 static smoothing=0.5", "plan float32 xla", "litert int8", "litert float32",
+        "onnx int8", "onnx float32"]
+    assert "plan float32 xla" not in names("classifier", xla=False)
+
+
+def test_what_the_cpu_would_emulate_is_not_tried_and_that_is_said() -> None:
+    found, left_out = sensible("causal_lm", flags=frozenset({"avx2"}), installed=ALL)
+    assert [one.name for one in found] == ["reference", "plan float32", "litert int8",
+                                           "litert float32"]
+    assert left_out == {"plan bfloat16": "this CPU has no arithmetic of bfloat16",
+                        "plan int8": "this CPU has no arithmetic of int8"}
+
+
+def test_a_classifier_keeps_float32_beside_int8_where_there_is_no_bfloat16() -> None:
+    found = names("classifier", flags=frozenset({"avx512_vnni"}))
+    assert "plan int8 float32" in found and "plan int8" not in found
+    assert "plan bfloat16" not in found
+
+
+def test_an_unknown_cpu_forbids_nothing() -> None:
+    assert "plan int8" in names(flags=None)
+
+
+def test_an_engine_without_its_package_is_not_tried_and_its_install_is_named() -> None:
+    found, left_out = sensible("classifier", flags=FLAGS,
+                               installed=frozenset({"ai_edge_litert"}))
+    assert not any("onnx" in one.name for one in found)
+    reason = "onnxruntime is not installed: pip install 'tf_infer[onnx]'"
+    assert left_out == {"onnx int8": reason, "onnx float32": reason}
+
+
+def test_pruned_forms_come_alone_and_with_every_other_part() -> None:
+    found = names(prune=[{"heads": 0.5}])
+    assert len(found) == 2 * len(names())
+    pruned = [name for name in found if name.startswith("prune ")]
+    assert len(pruned) == len(names()) and len({name.split()[1] for name in pruned}) == 1
+    assert f"{pruned[0]} + litert int8" in pruned
+
+
+def test_every_candidate_has_a_name_and_a_key_of_its_own() -> None:
+    for kind in OFFERED:
+        found = sensible(kind, flags=FLAGS, installed=ALL, prune=[{"a": 1}, {"a": 2}])[0]
+        assert found[0] == REFERENCE_CANDIDATE
+        assert len({one.name for one in found}) == len({one.key for one in found}) == len(found)
+        assert all(set(one.key) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for one in found)
+
+
+def test_a_setting_that_is_not_the_usual_one_is_told_in_the_name() -> None:
+    plan = OptimizationPlan(precision="int8", compile="xla", atol=2.0)
+    assert Candidate(plan=plan).name == "plan int8 xla atol=2.0"
+    assert Candidate(plan=plan).key != Candidate(plan=OptimizationPlan(precision="int8")).key
+
+
+def test_a_candidate_comes_back_from_json() -> None:
+    whole = Candidate(prune={"heads": 0.5}, plan=OptimizationPlan(precision="int8"),
+                      engine=EngineChoice(kind="litert", precision="float32"))
+    for one in (whole, REFERENCE_CANDIDATE):
+        assert config.from_json(Candidate, config.to_json(one)) == one
+
+
+def test_an_engine_is_checked() -> None:
+    with pytest.raises(ConfigError, match=r"EngineChoice\.kind: expected one of .*'onnx'\], got "):
+        EngineChoice(kind="torch", precision="int8")
+    with pytest.raises(ConfigError, match=r"EngineChoice\.precision: expected one of .*'int3'"):
+        EngineChoice(kind="litert", precision="int3")
+
+
+def test_candidates_are_chosen_by_name_and_the_reference_stays() -> None:
+    found = sensible("causal_lm", flags=FLAGS, installed=ALL)[0]
+    assert [one.name for one in chosen_by(["litert int8", "plan int8"], found)] == [
+        "reference", "plan int8", "litert int8"]
+    with pytest.raises(ConfigError, match=r"--plans: expected some of \['reference', .*'int8'"):
+        chosen_by(["int8"], found)

@@ -1,0 +1,163 @@
+"""The table of a search: what stands in it, as text, JSON, page and hyper-parameters."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tf_infer.optimize.plan import OptimizationPlan
+from tf_infer.tuning.candidates import REFERENCE_CANDIDATE, Candidate, EngineChoice
+from tf_infer.tuning.choice import choose, read_objective
+from tf_infer.tuning.table import lines, summary
+from tf_infer.tuning.trial import Times, Trial
+
+INT8 = Candidate(plan=OptimizationPlan(precision="int8"))
+ENGINE = Candidate(engine=EngineChoice(kind="litert", precision="int8"))
+BROKEN = Candidate(plan=OptimizationPlan(precision="bfloat16"))
+
+
+def trial(candidate: Candidate, one_s: float, eight_s: float, **facts: Any) -> Trial:
+    return Trial(candidate=candidate, rounds={
+        batch: tuple(Times(median_s=seconds * swing, mean_s=1.25 * seconds * swing)
+                     for swing in (0.9, 1.0, 1.2))
+        for batch, seconds in ((1, one_s), (8, eight_s))}, **facts)
+
+
+def told(kind: Any = "accuracy", objective: str = "p50@1", **changes: Any) -> dict[str, Any]:
+    metrics = (2.0, 2.0 + math.log(1.001), 2.5) if kind == "loss" else (0.91, 0.9, 0.5)
+    trials = [
+        trial(REFERENCE_CANDIDATE, 0.004, 0.002, size_bytes=4_200_000, worst=0.0,
+              metric=metrics[0]),
+        trial(INT8, 0.002, 0.0005, size_bytes=1_100_000, worst=0.0125, metric=metrics[1]),
+        trial(ENGINE, 0.001, 0.0002, size_bytes=5_000_000, worst=3.0, metric=metrics[2]),
+        Trial(candidate=BROKEN, failed="plan: expected a causal_lm task")]
+    choice = choose(trials, kind=kind, objective=read_objective(objective), max_drop=2.0)
+    return summary(trials, choice, kind, (1, 8), max_drop=2.0, texts=100, seed=3,
+                   left_out={"onnx int8": "onnxruntime is not installed"},
+                   machine={"cpu": "A & B", "cpus": "2"}, **changes)
+
+
+def test_a_row_says_all_of_a_candidate() -> None:
+    found = told()["plans"][1]
+    assert (found["plan"], found["chosen"], found["tied"]) == ("plan int8", True, False)
+    assert found["megabytes"] == pytest.approx(1.1)
+    assert found["p50_ms"] == {"1": pytest.approx(2.0), "8": pytest.approx(4.0)}  # of a call
+    assert found["spread_ms"]["8"] == [pytest.approx(3.6), pytest.approx(4.8)]
+    assert found["per_s"] == {"1": pytest.approx(400.0), "8": pytest.approx(1600.0)}
+    assert found["ratio"] == {"1": pytest.approx(2.0), "8": pytest.approx(4.0)}
+    assert found["drop"] == pytest.approx(1.0) and found["accuracy"] == 0.9
+    assert found["candidate"]["plan"]["precision"] == "int8" and found["why_not"] == ""
+
+
+def test_the_table_reads_as_text() -> None:
+    text = "\n".join(lines(told()))
+    assert re.search(r"^ +plan +MB +ms @1 +ms @8 +ratio @1 +difference +accuracy$", text, re.M)
+    assert re.search(r"^ +reference +4\.2 +4\.00 +16\.0 +1\.00 +91\.00 %$", text, re.M)
+    assert re.search(r"^> +plan int8 +1\.1 +2\.00 +4\.00 +2\.00 +0\.013 +90\.00 %$", text, re.M)
+    assert re.search(r"^ +litert int8 .* accuracy is 41\.00 points lower, 2 are allowed$", text,
+                     re.M)
+    assert re.search(r"^ +plan bfloat16 +plan: expected a causal_lm task$", text, re.M)
+    assert "not tried: onnx int8: onnxruntime is not installed" in text
+    assert text.endswith("nothing else could be chosen.") or "comes next" in text
+
+
+def test_a_decoder_is_told_in_tokens_a_second_and_perplexity() -> None:
+    found = told("loss")
+    assert found["plans"][1]["p50_ms"]["8"] == pytest.approx(0.5)  # of a token
+    assert found["plans"][1]["perplexity"] == pytest.approx(math.exp(2.0) * 1.001)
+    text = "\n".join(lines(found))
+    assert re.search(r"^ +plan +MB +tok/s @1 +tok/s @8 +ratio @1 +difference +perplexity$", text,
+                     re.M)
+    assert re.search(r"^> +plan int8 +1\.1 +400 +1,600 +2\.00 +0\.013 +7\.396$", text, re.M)
+    assert "perplexity is 64.87 % higher, 2 are allowed" in text
+
+
+def test_size_shows_the_ratios_of_every_batch() -> None:
+    text = "\n".join(lines(told(objective="size")))
+    assert "ratio @1  ratio @8" in text
+    assert text.endswith("accuracy is 41.00 points lower, 2 are allowed") or "smaller" in text
+
+
+def test_all_of_it_is_json() -> None:
+    found = told()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["rounds"] == 3 and found["texts"] == 100 and found["seed"] == 3
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "agreement", "loss"])
+def test_the_page_holds_table_and_picture_and_nothing_from_elsewhere(kind: str) -> None:
+    picture = pytest.importorskip("tf_infer.tuning.picture", reason="needs the extra `report`",
+                                  exc_type=ImportError)
+    found = told(kind)
+    page = picture.html(found, title="intents <1>")
+    assert "intents &lt;1&gt;" in page and "A &amp; B" in page
+    assert found["reason"] in page
+    data = re.search(r'src="data:image/png;base64,([^"]+)"', page)
+    assert data is not None and base64.b64decode(data[1]).startswith(b"\x89PNG")
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    for one in found["plans"]:
+        assert f"<td>{one['plan']}</td>" in page
+    assert page.count('class="chosen"') == 1 and page.count('class="out"') == 2
+
+
+def test_the_picture_marks_the_chosen_form_and_the_bound() -> None:
+    picture = pytest.importorskip("tf_infer.tuning.picture", reason="needs the extra `report`",
+                                  exc_type=ImportError)
+    figure = picture.draw(told())
+    first, second, sizes = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["batch 1", "batch 8", "size"]
+    dots = {tuple(one.get_offsets()[0]): one for one in first.collections
+            if len(one.get_offsets())}
+    assert (pytest.approx(2.0), pytest.approx(90.0)) in [
+        (pytest.approx(x), pytest.approx(y)) for x, y in dots] or any(
+            abs(x - 2.0) < 1e-9 and abs(y - 90.0) < 1e-9 for x, y in dots)
+    bounds = [line.get_ydata()[0] for line in second.get_lines() if line.get_linestyle() == "--"]
+    assert bounds == [pytest.approx(89.0)]
+    assert [label.get_text() for label in sizes.get_yticklabels()] == [
+        "litert int8", "plan int8", "reference"]
+    assert picture.draw(told("loss")).axes[0].yaxis_inverted()
+
+
+def test_hyper_parameters_are_what_tensorboard_reads(tmp_path: Path) -> None:
+    hparams = pytest.importorskip("tf_infer.tuning.hparams", reason="needs tensorboard",
+                                  exc_type=ImportError)
+    found = told()
+    for _ in range(2):  # a second time in place of the first
+        hparams.write(found, tmp_path)
+    runs = {path.parent.name: events(path) for path in tmp_path.rglob("events.*")}
+    assert set(runs) == {tmp_path.name, "reference", "plan_int8", "litert_int8", "plan_bfloat16"}
+    assert len(list(tmp_path.rglob("events.*"))) == 5
+    values = {value.tag: value for event in runs["plan_int8"] for value in event.summary.value}
+    assert values["p50 ms, batch 1"].simple_value == pytest.approx(2.0)
+    assert values["accuracy"].simple_value == pytest.approx(0.9)
+    data = hparams.plugin_data_pb2.HParamsPluginData.FromString(
+        values["_hparams_/session_start_info"].metadata.plugin_data.content)
+    assert {name: value.string_value or value.bool_value
+            for name, value in data.session_start_info.hparams.items()} == {
+        "precision": "int8", "compile": "none", "engine": "none", "pruned": False}
+    ended = {run: hparams.plugin_data_pb2.HParamsPluginData.FromString(
+        value.metadata.plugin_data.content).session_end_info.status
+        for run, found in runs.items() for event in found for value in event.summary.value
+        if value.tag == "_hparams_/session_end_info"}
+    assert ended["plan_int8"] == hparams.api_pb2.STATUS_SUCCESS
+    assert ended["plan_bfloat16"] == hparams.api_pb2.STATUS_FAILURE
+    assert not any(value.tag == "accuracy" for event in runs["plan_bfloat16"]
+                   for value in event.summary.value)
+
+
+def events(path: Path) -> list[Any]:
+    """Return the events of a file; reading it with TensorBoard would import TensorFlow."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    data, found = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")  # then a checksum, the event, another one
+        found.append(Event.FromString(data[12:12 + size]))
+        data = data[16 + size:]
+    return found

@@ -1,0 +1,171 @@
+"""Candidates: the forms in which a model might be exported, and which of them are worth a try."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from tf_infer.config import check, to_json
+from tf_infer.errors import ConfigError
+from tf_infer.optimize.plan import NATIVE, OptimizationPlan, require_native
+
+TaskKind = Literal["classifier", "causal_lm"]
+REFERENCE = "reference"
+SMOOTHING = 0.5  # what the paper of SmoothQuant takes, arXiv:2211.10438
+
+# engine -> the package that runs it, what brings it, and the precisions it can be written in
+ENGINES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "litert": ("ai_edge_litert", "server", ("int8", "float32")),
+    "onnx": ("onnxruntime", "onnx", ("int8", "float32")),
+}
+# Which engines there are for which kind of task.
+OFFERED: dict[TaskKind, tuple[str, ...]] = {"classifier": ("litert", "onnx"),
+                                            "causal_lm": ("litert",)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineChoice:
+    """An engine beside the SavedModel.
+
+    Attributes:
+        kind: which.
+        precision: of its weights.
+    """
+
+    kind: str
+    precision: str
+
+    def __post_init__(self) -> None:
+        check(self.kind in ENGINES, "EngineChoice.kind", f"one of {sorted(ENGINES)}", self.kind)
+        check(self.precision in ENGINES[self.kind][2], "EngineChoice.precision",
+              f"one of {list(ENGINES[self.kind][2])}", self.precision)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One form of a model: what is cut off, how the rest is laid out, what runs it.
+
+    Attributes:
+        prune: settings of `optimize.prune`, as JSON has them; None cuts nothing.
+        plan: None leaves the network as it was built.
+        engine: None runs the SavedModel alone.
+
+    All None is the reference.
+    """
+
+    prune: Mapping[str, Any] | None = None
+    plan: OptimizationPlan | None = None
+    engine: EngineChoice | None = None
+
+    @property
+    def name(self) -> str:
+        """Return what a table calls it, such as "plan int8" or "prune 0a1b + litert int8"."""
+        parts = []
+        if self.prune is not None:
+            parts.append(f"prune {_digest(self.prune)[:4]}")
+        if self.plan is not None:
+            parts.append(f"plan {_plan_name(self.plan)}")
+        if self.engine is not None:
+            parts.append(f"{self.engine.kind} {self.engine.precision}")
+        return " + ".join(parts) or REFERENCE
+
+    @property
+    def key(self) -> str:
+        """Return a name for files, another one for every candidate."""
+        word = "".join(letter if letter.isalnum() else "-" for letter in self.name)
+        return f"{word}-{_digest(to_json(self))[:8]}"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _plan_name(plan: OptimizationPlan) -> str:
+    """Return the precision, and every other setting that is not the usual one."""
+    usual = to_json(OptimizationPlan(precision=plan.precision))
+    other = [f"{value}" if isinstance(value, str) else f"{name}={json.dumps(value)}"
+             for name, value in to_json(plan).items() if value != usual[name]]
+    return " ".join([plan.precision, *other])
+
+
+REFERENCE_CANDIDATE = Candidate()
+
+
+def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collection[str],
+             prune: Sequence[Mapping[str, Any]] = (), xla: bool = True
+             ) -> tuple[tuple[Candidate, ...], dict[str, str]]:
+    """Return the candidates worth a try on this machine, the reference first, and those that
+    are not: name -> reason.
+
+    Args:
+        kind: of the task.
+        flags: of the CPU (`optimize.plan.cpu_flags`); None where they are not known.
+        installed: names of packages that can be imported, of those in ENGINES.
+        prune: settings of `optimize.prune`, each to be tried with every other part.
+        xla: whether a form that XLA compiles may be chosen: a server must then allow XLA.
+    """
+    found, left_out = [REFERENCE_CANDIDATE], {}
+    whole = [Candidate(plan=plan) for plan in _plans(kind, flags, xla=xla)]
+    whole += [Candidate(engine=EngineChoice(kind=engine, precision=precision))
+              for engine in OFFERED[kind] for precision in ENGINES[engine][2]]
+    for candidate in (*whole, *_pruned(whole, prune)):
+        reason = why_not(candidate, kind, flags=flags, installed=installed)
+        if reason:
+            left_out[candidate.name] = reason
+        else:
+            found.append(candidate)
+    return tuple(found), left_out
+
+
+def _plans(kind: TaskKind, flags: frozenset[str] | None, *, xla: bool
+           ) -> Iterator[OptimizationPlan]:
+    plans = {precision: OptimizationPlan(precision=precision) for precision in NATIVE}
+    if kind == "classifier" and _reason(plans["bfloat16"], kind, flags):
+        plans["int8"] = replace(plans["int8"], floats="float32")
+    yield from plans.values()
+    if kind == "classifier":
+        yield replace(plans["int8"], smoothing=SMOOTHING)
+        yield replace(plans["int8"], activations="static", smoothing=SMOOTHING)
+        if xla:  # a decoder's loop under XLA compiles anew for every length (docs/optimisation.md)
+            yield replace(plans["float32"], compile="xla")
+
+
+def _pruned(whole: Sequence[Candidate], prune: Sequence[Mapping[str, Any]]) -> Iterator[Candidate]:
+    for settings in prune:
+        yield Candidate(prune=settings)
+        for one in whole:
+            yield Candidate(prune=settings, plan=one.plan, engine=one.engine)
+
+
+def why_not(candidate: Candidate, kind: TaskKind, *, flags: frozenset[str] | None,
+            installed: Collection[str]) -> str:
+    """Return why a candidate is not worth a try on this machine; empty when it is."""
+    if candidate.engine is not None:
+        package, extra, _ = ENGINES[candidate.engine.kind]
+        if package not in installed:
+            return f"{package} is not installed: pip install 'tf_infer[{extra}]'"
+    return "" if candidate.plan is None else _reason(candidate.plan, kind, flags)
+
+
+def _reason(plan: OptimizationPlan, kind: TaskKind, flags: frozenset[str] | None) -> str:
+    try:
+        require_native(plan, flags, floats=kind == "classifier")
+    except ConfigError:
+        return f"this CPU has no arithmetic of {plan.precision}"
+    return ""
+
+
+def chosen_by(words: Sequence[str], candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Return the reference and those candidates that are named.
+
+    Raises:
+        ConfigError: a name is none of theirs; the message lists them.
+    """
+    names = {candidate.name: candidate for candidate in candidates}
+    for word in words:
+        check(word in names, "--plans", f"some of {list(names)}", word)
+    wanted = {REFERENCE, *words}
+    return tuple(candidate for name, candidate in names.items() if name in wanted)

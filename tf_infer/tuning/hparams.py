@@ -1,0 +1,85 @@
+"""A search as the table of hyper-parameters that TensorBoard shows: one run for each candidate.
+
+Written through TensorBoard's own messages, so that neither TensorFlow nor a summary writer of it is
+needed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+NONE = "none"
+
+
+def write(told: Mapping[str, Any], folder: Path) -> None:
+    """Write the runs of a summary (`table.summary`), in place of those of an earlier one.
+
+    Args:
+        told: the summary.
+        folder: for `tensorboard --logdir`; made where it does not exist.
+    """
+    names = sorted({name for one in told["plans"] for name in figures(one, told["metric"])})
+    experiment = summary_v2.hparams_config_pb(
+        hparams=[summary_v2.HParam(name) for name in parameters(told["plans"][0])],
+        metrics=[summary_v2.Metric(name) for name in names])
+    _write(folder, [experiment])
+    for one in told["plans"]:
+        run = folder / _file_name(one["plan"])
+        session = summary_v2.hparams_pb(parameters(one), trial_id=one["plan"])
+        scalars = Summary(value=[Summary.Value(tag=name, simple_value=number)
+                                 for name, number in figures(one, told["metric"]).items()])
+        status = (api_pb2.STATUS_SUCCESS if not one["why_not"] else api_pb2.STATUS_FAILURE)
+        _write(run, [session, scalars, _ended(status)])
+
+
+def parameters(one: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes a candidate, as columns."""
+    form = one["candidate"]
+    plan, engine = form["plan"] or {}, form["engine"] or {}
+    return {"precision": engine.get("precision") or plan.get("precision") or NONE,
+            "compile": plan.get("compile", NONE), "engine": engine.get("kind", NONE),
+            "pruned": form["prune"] is not None}
+
+
+def figures(one: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """Return what was measured of a candidate, as columns; what is not known has none."""
+    found = {f"p50 ms, batch {batch}": value for batch, value in one["p50_ms"].items()}
+    found |= {f"per second, batch {batch}": value for batch, value in one["per_s"].items()}
+    found |= {"MB": one["megabytes"], "worst difference": one["worst_difference"],
+              metric: one.get(metric), "drop": one["drop"]}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+
+
+def _ended(status: Any) -> Any:
+    end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+    data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+    return Summary(value=[Summary.Value(
+        tag=metadata.SESSION_END_INFO_TAG, metadata=metadata.create_summary_metadata(data),
+        tensor=metadata.NULL_TENSOR)])
+
+
+def _write(folder: Path, summaries: list[Any]) -> None:
+    """Write summaries as the only event file of a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    now_s = time.time()
+    with open(folder / f"events.out.tfevents.{now_s:.0f}.search", "wb") as file:
+        writer = RecordWriter(file)
+        writer.write(Event(wall_time=now_s, file_version="brain.Event:2").SerializeToString())
+        for one in summaries:
+            data = one.SerializeToString()
+            writer.write(Event(wall_time=now_s, summary=Summary.FromString(data)
+                               ).SerializeToString())
