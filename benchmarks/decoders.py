@@ -17,16 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import CACHE, SHARED
+from benchmarks import forms
+from benchmarks.models import SHARED
 
 HERE = Path(__file__).resolve().parent
 PROMPTS, NEW_TOKENS, ROWS, SEED = (32, 256), 64, (1, 8, 32), 0
@@ -59,31 +56,15 @@ def form(name: str, shape: str, cache: Path, peers: Path | None) -> Path:
     if target.exists():
         return target
     source = target if name == "checkpoint" else form("checkpoint", shape, cache, peers)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as staged:
-        made = Path(staged) / "made"
-        if name in FORMS:
-            if peers is None:
-                raise RuntimeError(f"{name}: needs --peers to be made")
-            _run(FORMS[name](shape, peers.resolve(), source, made))
-        else:
-            _run([sys.executable, "-m", "benchmarks.decoders", "--export", name, "--shape", shape,
-                  "--from", str(source), "--to", str(made)])
-        made.rename(target)
-    return target
+    return forms.made(target, lambda made: forms.own_command(
+        "benchmarks.decoders", name, shape, source, made) if name in EXPORTS
+        else FORMS[name](shape, forms.required(peers, name), source, made))
 
 
 def prompts(shape: str, cache: Path, peers: Path | None) -> dict[int, list[dict[str, Any]]]:
     """Return {"ids", "text"} of POOL prompts, by length."""
     path = form("checkpoint", shape, cache, peers) / "prompts.json"
     return {int(length): rows for length, rows in json.loads(path.read_text("utf-8")).items()}
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent,
-                          env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)[:300]}:\n{(done.stderr or done.stdout)[-3000:]}")
 
 
 def _checkpoint(shape: str, peers: Path, source: Path, made: Path) -> list[str]:
@@ -180,19 +161,9 @@ EXPORTS: dict[str, Callable[[Path, Path], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=CACHE)
-    parser.add_argument("--peers", type=Path, help="folder of the peers' environments")
-    parser.add_argument("--shape", nargs="+", choices=sorted(SHAPES), default=["gpt2", "llama"])
-    parser.add_argument("--export", choices=sorted(EXPORTS), help=argparse.SUPPRESS)
-    parser.add_argument("--from", dest="source", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.export:
-        EXPORTS[arguments.export](arguments.source, arguments.to)
-        return
-    for shape in arguments.shape:
-        for name in (*FORMS, *EXPORTS):
-            print(form(name, shape, arguments.cache, arguments.peers), flush=True)
+    forms.add_arguments(parser, sorted(SHAPES), EXPORTS, usual=["gpt2", "llama"])
+    forms.run(parser.parse_args(), EXPORTS, lambda shape, arguments: (
+        form(name, shape, arguments.cache, arguments.peers) for name in (*FORMS, *EXPORTS)))
 
 
 if __name__ == "__main__":
