@@ -471,6 +471,7 @@ class CausalLMConfig:
         constraints: what a row's text must look like that names one of them in its option
             `constraint`; compiled into the graph.
         explain: the signature `explain` is exported, too; it makes the graph larger.
+        guesses: tokens guessed in a round of the signature `speculate`; 0 leaves it out.
     """
 
     kind: Literal["causal_lm"] = "causal_lm"
@@ -489,6 +490,7 @@ class CausalLMConfig:
     beam_diversity: float = 0.0
     constraints: Mapping[str, ConstraintConfig] = field(default_factory=dict)
     explain: bool = False
+    guesses: int = 0
 
     def __post_init__(self) -> None:
         where = "CausalLMConfig"
@@ -501,6 +503,7 @@ class CausalLMConfig:
               f"at most capacity = {self.capacity}", self.defaults.max_new_tokens)
         check(0 <= self.top_logprobs <= 100, f"{where}.top_logprobs", "0 to 100", self.top_logprobs)
         check(self.beams >= 0, f"{where}.beams", ">= 0", self.beams)
+        check(0 <= self.guesses <= 64, f"{where}.guesses", "0 to 64", self.guesses)
         check(self.beam_groups >= 1 and self.beams % self.beam_groups == 0,
               f"{where}.beam_groups", f"a divisor of beams = {self.beams}", self.beam_groups)
         check(math.isfinite(self.beam_diversity) and self.beam_diversity >= 0,
@@ -593,6 +596,32 @@ class TrainConfig:
         check(self.block_tokens >= 2, f"{where}.block_tokens", ">= 2", self.block_tokens)
         check(self.epoch_steps is None or self.epoch_steps >= 1, f"{where}.epoch_steps",
               "None or >= 1", self.epoch_steps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillConfig:
+    """How a student learns from the answers of a teacher.
+
+    Attributes:
+        temperature: divides the logits of both before they are compared; above 1 the classes that
+            the teacher finds unlikely count more.
+        labels: share of the loss that compares with the labels instead of the teacher; with 0 the
+            texts of a classifier need no labels.
+        hidden: weight of the mean squared difference of the pooled vectors, which is added to the
+            loss of a classifier; the two networks must be of one width.
+    """
+
+    temperature: float = 2.0
+    labels: float = 0.5
+    hidden: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = "DistillConfig"
+        check(math.isfinite(self.temperature) and self.temperature > 0, f"{where}.temperature",
+              "a number > 0", self.temperature)
+        check(0 <= self.labels <= 1, f"{where}.labels", "a share from 0 to 1", self.labels)
+        check(math.isfinite(self.hidden) and self.hidden >= 0, f"{where}.hidden", "a number >= 0",
+              self.hidden)
 
 
 # ---------------------------------------------------------------------------- JSON

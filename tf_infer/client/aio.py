@@ -144,7 +144,7 @@ class AsyncClient:
                        seed: int | Sequence[int] | None = None,
                        stop: Sequence[str] | Sequence[Sequence[str]] | str | None = None,
                        logprobs: int | Sequence[int] | None = None, n: int = 1,
-                       options: Mapping[str, Any] | None = None,
+                       options: Mapping[str, Any] | None = None, speculative: bool = False,
                        timeout_s: Timeout = UNSET) -> list[Generation]:
         """Continue prompts; see `Client.generate`."""
         ref = calls.reference(model)
@@ -152,10 +152,11 @@ class AsyncClient:
         chosen = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
                   "top_p": top_p, "seed": seed, "stop": stop, "logprobs": logprobs,
                   **(options or {})}
-        if all(value is None for value in chosen.values()) and n == 1:
+        if all(value is None for value in chosen.values()) and n == 1 and not speculative:
             call = calls.generate_default(ref, prompts)
             return calls.generations(await self._run(call, deadline.left_s()))
-        return calls.generations(await self._asked(ref, prompts, chosen, "generate", deadline, n))
+        signature = calls.SPECULATE if speculative else calls.GENERATE
+        return calls.generations(await self._asked(ref, prompts, chosen, signature, deadline, n))
 
     async def beam_search(self, model: str | ModelRef, prompts: Sequence[Text], *,
                           max_new_tokens: int | Sequence[int] | None = None,

@@ -327,6 +327,7 @@ def regress_examples(ref: ModelRef, rows: Sequence[Mapping[str, Any]], *, signat
 # signature's own defaults give one (tf_infer.config.GenerationDefaults has the same).
 OPTIONS: dict[str, int | float] = {
     "max_new_tokens": 32, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+GENERATE, SPECULATE = "generate", "speculate"
 BEAM = "beam"  # signature of `Client.beam_search`
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -349,7 +350,7 @@ def row_seeds(seed: int, rows: int) -> list[int]:
     return seeds
 
 
-def generate_signature(found: ModelMetadata, name: str = "generate") -> SignatureInfo:
+def generate_signature(found: ModelMetadata, name: str = GENERATE) -> SignatureInfo:
     """Return the signature that continues prompts with options.
 
     Raises:

@@ -191,7 +191,7 @@ class Client:
                  seed: int | Sequence[int] | None = None,
                  stop: Sequence[str] | Sequence[Sequence[str]] | str | None = None,
                  logprobs: int | Sequence[int] | None = None, n: int = 1,
-                 options: Mapping[str, Any] | None = None,
+                 options: Mapping[str, Any] | None = None, speculative: bool = False,
                  timeout_s: Timeout = UNSET) -> list[Generation]:
         """Continue prompts.
 
@@ -210,6 +210,8 @@ class Client:
                 min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, draw,
                 stop_ids and banned (lists), logit_bias ({id: value}), forced_prefix, constraint,
                 choices; one value, or one for each prompt.
+            speculative: the same answer by speculative decoding, and how its guesses did; of a
+                decoder that was exported with guesses, without the options that it does not take.
             timeout_s: for this call; the first one with options also asks for the signature.
         """
         ref = calls.reference(model)
@@ -217,10 +219,11 @@ class Client:
         chosen = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
                   "top_p": top_p, "seed": seed, "stop": stop, "logprobs": logprobs,
                   **(options or {})}
-        if all(value is None for value in chosen.values()) and n == 1:
+        if all(value is None for value in chosen.values()) and n == 1 and not speculative:
             call = calls.generate_default(ref, prompts)
             return calls.generations(self._run(call, deadline.left_s()))
-        return calls.generations(self._asked(ref, prompts, chosen, "generate", deadline, n))
+        signature = calls.SPECULATE if speculative else calls.GENERATE
+        return calls.generations(self._asked(ref, prompts, chosen, signature, deadline, n))
 
     def beam_search(self, model: str | ModelRef, prompts: Sequence[Text], *,
                     max_new_tokens: int | Sequence[int] | None = None,

@@ -13,6 +13,7 @@ from tf_infer.errors import ConfigError
 SEPARATOR = "\x1f"  # joins the items of a list in one string
 LISTS = ("stop", "stop_ids", "banned", "choices", "logit_bias")
 TOLD = ("token_logprobs", "top_ids", "top_logprobs")  # outputs that only matter when asked for
+GUESSING = ("rounds", "proposed", "accepted")  # outputs of `speculate`, how its guesses did
 
 
 def strings(name: str, value: Any, rows: int) -> np.ndarray:
@@ -125,7 +126,8 @@ def _generation(outputs: Mapping[str, np.ndarray], place: tuple[int, ...]) -> Ge
         tuple(outputs["ids"][place][:length].tolist()) if "ids" in outputs else (),
         float(outputs["score"][place]) if "score" in outputs else float("nan"),
         _decoded(reason),
-        () if logprobs is None else tuple(logprobs[place][:length].tolist()), top)
+        () if logprobs is None else tuple(logprobs[place][:length].tolist()), top,
+        *(int(outputs[name][place]) for name in GUESSING if name in outputs))
 
 
 def _decoded(item: Any) -> str:

@@ -70,6 +70,8 @@ class Generation:
         token_logprobs: natural-log probability of each of `ids` under the model; empty unless asked
             for.
         top_logprobs: the likeliest tokens at the place of each of `ids`, best first; likewise.
+        rounds, proposed, accepted: of speculative decoding: times that the model has read, guesses
+            that it read, and those of them that it took; 0 without.
     """
 
     text: str
@@ -78,6 +80,9 @@ class Generation:
     finish_reason: str = ""
     token_logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[tuple[Alternative, ...], ...] = ()
+    rounds: int = 0
+    proposed: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

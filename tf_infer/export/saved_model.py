@@ -122,8 +122,8 @@ def write_saved_model(task: Task, folder: Path) -> None:
     """
     signatures = task.signatures()
     archive = keras.export.ExportArchive()
-    archive.track(task.network)
-    archive.track(task.codec)
+    for part in task.tracked():
+        archive.track(part)
     for name, signature in signatures.items():
         specs = signature.input_specs()
         archive.add_endpoint(name, _traced(signature, specs), list(specs.values()))

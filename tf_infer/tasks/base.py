@@ -120,8 +120,19 @@ class Task:
 
     def recompiled(self, compiled: Compiled) -> Self:
         """Return a task of the same codec and weights whose core is compiled another way."""
-        return type(self)(self.config, self.codec, self.network, compiled=compiled,
-                          tokenizer_dir=self.tokenizer_dir)
+        return self.replaced(compiled=compiled)
+
+    def replaced(self, **parts: Any) -> Self:
+        """Return a task like this one, but for these arguments of its constructor."""
+        return type(self)(**{**self._parts(), **parts})
+
+    def tracked(self) -> tuple[Any, ...]:
+        """Return what holds the weights, tables and files of its graph."""
+        return (self.network, self.codec)
+
+    def _parts(self) -> dict[str, Any]:
+        return {"config": self.config, "codec": self.codec, "network": self.network,
+                "compiled": self.compiled, "tokenizer_dir": self.tokenizer_dir}
 
 
 _DTYPES: dict[str, tf.DType] = {"string": tf.string}
