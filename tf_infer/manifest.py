@@ -32,7 +32,9 @@ ENGINES_FOLDER = "engines"
 ENGINE_FILE = "engine.json"
 MANIFEST_FORMAT = 1
 FILL_SIZE = 64  # elements; fewer are written one by one even when all are the same
+PACKED_TOKENS = 64  # of the longest rows that hold several texts
 EngineKind: TypeAlias = Literal["litert", "onnx"]
+ENGINE_KINDS: tuple[EngineKind, ...] = ("litert", "onnx")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,12 +188,19 @@ class EncoderEngineManifest(EngineManifest):
         classes: C, logits of a row.
         shapes: (rows, tokens) of its graphs where shapes are fixed, else those it was warmed up
             for; ascending.
+        segments: whether it tells first and second texts apart.
+        packed: a row of a graph may hold several texts (`row_texts`).
+        fixed_ranges: of int8, what is multiplied with weights has ranges that were set from given
+            texts; else they are found for each call.
     """
 
     vocab_size: int
     positions: int
     classes: int
     shapes: tuple[tuple[int, int], ...]
+    segments: bool = False
+    packed: bool = False
+    fixed_ranges: bool = False
 
     def __post_init__(self) -> None:
         EngineManifest.__post_init__(self)
@@ -209,6 +218,15 @@ def row_blocks(rows: int, page: int) -> list[tuple[int, int]]:
     """
     size = min(rows, max(4, 512 // page))
     return [(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
+
+
+def row_texts(tokens: int) -> int:
+    """Return how many texts a row of a graph may hold, where rows hold several.
+
+    Longer rows hold one: each token of a row is multiplied with each, whether of its text or not.
+    Both sides must count alike: another rule needs another EncoderEngineManifest.format.
+    """
+    return max(1, tokens // 16) if tokens <= PACKED_TOKENS else 1
 
 
 @dataclass(frozen=True, slots=True)

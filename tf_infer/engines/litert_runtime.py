@@ -155,6 +155,10 @@ class Model:
             "LiteRtGetNumModelSignatures", self._model))))
         self.signatures = tuple(self._signatures)
 
+    def inputs(self, name: str) -> tuple[str, ...]:
+        """Return the names of a signature's inputs."""
+        return tuple(tensor for tensor, _ in self._signatures[name].inputs)
+
     def bind(self, name: str, arrays: Mapping[str, np.ndarray]) -> Call:
         """Return a call of a signature that reads and writes `arrays`, by tensor name.
 

@@ -198,16 +198,28 @@ class GraphWriter:
         """Sum over one axis, which stays as 1."""
         return self._reduce(Op.SUM, tensor, axis)
 
+    def largest(self, tensor: Tensor, axis: int) -> Tensor:
+        """Maximum over one axis, which stays as 1."""
+        return self._reduce(Op.REDUCE_MAX, tensor, axis)
+
     def rsqrt(self, tensor: Tensor) -> Tensor:
         """1 / sqrt(tensor)."""
         return self.op(Op.RSQRT, [tensor], tensor.shape)
 
+    def at_least(self, tensor: Tensor, least: Constant) -> Tensor:
+        """The larger of both, broadcast."""
+        return self.op(Op.MAXIMUM, [tensor, least], _broadcast(tensor, least),
+                       schema.MaximumMinimumOptionsT())
+
     def activation(self, tensor: Tensor, name: str) -> Tensor:
-        """One of networks.arrays.Activation."""
+        """One of networks.encoder_arrays.HeadActivation, of which those of layers are a part."""
+        if name == "linear":
+            return tensor
         if name == "silu":
             return self.multiply(tensor, self.op(Op.LOGISTIC, [tensor], tensor.shape))
-        if name == "relu":
-            return self.op(Op.RELU, [tensor], tensor.shape)
+        plain = {"relu": Op.RELU, "tanh": Op.TANH, "sigmoid": Op.LOGISTIC}
+        if name in plain:
+            return self.op(plain[name], [tensor], tensor.shape)
         options = schema.GeluOptionsT()
         options.approximate = name == "gelu_tanh"
         return self.op(Op.GELU, [tensor], tensor.shape, options)

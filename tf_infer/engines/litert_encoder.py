@@ -1,0 +1,189 @@
+"""The LiteRT engine of a classifier: an EncoderEngine over graphs of optimize/litert_encoder.py.
+
+Texts of like length go through a graph together, short ones several in a row, each of which sees
+only itself. What a text comes to depends on that text alone, bit for bit: where the rows of a
+product and the tokens of a row stand changes no sum, since what does not count adds exactly 0.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tf_infer.engines import files
+from tf_infer.engines.litert_runtime import Call, Model, aligned
+from tf_infer.engines.packing import Group, Sizes
+from tf_infer.errors import ConfigError
+from tf_infer.manifest import EncoderEngineManifest, row_texts
+
+# Added to scores: for a token that does not count, and for one of another text, or of padding. A
+# text without any token that counts looks at itself.
+UNCOUNTED, FOREIGN = -1e30, -3e38
+
+
+def load(folder: Path, *, threads: int = 2, warm_up: bool = True) -> LiteRTEncoder:
+    """Load the engine that an export wrote.
+
+    Args:
+        folder: `<version>/assets.extra/engines/litert`.
+        threads: that compute one call.
+        warm_up: run every graph once, so that no later call is the first of its size.
+
+    Raises:
+        BackendMissing: LiteRT is not installed; names the extra that brings it.
+        ConfigError: `engine.json` is missing or no such engine's description.
+        ExportError: the model file is not the one that was exported, or cannot be run.
+    """
+    manifest, path = files.read(EncoderEngineManifest, folder)
+    engine = LiteRTEncoder(manifest, path, threads=threads)
+    if warm_up:
+        engine.warm_up()
+    return engine
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """A graph, and the arrays it reads and writes by name."""
+
+    call: Call
+    arrays: dict[str, np.ndarray]
+
+
+class LiteRTEncoder:
+    """An `EncoderEngine` (engines/contracts.py).
+
+    Args:
+        manifest: what the file holds.
+        path: of the model file.
+        threads: that compute one call.
+    """
+
+    def __init__(self, manifest: EncoderEngineManifest, path: Path, *, threads: int = 2) -> None:
+        self.manifest = manifest
+        self._model = Model(path, threads=threads)
+        self._sizes = Sizes(manifest.shapes, packed=manifest.packed)
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._lock = threading.Lock()  # arrays are bound to graphs: one call at a time
+
+    def run(self, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray) -> np.ndarray:
+        """Compute the logits of rows; see `EncoderEngine`."""
+        if not (ids.ndim == 2 and ids.shape == mask.shape == segments.shape):
+            raise ConfigError("ids: expected [B, T], and mask and segments of the same shape, got "
+                              f"{ids.shape}, {mask.shape} and {segments.shape}.")
+        if not ids.shape[1]:  # a graph needs a token
+            ids, mask, segments = (np.zeros((len(ids), 1), one.dtype) for one in (
+                ids, mask, segments))
+        logits = np.empty((len(ids), self.manifest.classes), np.float32)
+        lengths = lengths_of(mask)
+        if lengths.max(initial=0) > self.manifest.positions:
+            raise ConfigError(f"ids: expected at most {self.manifest.positions} tokens a row, got "
+                              f"{lengths.max()}.")
+        places = segments * self.manifest.positions if self.manifest.segments else 0 * segments
+        places = places + np.arange(ids.shape[1], dtype=np.int32)
+        with self._lock:
+            for group in self._sizes.groups(lengths.tolist()):
+                self._compute(group, lengths, ids, mask, places, logits)
+        return logits
+
+    def warm_up(self) -> None:
+        """Run every graph once."""
+        with self._lock:
+            for rows, tokens in self.manifest.shapes:
+                self._graph(rows, tokens).call()
+
+    def close(self) -> None:
+        """Free the model; no call follows."""
+        with self._lock:
+            self._graphs = {}
+            self._model.close()
+
+    def _compute(self, group: Group, lengths: np.ndarray, ids: np.ndarray, mask: np.ndarray,
+                 places: np.ndarray, logits: np.ndarray) -> None:
+        """Fill the arrays of a graph, run it, and write what it says of each text."""
+        graph = self._graph(group.rows, group.tokens)
+        arrays, tokens = graph.arrays, group.tokens
+        texts = np.array([placed.text for placed in group.texts])
+        begins = np.array([placed.row * tokens + placed.begin for placed in group.texts])
+        slots = np.array([placed.row * self._texts(tokens) + placed.number
+                          for placed in group.texts])
+        counts = lengths[texts]
+        # Of each token: which of the texts it belongs to, where it comes from, where it goes.
+        owner = np.repeat(np.arange(len(texts)), counts)
+        inside = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+        source, target = (texts[owner], inside), begins[owner] + inside
+        for name, values in (("ids", ids), ("places", places)):
+            arrays[name].fill(0)
+            arrays[name][target] = values[source]
+        counted: np.ndarray = np.zeros(group.rows * tokens, bool)
+        counted[target] = mask[source]
+        self._fill_masks(group, arrays, owner, target, counted, slots, begins)
+        real = np.zeros(len(arrays["logits"]), np.float32)
+        if "pick" in arrays:
+            pick: np.ndarray = arrays["pick"].reshape(-1, tokens)
+            pick.fill(0.0)
+            if "pick_mask" in arrays:  # only first tokens go through the last layer
+                pick[slots, begins % tokens] = 1.0
+                real[slots] = counted[begins]
+            else:
+                pick[slots[owner], target % tokens] = counted[target]
+                real[slots] = 1.0 / np.maximum(pick.sum(axis=1)[slots], 1.0)
+        else:
+            arrays["counted"][...] = counted.reshape(group.rows, tokens, 1)
+            arrays["uncounted"][...] = np.where(arrays["counted"] > 0, 0.0, FOREIGN)
+            real[...] = arrays["counted"].max(axis=(1, 2))
+        if "factors" in arrays:
+            arrays["factors"][:, 0] = real
+        graph.call()
+        logits[texts] = arrays["logits"][slots]
+
+    def _fill_masks(self, group: Group, arrays: dict[str, np.ndarray], owner: np.ndarray,
+                    target: np.ndarray, counted: np.ndarray, slots: np.ndarray,
+                    begins: np.ndarray) -> None:
+        """Say which tokens see which."""
+        rows, tokens = group.rows, group.tokens
+        flat = np.full(rows * tokens, -1)
+        flat[target] = owner
+        of = flat.reshape(rows, tokens)
+        seen = np.where(counted.reshape(rows, tokens), np.float32(0.0), np.float32(UNCOUNTED))
+        if self._texts(tokens) == 1:
+            arrays["mask"][:, 0, 0] = np.where(of >= 0, seen, np.float32(FOREIGN))
+            if "pick_mask" in arrays:
+                arrays["pick_mask"][...] = arrays["mask"]
+            return
+        same = of[:, :, None] == of[:, None, :]                              # [R, T, T]
+        arrays["mask"][:, 0] = np.where(same, seen[:, None, :], np.float32(FOREIGN))
+        if "pick_mask" in arrays:
+            picked = arrays["pick_mask"].reshape(-1, tokens)
+            picked.fill(0.0)
+            picked[slots] = arrays["mask"].reshape(-1, tokens)[begins]
+
+    def _texts(self, tokens: int) -> int:
+        return row_texts(tokens) if self.manifest.packed else 1
+
+    def _graph(self, rows: int, tokens: int) -> _Graph:
+        if (rows, tokens) not in self._graphs:
+            name, texts, whole = f"rows_{rows}_{tokens}", self._texts(tokens), rows * tokens
+            seeing = tokens if texts > 1 else 1
+            shapes = {"ids": (whole,), "places": (whole,), "mask": (rows, 1, seeing, tokens),
+                      "pick": (rows, texts, tokens), "pick_mask": (rows, 1, texts, tokens),
+                      "factors": (rows * texts, 1), "counted": (rows, tokens, 1),
+                      "uncounted": (rows, tokens, 1)}
+            arrays = {one: aligned(shapes[one], np.int32 if one in ("ids", "places")
+                                   else np.float32) for one in self._model.inputs(name)}
+            arrays["logits"] = aligned((rows * texts, self.manifest.classes))
+            self._graphs[rows, tokens] = _Graph(self._model.bind(name, arrays), arrays)
+        return self._graphs[rows, tokens]
+
+
+def lengths_of(mask: np.ndarray) -> np.ndarray:
+    """Return how many tokens of each row are computed, [B] int: up to the last that counts.
+
+    Of a row without any it is the first: there is no answer to such a row, but it is always the
+    same.
+    """
+    width = mask.shape[1]
+    last = width - np.argmax(mask[:, ::-1], axis=1) if width else np.zeros(len(mask), int)
+    return np.where(mask.any(axis=1), last, 1)

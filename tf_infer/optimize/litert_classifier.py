@@ -1,0 +1,98 @@
+"""Build the LiteRT engine of a classifier: one file with a graph for each number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tf_infer import config
+from tf_infer.config import ShapeGrid, check
+from tf_infer.manifest import (
+    ENGINE_FILE,
+    EncoderEngineManifest,
+    hash_file,
+    row_texts,
+)
+from tf_infer.networks.encoder_arrays import encoder_arrays_of
+from tf_infer.optimize.litert_encoder import EncoderFile, Precision
+
+# Share of the spread of logits by which the worst may be off.
+TOLERANCE: Mapping[Precision, float] = {"float32": 5e-4, "int8": 0.25}
+CALL_TOKENS = 1024  # of the largest graphs; more at once are no faster, and need more memory
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
+FEW_ROWS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSettings:
+    """How the LiteRT engine of a classifier computes.
+
+    Attributes:
+        precision: of the weights.
+        tolerance: how far logits may be from the network's, as a share of their spread; None takes
+            that of the precision.
+    """
+
+    precision: Precision = "int8"
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        check(self.precision in TOLERANCE, "EncoderSettings.precision", f"one of {list(TOLERANCE)}",
+              self.precision)
+        check(self.tolerance is None or self.tolerance >= 0, "EncoderSettings.tolerance",
+              "None or a number >= 0", self.tolerance)
+
+    @property
+    def allowed(self) -> float:
+        """Return `tolerance`, or that of the precision."""
+        return TOLERANCE[self.precision] if self.tolerance is None else self.tolerance
+
+
+def graph_shapes(positions: int, *, packed: bool) -> tuple[tuple[int, int], ...]:
+    """Return (rows, tokens) of the graphs for texts of up to `positions` tokens, ascending."""
+    widths: list[int] = []
+    while not widths or widths[-1] < positions:
+        last = widths[-1] if widths else 0
+        widths.append(last + (16 if last < 128 else last // 4 // 16 * 16))
+    shared = max((width for width in widths if row_texts(width) > 1), default=0) if packed else 0
+    found: list[tuple[int, int]] = []
+    for width in widths:
+        # Narrower rows than the shared ones are for a call of one.
+        sizes = (1,) if width < shared else ROWS if width in (shared, widths[-1]) else FEW_ROWS
+        found += [(rows, width) for rows in sizes if rows == 1 or rows * width <= CALL_TOKENS]
+    return tuple(sorted(found))
+
+
+def write(network: Any, folder: Path, settings: EncoderSettings, *, grid: ShapeGrid,
+          progress: Callable[[str], None] = lambda line: None) -> EncoderEngineManifest:
+    """Write `model.tflite` and `engine.json` of a classifier into `folder`, which is made.
+
+    Args:
+        network: of a classifier.
+        folder: where to.
+        settings: precision.
+        grid: its last number of tokens is the longest row.
+        progress: is told what happens next.
+
+    Raises:
+        ConfigError: a network that has no engine, or one too large for the file.
+    """
+    arrays = encoder_arrays_of(network)
+    positions = min(len(arrays.positions), grid.tokens[-1])
+    arrays = replace(arrays, positions=arrays.positions[:positions])
+    progress(f"building the engine in {settings.precision}")
+    encoder = EncoderFile(arrays, settings.precision)
+    shapes = graph_shapes(positions, packed=encoder.packed)
+    for rows, tokens in shapes:
+        encoder.add(f"rows_{rows}_{tokens}", rows, tokens)
+    manifest = EncoderEngineManifest(
+        kind="litert", precision=settings.precision, vocab_size=len(arrays.words),
+        positions=positions, classes=len(arrays.head.logits.kernel), shapes=shapes,
+        segments=arrays.segments is not None, packed=encoder.packed)
+    folder.mkdir(parents=True)
+    (folder / manifest.file).write_bytes(encoder.file.write())
+    manifest = replace(manifest, sha256=hash_file(folder / manifest.file))
+    config.dump(manifest, folder / ENGINE_FILE)
+    return manifest
