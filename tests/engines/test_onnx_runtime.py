@@ -1,0 +1,94 @@
+"""Which provider of ONNX Runtime computes, with which options; engines kept by GPU and release."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tf_infer.engines import gpus, onnx_runtime
+from tf_infer.engines.gpus import Gpu
+from tf_infer.engines.onnx_runtime import Provider, Shapes
+from tf_infer.errors import BackendMissing
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0")
+CPU_ONLY = ["AzureExecutionProvider", "CPUExecutionProvider"]
+CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+ALL = ["TensorrtExecutionProvider", *CUDA]
+
+
+@pytest.mark.parametrize(("wanted", "available", "found", "chosen"), [
+    (None, ALL, [H100], "tensorrt"), (None, CUDA, [H100], "cuda"), (None, ALL, [], "cpu"),
+    (None, CPU_ONLY, [H100], "cpu"), ("cpu", ALL, [H100], "cpu"), ("cuda", ALL, [H100], "cuda"),
+    ("tensorrt", ALL, [H100], "tensorrt")])
+def test_the_fastest_that_is_there_computes(
+        wanted: Provider | None, available: list[str], found: list[Gpu], chosen: str) -> None:
+    assert onnx_runtime.choose(wanted, available, found) == chosen
+
+
+@pytest.mark.parametrize(("wanted", "available", "found", "message"), [
+    ("tensorrt", CPU_ONLY, [H100],
+     "with TensorrtExecutionProvider, got .*pip install 'onnxruntime-gpu.* the package tensorrt"),
+    ("cuda", CPU_ONLY, [], r"with CUDAExecutionProvider, .*pip install 'onnxruntime-gpu\[cuda"),
+    ("cuda", ALL, [], "expected a GPU of NVIDIA and its driver for cuda, got none"),
+    ("tensorrt", ALL, [], "driver for tensorrt, got none"),
+    (None, CPU_ONLY, [], r"pip install 'onnxruntime-gpu\[cuda,cudnn\]'"),
+    (None, ALL, [], "got none. Ask for cpu, or serve where there is one")])
+def test_what_is_missing_is_named_with_its_install(
+        wanted: Provider | None, available: list[str], found: list[Gpu], message: str) -> None:
+    with pytest.raises(BackendMissing, match=message):
+        onnx_runtime.choose(wanted, available, found, on_cpu=False)
+
+
+def test_tensorrt_is_told_the_shapes_of_every_input_and_falls_back_operation_by_operation() -> None:
+    shapes = Shapes((1, 16), (8, 64), (32, 128))
+    told = onnx_runtime.options("tensorrt", shapes, ("ids", "mask"), Path("/engines"))
+    assert [name for name, _ in told] == ALL
+    assert told[0][1] == {
+        "trt_profile_min_shapes": "ids:1x16,mask:1x16",
+        "trt_profile_opt_shapes": "ids:8x64,mask:8x64",
+        "trt_profile_max_shapes": "ids:32x128,mask:32x128",
+        "trt_engine_cache_enable": "True", "trt_engine_cache_path": "/engines",
+        "trt_timing_cache_enable": "True", "trt_timing_cache_path": "/engines"}
+    assert onnx_runtime.options("cuda", shapes, ("ids",), None) == [
+        ("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
+    assert onnx_runtime.options("cpu", shapes, ("ids",), None) == [("CPUExecutionProvider", {})]
+
+
+def test_an_engine_is_kept_for_one_gpu_one_set_of_releases_and_one_file() -> None:
+    root, versions = Path("/cache"), {"tensorrt": "10.9", "onnxruntime": "1.32.0"}
+    kept = onnx_runtime.engine_cache(root, H100, versions, "ab" * 32)
+    assert kept == root / "NVIDIA_H100_80GB_HBM3-9.0" / "onnxruntime_1.32.0-tensorrt_10.9" / (
+        "ab" * 16)
+    others = {onnx_runtime.engine_cache(root, *other) for other in (
+        (Gpu("NVIDIA A100", "8.0"), versions, "ab" * 32), (H100, versions, "cd" * 32),
+        (H100, {**versions, "tensorrt": "11.4"}, "ab" * 32),
+        (H100, {**versions, "onnxruntime": "1.33"}, "ab" * 32), (H100, versions, "ab" * 32))}
+    assert len(others) == 5
+    hostile = onnx_runtime.engine_cache(root, Gpu("../../etc", "9.0"), versions, "ab")
+    assert hostile.resolve().is_relative_to(root)
+
+
+def test_engines_are_kept_in_the_users_own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert onnx_runtime.cache_root() == Path("/somewhere/tf_infer/tensorrt")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert onnx_runtime.cache_root() == Path.home() / ".cache" / "tf_infer" / "tensorrt"
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendMissing, match=r"pip install 'tf-infer\[onnx\]'"):
+        onnx_runtime.library()
+
+
+def test_without_tensorrt_its_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_runtime, "_TENSORRT", ("libnowhere.so.1",))
+    monkeypatch.setattr(onnx_runtime, "_TENSORRT_PACKAGES", ("no-such-package",))
+    with pytest.raises(BackendMissing, match="expected TensorRT's library libnvinfer, got none"):
+        onnx_runtime.tensorrt_version()
+
+
+def test_without_a_driver_there_is_no_gpu() -> None:
+    assert gpus.found("libnowhere.so.1") == ()
