@@ -139,7 +139,8 @@ def _small(decoder: SmallDecoder, positions: int) -> DecoderArrays:
     heads = decoder.config.heads
     return DecoderArrays(
         heads, heads, words, words, array_of(decoder.positions.embeddings)[:positions], None, None,
-        layers, layer_norm_of(decoder.norm), activation_of(decoder.stack[0].inner.activation))
+        layers, layer_norm_of(decoder.norm),
+        activation_of(decoder.stack[0].inner.activation, KNOWN))
 
 
 def _gpt2(decoder: GPT2Decoder, positions: int) -> DecoderArrays:
@@ -161,7 +162,7 @@ def _gpt2(decoder: GPT2Decoder, positions: int) -> DecoderArrays:
         heads, heads, *_vocabulary(backbone.token_embedding),
         array_of(backbone.position_embedding.position_embeddings)[:positions], None, None,
         tuple(layers), layer_norm_of(backbone.layer_norm),
-        activation_of(first._feedforward_intermediate_dense.activation))
+        activation_of(first._feedforward_intermediate_dense.activation, KNOWN))
 
 
 def _llama(decoder: LlamaDecoder, positions: int) -> DecoderArrays:
@@ -187,7 +188,7 @@ def _llama(decoder: LlamaDecoder, positions: int) -> DecoderArrays:
         *_vocabulary(backbone.token_embedding), None,
         array_of(angles[0])[0], array_of(angles[1])[0],
         tuple(layers), _rms_norm(backbone.layer_norm),
-        activation_of(backbone.transformer_layers[0].activation))
+        activation_of(backbone.transformer_layers[0].activation, KNOWN))
 
 
 def array_of(variable: Any) -> np.ndarray:
@@ -226,7 +227,7 @@ def _rms_norm(layer: Any) -> Norm:
     return Norm(array_of(layer.scale), None, float(layer.epsilon))
 
 
-def activation_of(function: Any, known: Mapping[ActivationT, Any] = KNOWN,
+def activation_of(function: Any, known: Mapping[ActivationT, Any],
                   *, where: str = "network") -> ActivationT:
     """Return which activation a function is: it is asked, since its name may be anybody's.
 

@@ -177,7 +177,8 @@ def _activation(layers: Any) -> Activation:
     """Return the activation that all feed-forward parts share."""
     found: list[Activation] = []
     for number, layer in enumerate(layers):
-        found.append(activation_of(layer.activation, where=f"network.encoder.layers[{number}]"))
+        found.append(activation_of(layer.activation, KNOWN,
+                                   where=f"network.encoder.layers[{number}]"))
     if len(set(found)) != 1:
         raise ConfigError("network.encoder: expected one activation in all layers, got "
                           f"{sorted(set(found))}.")
