@@ -67,14 +67,6 @@ def test_an_engine_too_far_from_its_network_is_not_exported(task: Task, tmp_path
         cli_engine.write_engine(task, tmp_path, EngineSettings(tolerance=1e-6, rows=(1,)), ())
 
 
-def test_a_classifier_has_no_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(build(small.BAG), tmp_path / "bag")
-    assert main(["export", str(tmp_path / "bag"), "--base-dir", str(tmp_path / "served"),
-                 "--engine", "litert"]) != 0
-    assert "--engine: expected a decoder" in capsys.readouterr().err
-    assert not (tmp_path / "served").exists()
-
-
 class Counting:
     """An engine whose logits tell how many ids a slot has read: [length, 0]."""
 

@@ -1,4 +1,4 @@
-"""What `tf-infer export --engine` adds: the engine of a decoder, built, and proven on given tokens.
+"""What `tf-infer export --engine` adds: an engine, built, and proven beside its network.
 
 Stages do not import each other; here they are put in a row.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tf_infer.manifest import PathReport
+    from tf_infer.manifest import EncoderEngineManifest, EngineKind, PathReport, Sample
     from tf_infer.optimize.litert import EngineSettings
     from tf_infer.tasks.base import Task
 
@@ -25,26 +25,99 @@ TEXTS = 200  # to take ids from
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Add --engine and --engine-precision."""
     parser.add_argument("--engine", choices=[KIND],
-                        help="beside the SavedModel, write an engine of the decoder for our own "
+                        help="beside the SavedModel, write an engine of the network for our own "
                              "server (docs/engines.md); tensorflow_model_server ignores it")
     parser.add_argument("--engine-precision", choices=["int8", "float32"], default="int8",
                         help="of the engine's weights (default: int8)")
 
 
-def settings_of(arguments: Any, task: Task) -> EngineSettings | None:
+class EncoderSettings(Protocol):
+    """How an engine of a classifier computes, of any kind (optimize/litert_classifier.py).
+
+    Attributes:
+        precision: of its weights.
+        allowed: how far logits may be from the network's, as a share of their spread.
+    """
+
+    @property
+    def precision(self) -> str:
+        """See the class."""
+
+    @property
+    def allowed(self) -> float:
+        """See the class."""
+
+
+class EncoderKind(Protocol):
+    """One kind of engines of classifiers: how it is asked for, what it needs, how it is written."""
+
+    kind: EngineKind
+
+    def settings(self, precision: str) -> EncoderSettings:
+        """Return settings of a precision."""
+
+    def library(self) -> str:
+        """Return what computes it, such as "ai-edge-litert 2.3.0".
+
+        Raises:
+            BackendMissing: it is not installed.
+        """
+
+    def write(self, task: Task, folder: Path, settings: Any,
+              progress: Callable[[str], None]) -> EncoderEngineManifest:
+        """Write model and description into a folder, which is made."""
+
+
+class _LiteRT:
+    kind: EngineKind = "litert"
+
+    def settings(self, precision: str) -> EncoderSettings:
+        from tf_infer.optimize.litert_classifier import EncoderSettings as Settings
+
+        return Settings(precision=precision)  # type: ignore[arg-type]  # it checks
+
+    def library(self) -> str:
+        from tf_infer.engines import litert_runtime
+
+        return f"{litert_runtime.PACKAGE} {litert_runtime.release()}"
+
+    def write(self, task: Task, folder: Path, settings: Any,
+              progress: Callable[[str], None]) -> EncoderEngineManifest:
+        from tf_infer.optimize.litert_classifier import write
+
+        return write(task.network, folder, settings, grid=task.config.grid, progress=progress)
+
+
+ENCODERS: dict[str, EncoderKind] = {one.kind: one for one in (_LiteRT(),)}
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderChoice:
+    """An engine of a classifier that is to be written."""
+
+    kind: EncoderKind
+    settings: EncoderSettings
+
+
+def settings_of(arguments: Any, task: Task) -> EngineSettings | EncoderChoice | None:
     """Return what the arguments ask for; None without --engine.
 
     Raises:
-        ConfigError: the task is no decoder.
+        ConfigError: there is no such engine for the task.
     """
-    from tf_infer.config import CausalLMConfig
+    from tf_infer.config import CausalLMConfig, ClassifierConfig
     from tf_infer.optimize.litert import EngineSettings, row_sizes
 
     if arguments.engine is None:
         return None
+    if isinstance(task.config, ClassifierConfig):
+        kind = ENCODERS[arguments.engine]
+        return EncoderChoice(kind, kind.settings(arguments.engine_precision))
     if not isinstance(task.config, CausalLMConfig):
-        raise ConfigError(f"--engine: expected a decoder (causal_lm), got a {task.config.kind}. "
-                          "Leave the option out.")
+        raise ConfigError("--engine: expected a decoder (causal_lm) or a classifier, got a "
+                          f"{task.config.kind}. Leave the option out.")
+    if arguments.engine != KIND:
+        raise ConfigError(f"--engine: expected {KIND} with a decoder, got {arguments.engine}.")
     return EngineSettings(precision=arguments.engine_precision,
                           rows=row_sizes(task.config.grid.rows[-1]))
 
@@ -97,6 +170,54 @@ def write_engine(task: Task, extra: Path, settings: EngineSettings, texts: Seque
     config.dump(replace(
         manifest, atol=report.atol, library=f"{litert_runtime.PACKAGE} {release}",
         max_abs=max(one.max_abs for one in report.differences)), folder / ENGINE_FILE)
+    return report
+
+
+def write_encoder_engine(task: Task, extra: Path, choice: EncoderChoice, golden: Sequence[Sample],
+                         progress: Callable[[str], None] = lambda line: None) -> PathReport:
+    """Write the engine of a classifier into `extra` (a version's assets.extra), and prove it.
+
+    Args:
+        task: whose network it computes.
+        extra: folder that exists; `engines/<kind>` is made in it.
+        choice: kind and settings.
+        golden: samples with outputs, among them such of the signature `ids`, in every length.
+        progress: is told what happens next.
+
+    Returns:
+        How far the engine's logits are from those of the samples.
+
+    Raises:
+        VerificationError: further than the settings allow; carries the report.
+        BackendMissing: its library is not installed, so nothing can be proven.
+        ConfigError: the network has no engine.
+    """
+    import numpy as np
+
+    from tf_infer import config
+    from tf_infer.engines import encoders
+    from tf_infer.equality import Tolerance
+    from tf_infer.manifest import ENGINE_FILE, ENGINES_FOLDER, Report
+    from tf_infer.verify.engine import EncoderPredictor
+    from tf_infer.verify.parity import replay, require
+
+    library = choice.kind.library()  # before a minute's work
+    folder = extra / ENGINES_FOLDER / choice.kind.kind
+    manifest = choice.kind.write(task, folder, choice.settings, progress)
+    progress(f"comparing the engine on texts of up to {manifest.positions} tokens")
+    wanted = [sample for sample in golden if sample.signature == "ids" and len(
+        sample.inputs["ids"])]
+    spread = np.mean([np.ptp(sample.outputs["logits"], axis=1).mean() for sample in wanted])
+    tolerance = Tolerance(atol=choice.settings.allowed * float(spread), rtol=0.0)
+    engine = encoders.load(folder)
+    try:
+        report = replay(EncoderPredictor(engine), wanted, tolerance, path=choice.kind.kind)
+    finally:
+        engine.close()
+    require(Report(reference="eager", paths=(report,)))
+    config.dump(replace(manifest, atol=report.atol, library=library,
+                        max_abs=max(one.max_abs for one in report.differences)),
+                folder / ENGINE_FILE)
     return report
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from tf_infer.config import check
 from tf_infer.errors import Code, ConfigError, InvalidRequest, NotOffered
@@ -18,6 +18,8 @@ from tf_infer.server.serving_batching import BatchingParameters
 from tf_infer.wire import serving_pb2
 
 PLATFORM = "tensorflow"
+ClassifierEngine: TypeAlias = Literal["auto", "litert", "onnx", "saved_model"]
+CLASSIFIER_ENGINES = ("auto", "litert", "onnx", "saved_model")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +138,9 @@ class ServerConfig:
         prefer_tflite: FL44; see servable.py.
         monitoring: the page of metrics.
         decode: how text is generated piece by piece.
+        classifier_engine: what computes a classifier's network: "auto" takes the engine that a
+            version carries if its library is installed, else the SavedModel; the others take that
+            alone.
     """
 
     models: tuple[ModelConfig, ...]
@@ -182,6 +187,7 @@ class ServerConfig:
     prefer_tflite: bool = False
     monitoring: Monitoring = field(default_factory=Monitoring)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    classifier_engine: ClassifierEngine = "auto"
 
     def __post_init__(self) -> None:
         where = "ServerConfig"
@@ -199,6 +205,8 @@ class ServerConfig:
               "ALTS or an SSL config file, not both", self.alts)
         for name in ("threads", "batch_workers", "rest_threads"):
             check(getattr(self, name) >= 1, f"{where}.{name}", ">= 1", getattr(self, name))
+        check(self.classifier_engine in CLASSIFIER_ENGINES, "classifier_engine",
+              "auto, litert, onnx or saved_model", self.classifier_engine)
         check(self.scheduler in ("text", "none"), f"{where}.scheduler", '"text" or "none"',
               self.scheduler)
         check(0 <= self.gpu_memory_fraction <= 1, f"{where}.gpu_memory_fraction", "0 to 1",

@@ -133,6 +133,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("decode_chunk", 128, "ids of prompts that are read while those that run wait", "ours"),
     Flag("decode_engine", "auto", "auto: the engine that a version carries, else its SavedModel; "
          "or litert, or saved_model", "ours"),
+    Flag("classifier_engine", "auto", "auto: the engine that a classifier's version carries, else "
+         "its SavedModel; or litert, onnx, or saved_model", "ours"),
     Flag("drain_seconds", 10.0, "how long running requests are waited for at the end", "ours"),
     Flag("verbose", False, "log every call (never its data)", "ours"),
     Flag("log_format", "text", "of the lines on standard error: text or json", "ours"),
@@ -317,6 +319,7 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
         mixed_precision=values["mixed_precision"],
         platform_config_file=values["platform_config_file"],
         prefer_tflite=values["prefer_tflite_model"],
+        classifier_engine=values["classifier_engine"],
         decode=DecodeConfig(**{field.name: values[f"decode_{field.name}"]
                                for field in fields(DecodeConfig)}))
     if platform is None:

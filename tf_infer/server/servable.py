@@ -39,7 +39,9 @@ from tf_infer.manifest import (
 )
 from tf_infer.server import cpus
 from tf_infer.server.config import ServerConfig
-from tf_infer.server.contracts import Arrays, LoadTimes, StageTimes
+from tf_infer.server.contracts import Arrays, LoadTimes, Servable, StageTimes
+from tf_infer.server.encoder_engines import bounds_of, engine_of
+from tf_infer.server.engine_servable import EngineServable
 from tf_infer.server.logs import event
 from tf_infer.server.metrics import Metrics, counted
 from tf_infer.server.scheduler import TIMED_OUT
@@ -179,17 +181,21 @@ class SavedModelServable:
         return ends
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],
-            timeout_s: float | None) -> Arrays:
-        """Run one signature; see `contracts.Servable.run`."""
+            timeout_s: float | None, whole: bool = True) -> Arrays:
+        """Run one signature; see `contracts.Servable.run`.
+
+        Without `whole`, of a version of ours only the wanted outputs are computed: for those who
+        want the same ones each time.
+        """
         milliseconds = 0 if timeout_s is None else _milliseconds(timeout_s)
         options = _run_options(milliseconds, gently=self.gently) if (
             milliseconds or self.gently) else None
-        return self._run(signature, inputs, outputs, options)
+        return self._run(signature, inputs, outputs, options, whole=whole)
 
     def run_traced(self, signature: str, inputs: Mapping[str, np.ndarray], *,
-                   outputs: Sequence[str], timeout_s: float | None,
+                   outputs: Sequence[str], timeout_s: float | None, whole: bool = True,
                    ) -> tuple[Arrays, StageTimes]:
-        """Run one signature and split its time; see `contracts.Traceable`.
+        """Run one signature and split its time; see `contracts.Traceable` and `run`.
 
         Cost: 4 to 10 us and 800 bytes more for each operation that runs (docs/runtime.md).
         """
@@ -197,19 +203,19 @@ class SavedModelServable:
         steps = pywrap_tf_session.TF_NewBuffer()
         try:
             arrays = self._run(signature, inputs, outputs, _run_options(milliseconds, traced=True),
-                               steps)
+                               steps, whole=whole)
             return arrays, stage_times(_steps(pywrap_tf_session.TF_GetBuffer(steps)))
         finally:
             pywrap_tf_session.TF_DeleteBuffer(steps)
 
     def _run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str],
-             run_options: bytes | None, steps: Any = None) -> Arrays:
+             run_options: bytes | None, steps: Any = None, *, whole: bool) -> Arrays:
         _check_survivable(self.signatures[signature], inputs)
         ends = self._ends_of(signature)
         feeds = {ends.inputs[name]: array for name, array in inputs.items()}
         # Other outputs are another graph to TensorFlow, and its first run takes 1.5 s for a small
         # BERT. One of ours computes all of them anyway; warm-up has run it.
-        fetched = tuple(ends.outputs) if self.manifest is not None else outputs
+        fetched = tuple(ends.outputs) if whole and self.manifest is not None else outputs
         fetches = [ends.outputs[name] for name in fetched]
         options = None if run_options is None else pywrap_tf_session.TF_NewBufferFromString(
             run_options)
@@ -309,8 +315,8 @@ def _pass_over_lite(path: Path) -> None:
 
 def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = None,
                  settings: Any = None, *, gently: bool = False,
-                 ) -> tuple[SavedModelServable, LoadTimes]:
-    """Load a version, check its files, warm it up and replay its golden samples.
+                 ) -> tuple[Servable, LoadTimes]:
+    """Load a version, with its engine, check its files, warm it up and replay its golden samples.
 
     Args:
         path: the version directory.
@@ -333,18 +339,24 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
     with counted(lambda code, seconds: metrics.load(str(path), code, seconds)):
         if config.prefer_tflite:
             _pass_over_lite(Path(path))
-        servable = SavedModelServable(path, tags=config.tags, metrics=metrics, gently=gently,
-                                      settings=settings or session_config(config))
-    servable.manifest = manifest
+        graph = SavedModelServable(path, tags=config.tags, metrics=metrics, gently=gently,
+                                   settings=settings or session_config(config))
+    graph.manifest = manifest
+    servable: Servable = graph
     try:
+        engine = engine_of(path, manifest, config.classifier_engine)
+        if engine is not None and manifest is not None:
+            servable = EngineServable(graph, manifest, engine)
         loaded = time.perf_counter()
         few = gently and manifest is not None and manifest.compiled == "none"
         records = warm_up(servable, path, iterations=config.warmup_iterations, metrics=metrics,
                           most_rows=1 if few else None) if config.warmup else 0
         warm = time.perf_counter()
-        samples = replay_golden(servable, path) if config.golden_replay else 0
+        samples = replay_golden(
+            servable, path, None if engine is None else bounds_of(engine.manifest),
+        ) if config.golden_replay else 0
         proven = time.perf_counter()
-        servable.gently = False
+        graph.gently = False
     except BaseException:
         servable.close()
         raise

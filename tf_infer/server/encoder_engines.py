@@ -1,0 +1,70 @@
+"""Which of a version's engines computes a classifier, and how far its answers may be off."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from tf_infer.config import ClassifierConfig
+from tf_infer.engines import encoders
+from tf_infer.engines.contracts import EncoderEngine
+from tf_infer.errors import BackendMissing, NotOffered
+from tf_infer.manifest import (
+    ENGINE_FILE,
+    ENGINES_FOLDER,
+    EXTRA_FOLDER,
+    EncoderEngineManifest,
+    ModelManifest,
+)
+from tf_infer.server import cpus
+from tf_infer.server.config import ClassifierEngine
+from tf_infer.server.logs import event
+
+
+def engine_of(path: Path, manifest: ModelManifest | None, wanted: ClassifierEngine,
+              ) -> EncoderEngine | None:
+    """Load the engine of a classifier.
+
+    Args:
+        path: version directory.
+        manifest: of the version; None where it is not ours.
+        wanted: as `ServerConfig.classifier_engine`.
+
+    Returns:
+        The engine; None where the SavedModel is to be run: it is no classifier, carries no engine,
+        or its engine's library is missing, which is logged.
+
+    Raises:
+        NotOffered: an engine is asked for by name, which the version does not carry.
+        BackendMissing: ... or whose library is missing.
+        ConfigError, ExportError: the engine is not as it was exported.
+    """
+    if wanted == "saved_model" or manifest is None or not isinstance(
+            manifest.task, ClassifierConfig):
+        return None
+    folder = Path(path) / EXTRA_FOLDER / ENGINES_FOLDER
+    kinds = [kind for kind in encoders.KINDS if wanted in ("auto", kind)
+             and (folder / kind / ENGINE_FILE).is_file()]
+    if not kinds and wanted != "auto":
+        raise NotOffered(f"--classifier_engine={wanted}: expected a version with an engine of this "
+                         "kind, got one without. Export it with its engine, or leave the flag out.")
+    for kind in kinds:
+        try:
+            engine = encoders.load(folder / kind, threads=cpus.usable())
+        except BackendMissing as error:
+            if wanted != "auto":
+                raise
+            event("load", logging.WARNING, path=path, passed_over=kind, error=str(error))
+            continue
+        event("load", path=path, engine=kind, precision=engine.manifest.precision)
+        return engine
+    return None
+
+
+def bounds_of(manifest: EncoderEngineManifest) -> dict[str, tuple[float, float]]:
+    """Return how far answers may be from the network's, as `Tolerance.outputs`.
+
+    A score moves by no more than half of what a logit moves.
+    """
+    return {"logits": (manifest.atol, 0.0), "scores": (manifest.atol / 2, 0.0),
+            "score": (manifest.atol / 2, 0.0)}
