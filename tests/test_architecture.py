@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tf_infer"
 
 EVERYTHING = {"errors", "version", "stages", "token_bytes", "constraints", "config", "manifest",
-              "equality", "metrics", "wire", "client", "text", "networks", "decoding", "tasks",
-              "engines", "train", "optimize", "verify", "export", "server", "profiling", "tuning",
-              "cli"}
+              "equality", "metrics", "pictures", "wire", "client", "text", "networks", "decoding",
+              "tasks", "engines", "train", "optimize", "verify", "export", "server", "profiling",
+              "tuning", "cli"}
 
 # package -> what it may import from tf_infer
 INSIDE: dict[str, set[str]] = {
@@ -27,6 +27,7 @@ INSIDE: dict[str, set[str]] = {
     "manifest": {"config", "errors"},
     "equality": {"config", "manifest"},
     "metrics": set(),
+    "pictures": {"metrics"},
     "wire": {"errors"},
     "client": {"wire", "manifest", "errors", "version"},
     "text": {"token_bytes", "config", "errors"},
@@ -37,7 +38,7 @@ INSIDE: dict[str, set[str]] = {
     "engines": {"manifest", "config", "errors"},
     "train": {"tasks", "metrics", "config", "errors"},
     "optimize": {"tasks", "networks", "text", "config", "manifest", "errors"},
-    "verify": {"client", "equality", "metrics", "manifest", "config", "errors"},
+    "verify": {"client", "equality", "metrics", "pictures", "manifest", "config", "errors"},
     "export": {"tasks", "token_bytes", "wire", "manifest", "config", "errors", "version"},
     "server": {"engines", "constraints", "token_bytes", "wire", "equality", "manifest", "config",
                "errors", "version", "stages"},
@@ -57,6 +58,7 @@ OUTSIDE: dict[str, set[str]] = {
     "manifest": {"numpy"},
     "equality": {"numpy"},
     "metrics": {"numpy"},
+    "pictures": {"numpy", "matplotlib"},
     "wire": {"numpy", "google", "ml_dtypes"},
     "client": {"numpy", "google", "grpc"},
     "text": {"numpy", "tensorflow", "tensorflow_text"},

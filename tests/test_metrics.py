@@ -52,3 +52,9 @@ def test_calibration_error_by_hand() -> None:
 def test_perplexity() -> None:
     assert metrics.perplexity(math.log(7.0)) == pytest.approx(7.0)
     assert metrics.perplexity(1e6) == math.inf
+
+
+def test_confusions_count_every_pair_of_label_and_answer() -> None:
+    found, targets = np.array([1, 1, 0, 2]), np.array([1, 0, 0, 2])
+    assert metrics.confusion(found, targets, 4).tolist() == [
+        [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]

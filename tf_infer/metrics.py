@@ -52,6 +52,17 @@ def per_class(found: np.ndarray, targets: np.ndarray, classes: int) -> list[Clas
             for b, g, h in zip(both.tolist(), given.tolist(), have.tolist())]
 
 
+def confusion(found: np.ndarray, targets: np.ndarray, classes: int) -> np.ndarray:
+    """Return [classes, classes] int: how many rows of class i were answered with class j.
+
+    Args:
+        found, targets: [N] indices below `classes`.
+        classes: C.
+    """
+    flat = np.asarray(targets).astype(int) * classes + np.asarray(found).astype(int)
+    return np.bincount(flat, minlength=classes**2).reshape(classes, classes)
+
+
 def macro_f1(scores: Sequence[ClassScore]) -> float:
     """Return the mean F1 of the classes, each counting once, those without any row too."""
     return float(np.mean([score.f1 for score in scores]))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ import numpy as np
 
 from tf_infer import metrics
 from tf_infer.errors import DataError
+from tf_infer.verify.reliability import fit_one
 
 DRAWS = 2000  # of the bootstrap
 CONFIDENCE = 0.95
-HOTTEST, STEPS = 100.0, 60  # temperatures from 1 / HOTTEST to HOTTEST; a step keeps 0.618 of it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -217,29 +216,5 @@ def fit_temperature(probabilities: np.ndarray, places: np.ndarray) -> float:
     Args:
         probabilities: [N, C] float.
         places: [N] int, index of the right class.
-
-    The negative log-likelihood has one minimum in 1 / temperature (it is convex there): golden
-    section search. Source: Guo et al. 2017, arXiv:1706.04599.
     """
-    logits = np.log(np.maximum(probabilities, 1e-12))
-
-    def loss(inverse: float) -> float:
-        scaled = logits * inverse
-        highest = scaled.max(axis=1)
-        norm = highest + np.log(np.exp(scaled - highest[:, None]).sum(axis=1))
-        return float((norm - scaled[np.arange(len(places)), places]).mean())
-
-    golden = (math.sqrt(5.0) - 1.0) / 2.0
-    low, high = 1.0 / HOTTEST, HOTTEST
-    left, right = high - golden * (high - low), low + golden * (high - low)
-    at_left, at_right = loss(left), loss(right)
-    for _ in range(STEPS):
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - golden * (high - low)
-            at_left = loss(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + golden * (high - low)
-            at_right = loss(right)
-    return 2.0 / (low + high)
+    return fit_one(np.log(np.maximum(probabilities, 1e-12)), places)
