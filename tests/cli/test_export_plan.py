@@ -17,13 +17,12 @@ from tf_infer.client.client import Client
 from tf_infer.config import (
     CausalLMConfig,
     ClassifierConfig,
-    EmbeddingBagConfig,
     GenerationDefaults,
     PackingConfig,
     ShapeGrid,
     SmallTransformerConfig,
 )
-from tf_infer.errors import ConfigError, VerificationError
+from tf_infer.errors import ConfigError, DataError, VerificationError
 from tf_infer.manifest import EXTRA_FOLDER, read_manifest
 from tf_infer.optimize.apply import apply
 from tf_infer.optimize.plan import OptimizationPlan, cpu_flags, require_native
@@ -120,12 +119,61 @@ def test_the_reference_keeps_its_weights_and_its_answers() -> None:
         np.testing.assert_array_equal(old, new.numpy())
 
 
-def test_a_classifier_has_no_plan(tmp_path: Path) -> None:
-    config = ClassifierConfig(classes=("yes", "no"), grid=GRID,
-                              network=EmbeddingBagConfig(width=8, hash_buckets=50),
-                              packing=PackingConfig(max_tokens=16))
-    with pytest.raises(ConfigError, match="plan: expected a causal_lm task, got 'classifier'"):
-        apply(build.build(config), OptimizationPlan())
+CLASSIFIER = ClassifierConfig(
+    classes=("yes", "no", "perhaps"), grid=GRID, network=NETWORK,
+    packing=PackingConfig(max_tokens=16))
+ASKED = ["da", "a longer one", "x", "nicht da", "是", "no or yes", "one two three"]
+
+
+def asked_in_company(address: str) -> None:
+    with Client(address, timeout_s=60.0) as client:
+        crowd = client.predict("answers", {"text": ASKED})
+        for row, text in enumerate(ASKED):
+            alone = client.predict("answers", {"text": [text]})
+            np.testing.assert_array_equal(alone["logits"][0], crowd["logits"][row])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [
+    {"precision": "float32"}, {"precision": "bfloat16"}, {"precision": "int8"},
+    {"precision": "int8", "activations": "static", "smoothing": 0.4, "sensitive": 1},
+], ids=str)
+def test_a_classifier_is_exported_proven_and_served(changes: Any, tmp_path: Path) -> None:
+    native(changes["precision"])
+    plan = OptimizationPlan(**changes)
+    folder, report = proof.export_task(
+        build.build(CLASSIFIER, seed=3), tmp_path / "answers", name="answers", plan=plan,
+        texts=[text.encode() for text in ASKED], max_rows=2, server=False)
+    assert report.plan is not None and report.plan.passed
+    found = {one.output: one for one in report.plan.differences}
+    assert set(found) == {"logits", "label", "loss"} and found["logits"].max_abs > 0
+    assert report.plan.atol == plan.label_bounds[0]
+    written = read_manifest(folder).plan
+    assert written["precision"] == plan.precision and written["sensitive"] == 0
+    assert len(written["keep"]) == plan.sensitive
+    assert main(["preflight", str(folder)]) == 0
+    with contextlib.closing(proof.ServedPredictor(folder, "answers")) as served:
+        if plan.precision != "float32":
+            asked_in_company(served.address)
+
+
+def test_a_classifier_is_held_against_the_reference_on_the_same_texts() -> None:
+    task, plan = build.build(CLASSIFIER, seed=3), native("int8")
+    found = proof.prove_plan(task, apply(task, plan), plan, [text.encode() for text in ASKED])
+    worst = {one.output: one.max_abs for one in found.differences}
+    assert found.passed and set(worst) == {"logits", "label", "loss"}
+    assert 0.0 < worst["loss"] <= worst["logits"] < 0.1
+    other = build.build(CLASSIFIER, seed=4)  # another model is not excused
+    found = proof.prove_plan(task, apply(other, plan), replace(plan, atol=1e-3, loss_atol=1e-4), ())
+    assert all(one.mismatches for one in found.differences)
+
+
+def test_a_reference_that_answers_nan_is_named() -> None:
+    task = build.build(CLASSIFIER, seed=3)
+    made = apply(task, OptimizationPlan())
+    task.network.logits.bias.assign([0.0, float("nan"), 0.0])
+    with pytest.raises(DataError, match="got NaN in output 'logits' of sample 0, row 0"):
+        proof.prove_plan(task, made, OptimizationPlan(), ())
 
 
 def test_the_command_refuses_a_plan_that_is_none(

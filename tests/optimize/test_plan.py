@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tf_infer.errors import ConfigError
 from tf_infer.optimize.plan import (
     ATOL,
+    LABELS_ATOL,
+    LOGITS_ATOL,
     LOSS_ATOL,
     OptimizationPlan,
     cpu_flags,
@@ -38,6 +41,13 @@ def test_a_file_says_more_and_is_read_strictly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("content", "message"), [
     ('{"precision": "int4"}', "expected one of"), ('{"atol": 0}', "OptimizationPlan.atol"),
     ('{"compile": "jit"}', "expected one of"), ('{"atol": NaN}', "OptimizationPlan.atol"),
+    ('{"keep": ["words"]}', "OptimizationPlan.keep: expected no layer"),
+    ('{"activations": "static"}', "OptimizationPlan.activations"),
+    ('{"precision": "int8", "activations": "static", "compile": "xla"}', "'dynamic' with XLA"),
+    ('{"smoothing": 0.5}', "OptimizationPlan.smoothing"),
+    ('{"precision": "int8", "smoothing": 2}', "OptimizationPlan.smoothing"),
+    ('{"sensitive": 1}', "OptimizationPlan.sensitive"), ('{"percentile": 20}', "50 to 100"),
+    ('{"precision": "int8", "storage": "int8"}', "OptimizationPlan.storage"),
     ("[]", "an object"), ('{"loss_atol": -1}', "OptimizationPlan.loss_atol")])
 def test_a_wrong_plan_is_named(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "plan.json"
@@ -65,6 +75,34 @@ def test_a_precision_that_would_be_emulated_is_refused(precision: str, flags: st
         with pytest.raises(ConfigError, match=f"got '{precision}', which it would emulate"):
             require_native(plan, frozenset(flags.split()))
     require_native(plan, None)
+
+
+@pytest.mark.parametrize(("changes", "floats"), [
+    ({"precision": "float32"}, "float32"), ({"precision": "bfloat16"}, "bfloat16"),
+    ({"precision": "int8"}, "bfloat16"), ({"precision": "int8", "compile": "xla"}, "float32"),
+    ({"precision": "int8", "floats": "float32"}, "float32")])
+def test_floats_follow_from_the_precision_and_are_required_too(changes: Any, floats: str) -> None:
+    plan = OptimizationPlan(**changes)
+    assert plan.kept_in == floats
+    flags = frozenset({"avx512_vnni"})
+    require_native(plan, flags | {"avx512_bf16"}, floats=True)
+    if floats == "bfloat16" and plan.precision == "int8":
+        require_native(plan, flags)
+        with pytest.raises(ConfigError, match=r'plan\.floats: .*"floats": "float32" in the plan'):
+            require_native(plan, flags, floats=True)
+
+
+def test_texts_are_needed_by_what_they_decide() -> None:
+    needs = [OptimizationPlan(precision="int8", **changes).needs_texts for changes in (
+        {}, {"activations": "static"}, {"smoothing": 0.0}, {"sensitive": 1}, {"keep": ("words",)})]
+    assert needs == [False, True, True, True, False]
+
+
+def test_bounds_of_classifiers_are_their_own() -> None:
+    assert OptimizationPlan(precision="int8", atol=0.5).label_bounds == (0.5, LABELS_ATOL["int8"])
+    assert OptimizationPlan(precision="bfloat16").label_bounds == (
+        LOGITS_ATOL["bfloat16"], LABELS_ATOL["bfloat16"])
+    assert OptimizationPlan(storage="int8").label_bounds[0] == LOGITS_ATOL["int8"]
 
 
 def test_features_of_a_cpu_are_read_from_linux(tmp_path: Path) -> None:

@@ -41,9 +41,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-rows", type=int, metavar="N",
                         help="largest batch of a golden sample (default: that of the grid)")
     parser.add_argument("--plan", metavar="PLAN",
-                        help="export a decoder in a form made for speed: float32, bfloat16, int8, "
+                        help="export it in a form made for speed: float32, bfloat16, int8, "
                              "or the JSON file of a plan (docs/optimisation.md). It is proven "
                              "against the model as it is")
+    parser.add_argument("--calibrate", type=Path, metavar="FILE",
+                        help="texts for a plan of a classifier that sets ranges, smooths, or looks "
+                             "for sensitive layers (default: --texts)")
     add_engine(parser)
     parser.add_argument("--constraints", type=Path, metavar="FILE",
                         help="of a decoder: what texts must look like that name one of these; JSON,"
@@ -92,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         folder, report = export_task(
             task, arguments.base_dir, name=name, texts=texts, plan=plan,
+            calibration=read_texts(arguments.calibrate) if arguments.calibrate else (),
             engine=settings_of(arguments, task),
             tolerance=tolerance_of(arguments), xla=not arguments.no_xla,
             server=not arguments.no_server, version=arguments.version,

@@ -38,45 +38,60 @@ def product_bfloat16(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, *,
         "is_filter_const": _value(b=True), "transpose_a": _value(b=False),
         "transpose_b": _value(b=False), "epsilon": _value(f=0.0), "leakyrelu_alpha": _value(f=0.2),
         "_kernel": _value(s=b"MklNameChangeOp")}
-    return _made("_MklNativeFusedMatMul", [inputs, kernel, bias], tf.bfloat16, attributes,
+    return _made("_MklNativeFusedMatMul", [inputs, kernel, bias], [tf.bfloat16], attributes,
                  [inputs.shape[0], kernel.shape[1]])
 
 
-def product_int8(inputs: tf.Tensor, kernel: tf.Tensor, ends: tuple[tf.Tensor, tf.Tensor]
-                 ) -> tf.Tensor:
+def product_int8(inputs: tf.Tensor, kernel: tf.Tensor, ends: tuple[tf.Tensor, tf.Tensor], *,
+                 bias: tf.Tensor | None = None, limit: float = 127.0,
+                 activation: str | None = None, next_limit: float | None = None) -> tf.Tensor:
     """Multiply whole numbers exactly, then scale each output.
 
     Args:
         inputs: [M, K] int8.
         kernel: [N, K] int8, one row for each output.
         ends: [N] float32 twice, what -127 and 127 in a row of the kernel stand for.
+        bias: [N] float32, or none.
+        limit: what 127 in the inputs stands for.
+        activation: of AFTERWARDS, or none; applied to float32.
+        next_limit: what 127 in the outputs stands for; None leaves them float32.
 
     Returns:
-        [M, N] float32.
+        [M, N] float32, or int8 where `next_limit` is given.
     """
     # The operation divides ranges by 127 and takes their quotient as what 1 stands for.
-    levels = tf.constant(127.0)
-    operands = [tf.bitcast(inputs, tf.qint8), tf.bitcast(kernel, tf.qint8),
-                tf.zeros([kernel.shape[0]])]
+    levels = tf.constant(limit)
+    bias = tf.zeros([kernel.shape[0]]) if bias is None else bias
+    operands = [tf.bitcast(inputs, tf.qint8), tf.bitcast(kernel, tf.qint8), bias]
+    ranges = [-levels, levels, *ends]
+    end, results = "Dequantize", [tf.float32]
+    if next_limit is not None:
+        ranges += [tf.constant(-next_limit), tf.constant(next_limit)]
+        end, results = "Requantize", [tf.qint8, tf.float32, tf.float32]
     attributes = {
         "Tdevice_inputs": _types(*(operand.dtype for operand in operands)),
-        "Thost_inputs": _types(*[tf.float32] * 4), "Tdevice_outputs": _types(tf.float32),
-        "Thost_outputs": _types(), "T1": _type(tf.qint8), "T2": _type(tf.qint8),
-        "Tbias": _type(tf.float32), "U": _type(tf.float32), "Tout": _type(tf.float32),
+        "Thost_inputs": _types(*[tf.float32] * len(ranges)), "Tdevice_outputs": _types(results[0]),
+        "Thost_outputs": _types(*results[1:]), "T1": _type(tf.qint8), "T2": _type(tf.qint8),
+        "Tbias": _type(tf.float32), "U": _type(tf.float32), "Tout": _type(results[0]),
         "transpose_a": _value(b=False), "transpose_b": _value(b=True),
         "is_weight_const": _value(b=True), "is_bias_const": _value(b=True),
-        "fused_ops": _strings("BiasAdd", "Dequantize"), "input_quant_mode": _value(s=b"SCALED"),
-        "output_quant_mode": _value(s=b"SCALED"), "leakyrelu_alpha": _value(f=0.2)}
-    return _made("_QuantizedMatMul", [*operands, -levels, levels, *ends], tf.float32, attributes,
+        "fused_ops": _strings("BiasAdd", *([AFTERWARDS[activation]] if activation else []), end),
+        "input_quant_mode": _value(s=b"SCALED"), "output_quant_mode": _value(s=b"SCALED"),
+        "leakyrelu_alpha": _value(f=0.2)}
+    made = _made("_QuantizedMatMul", [*operands, *ranges], results, attributes,
                  [inputs.shape[0], kernel.shape[0]])
+    return made if next_limit is None else tf.bitcast(made, tf.int8)
 
 
-def _made(operation: str, inputs: list[Any], dtype: tf.DType, attributes: dict[str, Any],
+def _made(operation: str, inputs: list[Any], dtypes: list[tf.DType], attributes: dict[str, Any],
           shape: list[int | None]) -> tf.Tensor:
-    """Put an operation that has no Python function into the graph that is being traced."""
+    """Put an operation that has no Python function into the graph that is being traced.
+
+    Returns its first output.
+    """
     graph = tf.compat.v1.get_default_graph()
     made: tf.Tensor = graph.create_op(operation, [tf.convert_to_tensor(one) for one in inputs],
-                                      [dtype], attrs=attributes, name="product").outputs[0]
+                                      dtypes, attrs=attributes, name="product").outputs[0]
     made.set_shape(shape)
     return made
 

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from tf_infer.networks.arrays import Activation
 from tf_infer.networks.packed import AFTERWARDS, product_bfloat16, product_int8
+from tf_infer.networks.stored import Expanded, Storage
 
 Precision = Literal["float32", "bfloat16", "int8"]
 LEVELS = 127       # of int8 on either side of 0
@@ -39,6 +40,24 @@ class Weights(keras.layers.Layer):
         weight.assign(tf.cast(array, dtype))
         return weight
 
+    def keep_small(self, name: str, array: np.ndarray, storage: Storage | None, *, axis: int
+                   ) -> Any:
+        """Return a float32 weight that is stored in fewer bits.
+
+        Args:
+            name: of it.
+            array: its values before they are rounded.
+            storage: in what; None in float32.
+            axis: along it, numbers share the scale of int8.
+        """
+        if storage is None:
+            return self.keep(name, array)
+        if storage == "bfloat16":
+            return Expanded(self.keep(name, array, "bfloat16"), None)
+        largest = np.maximum(np.abs(array).max(axis=axis, keepdims=True), TINY)
+        return Expanded(self.keep(name, np.rint(array * (LEVELS / largest)), "int8"),
+                        self.keep(f"{name}_scale", largest / LEVELS))
+
 
 class Product(Weights):
     """x [M, K] -> activation(x @ kernel.T + bias) [M, N].
@@ -49,12 +68,19 @@ class Product(Weights):
         precision: of the kernel.
         activation: name in ACTIVATIONS, or None.
         packed: multiply by the operations of `packed`, which XLA cannot compile.
+        rounded: give bfloat16 where that is what the product makes, for another product.
+        factor: [K] float32, multiplies the inputs before; None for 1.
+        storage: of a kernel in float32, in the SavedModel; None for float32.
     """
 
     def __init__(self, kernel: np.ndarray, bias: np.ndarray | None, precision: Precision, *,
-                 activation: Activation | None = None, packed: bool, name: str) -> None:
+                 activation: Activation | None = None, packed: bool, rounded: bool = False,
+                 factor: np.ndarray | None = None, storage: Storage | None = None, name: str
+                 ) -> None:
         super().__init__(name=name, trainable=False)
+        self.factor = None if factor is None else self.keep("factor", factor)
         self.precision, self.activation = precision, activation
+        self.outputs = "bfloat16" if rounded and precision == "bfloat16" else "float32"
         # oneDNN's fused product wants a bias; without one it adds zeros.
         self.fused = precision == "bfloat16" and packed
         if self.fused and bias is None:
@@ -62,36 +88,43 @@ class Product(Weights):
         self.bias = None if bias is None else self.keep(
             "bias", bias, "bfloat16" if self.fused else "float32")
         self.table = Int8(kernel, packed=packed, name="kernel") if precision == "int8" else None
-        self.kernel = None if self.table is not None else self.keep(
-            "kernel", np.ascontiguousarray(kernel.T), precision)
+        self.kernel = None
+        if self.table is None:
+            across = np.ascontiguousarray(kernel.T)                          # [K, N]
+            self.kernel = (self.keep_small("kernel", across, storage, axis=0)
+                           if precision == "float32" else self.keep("kernel", across, precision))
         self.alone = Traced(self._multiply, kernel.shape[1]) if packed else None
         self.built = True
 
     def multiply(self, inputs: tf.Tensor) -> tf.Tensor:
-        """[M, K] float32 -> [M, N] float32."""
+        """[M, K] float32 or bfloat16 -> [M, N] float32, or bfloat16 where it is `rounded`."""
         if self.alone is not None and tf.executing_eagerly():
-            return self.alone(inputs)
+            return self.alone(tf.cast(inputs, tf.float32))
         return self._multiply(inputs)
 
     def _multiply(self, inputs: tf.Tensor) -> tf.Tensor:
+        if self.factor is not None:
+            inputs = tf.cast(inputs, tf.float32) * tf.convert_to_tensor(self.factor)
         if self.fused:
             fits = self.activation is None or self.activation in AFTERWARDS
-            product = tf.cast(product_bfloat16(
+            product = product_bfloat16(
                 tf.cast(inputs, tf.bfloat16), tf.convert_to_tensor(self.kernel),
-                tf.convert_to_tensor(self.bias), activation=self.activation if fits else None),
-                tf.float32)
-            return product if fits else self._activated(product)
+                tf.convert_to_tensor(self.bias), activation=self.activation if fits else None)
+            return tf.cast(product if fits else self._activated(product), self.outputs)
         if self.table is not None:
-            product = self.table.multiply(inputs)
+            product = self.table.multiply(tf.cast(inputs, tf.float32))
         else:
             kernel = tf.convert_to_tensor(self.kernel)
             product = tf.cast(tf.matmul(tf.cast(inputs, kernel.dtype), kernel), tf.float32)
         if self.bias is not None:
             product += tf.convert_to_tensor(self.bias)
-        return self._activated(product)
+        return tf.cast(self._activated(product), self.outputs)
 
     def _activated(self, product: tf.Tensor) -> tf.Tensor:
-        return product if self.activation is None else ACTIVATIONS[self.activation](product)
+        """Apply the activation, in float32."""
+        if self.activation is None:
+            return product
+        return ACTIVATIONS[self.activation](tf.cast(product, tf.float32))
 
 
 class Int8(Weights):
@@ -205,9 +238,10 @@ ACTIVATIONS: Mapping[Activation, Callable[[tf.Tensor], tf.Tensor]] = {
 class Traced:
     """A product [M, inputs] as a function of its own, for calls outside any graph."""
 
-    def __init__(self, function: Callable[[tf.Tensor], tf.Tensor], inputs: int) -> None:
+    def __init__(self, function: Callable[[tf.Tensor], tf.Tensor], inputs: int,
+                 dtype: tf.DType = tf.float32) -> None:
         self._function = tf.function(function, autograph=False, input_signature=[
-            tf.TensorSpec([None, inputs], tf.float32)])
+            tf.TensorSpec([None, inputs], dtype)])
         self._traced: Callable[[tf.Tensor], tf.Tensor] | None = None
 
     def __call__(self, inputs: tf.Tensor) -> tf.Tensor:
