@@ -5,6 +5,7 @@ Stages do not import each other; here they are put in a row. `export_task` is th
 
 from __future__ import annotations
 
+import socket
 import sys
 import tempfile
 import time
@@ -13,13 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tf_infer.errors import DataError
+from tf_infer.config import load as load_config
+from tf_infer.errors import DataError, TfInferError
 
 if TYPE_CHECKING:
+    from tf_infer.cli.engine import EncoderChoice
     from tf_infer.equality import Tolerance
-    from tf_infer.manifest import PathReport, Report, Sample
+    from tf_infer.manifest import EngineKind, PathReport, Report, Sample
     from tf_infer.optimize.litert import EngineSettings
     from tf_infer.optimize.plan import OptimizationPlan
+    from tf_infer.server.config import ClassifierEngine
     from tf_infer.tasks.base import Task
     from tf_infer.verify.predictors import Outputs, Predictor
 
@@ -94,6 +98,24 @@ def _predicted_classes(reference: Predictor, task: Task, texts: Sequence[bytes]
     return labels
 
 
+def alone(version_dir: Path, folder: Path) -> Path:
+    """Return a folder of versions, made in `folder`, that leads to this one alone.
+
+    It keeps its number; a folder without one becomes version 1.
+    """
+    name = version_dir.resolve().name
+    base = folder / "model"
+    base.mkdir()
+    (base / (name if name.isdecimal() else "1")).symlink_to(version_dir.resolve())
+    return base
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
 class ServedPredictor:
     """A version directory behind our own server, in this process, asked over gRPC.
 
@@ -101,20 +123,31 @@ class ServedPredictor:
 
     Attributes:
         address: of the server.
+        rest_address: where it answers HTTP, empty for nowhere.
+
+    Args:
+        version_dir: the version.
+        model: its name.
+        rest: answer HTTP, too.
+        engine: what computes a classifier's network, as `ServerConfig.classifier_engine`.
     """
 
-    def __init__(self, version_dir: Path, model: str) -> None:
+    def __init__(self, version_dir: Path, model: str, *, rest: bool = False,
+                 engine: ClassifierEngine = "auto") -> None:
         from tf_infer.server.app import Server
         from tf_infer.server.config import ModelConfig, ServerConfig
         from tf_infer.verify.predictors import GrpcPredictor
 
-        base_path = str(Path(version_dir).resolve().parent)
         self._folder = tempfile.TemporaryDirectory(prefix="tf-infer-")
+        base_path = alone(version_dir, Path(self._folder.name))
         socket_path = str(Path(self._folder.name) / "grpc")
         self.address = f"unix:{socket_path}"
+        rest_port = _free_port() if rest else 0
+        self.rest_address = f"localhost:{rest_port}" if rest else ""
         self._server = Server(ServerConfig(
-            models=(ModelConfig(name=model, base_path=base_path),), port=0, poll_s=0.0,
-            socket_path=socket_path, max_load_retries=0, threads=2, load_threads=1))
+            models=(ModelConfig(name=model, base_path=str(base_path)),), port=0, poll_s=0.0,
+            socket_path=socket_path, max_load_retries=0, threads=2, load_threads=1,
+            host="localhost", rest_port=rest_port, classifier_engine=engine))
         try:
             self._server.start()
             self._grpc = GrpcPredictor(self.address, model)
@@ -181,7 +214,7 @@ def prove_plan(reference: Task, task: Task, plan: OptimizationPlan, texts: Seque
 
 def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes] = (),
                 plan: OptimizationPlan | None = None, calibration: Sequence[bytes] = (),
-                engine: EngineSettings | None = None,
+                engine: EngineSettings | EncoderChoice | None = None,
                 tolerance: Tolerance | None = None, xla: bool = True, server: bool = True,
                 skipped: Mapping[str, str] | None = None,
                 version: int | None = None, max_rows: int | None = None,
@@ -197,8 +230,8 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
         plan: the form to export it in; it is proven against the task as it is, and the golden
             samples are what that form gives op by op.
         calibration: texts that set what the plan leaves to them; empty takes `texts`.
-        engine: of a decoder, to be written beside the SavedModel; None for none. It is proven
-            against the task as it is, before its plan.
+        engine: to be written beside the SavedModel; None for none. That of a decoder is proven
+            against the task as it is, before its plan, that of a classifier on golden samples.
         tolerance: what counts as equal; None takes the default of `verify.parity`, or that of the
             plan's precision.
         xla, server: whether the paths "xla" and "grpc" are compared too; they take longest.
@@ -216,17 +249,18 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
         VerificationError: a path differs; carries the report.
         ExportError: see `export.saved_model.save`.
     """
+    from tf_infer.cli.engine import EncoderChoice
     from tf_infer.config import to_json
     from tf_infer.equality import Tolerance as Bounds
     from tf_infer.export.saved_model import save
+    from tf_infer.manifest import Report
+    from tf_infer.verify.parity import require
 
     proven: PathReport | None = None
     reference = task
     if plan is not None:
-        from tf_infer.manifest import Report
         from tf_infer.optimize.apply import apply, settle
         from tf_infer.optimize.plan import PATHS_ATOL
-        from tf_infer.verify.parity import require
 
         progress(f"laying the weights out as {plan.precision}")
         plan = settle(task, plan, calibration or texts)
@@ -244,12 +278,19 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
 
     def extras(extra: Path) -> None:
         if engine is not None:
-            from tf_infer.cli.engine import write_engine
+            from tf_infer.cli.engine import write_encoder_engine, write_engine
 
-            engines.append(write_engine(reference, extra, engine, texts, progress))
+            engines.append(
+                write_encoder_engine(reference, extra, engine, golden, progress)
+                if isinstance(engine, EncoderChoice)
+                else write_engine(reference, extra, engine, texts, progress))
 
     def recorded(folder: Path) -> Report:
         report = check(folder)
+        if isinstance(engine, EncoderChoice) and server:
+            progress(f"comparing grpc with {engine.kind.kind}")
+            engines.append(served_engine(folder, name, engine.kind.kind, golden))
+            require(Report(reference="eager", paths=tuple(engines)))
         reports.append(replace(report, paths=(*report.paths, *engines), search=search or {}))
         return reports[0]
 
@@ -257,6 +298,29 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
                   warmup_text=sample_text(texts), plan=to_json(plan) if plan else None,
                   extras=extras, progress=progress)
     return folder, reports[0]
+
+
+def served_engine(version_dir: Path, name: str, kind: EngineKind, golden: Sequence[Sample]
+                  ) -> PathReport:
+    """Compare a version that an engine computes, behind our server, with its golden samples.
+
+    What the engine does not compute is held to what every path is held to.
+    """
+    from tf_infer.equality import Tolerance as Bounds
+    from tf_infer.manifest import ENGINE_FILE, ENGINES_FOLDER, EXTRA_FOLDER, EncoderEngineManifest
+    from tf_infer.server.encoder_engines import bounds_of
+    from tf_infer.verify.parity import failed, replay
+
+    described = load_config(EncoderEngineManifest, version_dir / EXTRA_FOLDER / ENGINES_FOLDER
+                            / kind / ENGINE_FILE)
+    try:
+        served = ServedPredictor(version_dir, name, engine=kind)
+    except TfInferError as error:
+        return failed(f"grpc_{kind}", error)
+    try:
+        return replay(served, golden, Bounds(outputs=bounds_of(described)), path=f"grpc_{kind}")
+    finally:
+        served.close()
 
 
 def export_check(task: Task, name: str, golden: Sequence[Sample], tolerance: Tolerance, *,
@@ -288,7 +352,7 @@ def export_check(task: Task, name: str, golden: Sequence[Sample], tolerance: Tol
             "xla": lambda: GraphPredictor(task.recompiled("xla").signatures()),
             "saved_model": lambda: SavedModelPredictor(folder),
             "session": lambda: SessionPredictor(folder),
-            "grpc": lambda: ServedPredictor(folder, name)}
+            "grpc": lambda: ServedPredictor(folder, name, engine="saved_model")}
         skipped = {path: "not asked for" for path, wanted in (("xla", xla), ("grpc", server))
                    if not wanted} | dict(left_out or {})
         if plan is not None and task.compiled == "none":
