@@ -98,7 +98,7 @@ def test_a_version_was_compared_on_every_path(base_dir: Path) -> None:
 
 def test_verify_replays_the_golden_samples_of_the_highest_version(
         base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", str(base_dir)]) == 0
+    assert main(["verify", str(base_dir), "--quick"]) == 0
     shown = capsys.readouterr()
     assert "passed: saved_model, session = golden" in shown.out
     assert f"{base_dir}/1" in shown.err
@@ -115,11 +115,39 @@ def test_the_export_says_what_it_did_and_what_comes_next(exported: tuple[Path, s
     assert {b"once upon", b"a time"} <= set(texts)
 
 
+def test_verify_runs_three_sets_through_every_path_that_there_is(
+        base_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # where no real server is
+    (tmp_path / "more.json").write_text('["one more \\u0000"]')
+    code = main(["verify", str(base_dir), "--json", "--junit", str(tmp_path / "verify.xml"),
+                 "--hostile", str(tmp_path / "more.json")])
+    report = json.loads(capsys.readouterr().out)["report"]
+    paths = {path["path"]: path for path in report["paths"]}
+    assert code == 0
+    assert report["reference"] == "golden, and saved_model"
+    sets = ("", " hostile", " cells")
+    assert set(paths) == {
+        "saved_model",
+        *(f"{path}{which}" for path in ("session", "grpc", "rest") for which in sets),
+        "grpc crowd", "alone", "shuffled", "tensorflow_model_server"}
+    assert paths["tensorflow_model_server"]["skipped"] == "no tensorflow_model_server on PATH"
+    for name, path in paths.items():
+        assert name == "tensorflow_model_server" or path["samples"] > 0, name
+    asked = {one["signature"] for one in paths["rest hostile"]["differences"]}
+    assert asked == {"serving_default", "ids", "classify", "encode"}
+    suite = xml.parse(tmp_path / "verify.xml").getroot()[0]
+    assert suite.get("failures") == "0"
+    assert {"grpc hostile.serving_default", "grpc crowd.serving_default", "rest cells.ids",
+            "alone.classify", "tensorflow_model_server"} <= {
+                case.get("classname") for case in suite}
+
+
 def test_verify_takes_another_version_as_reference_and_writes_junit(
         base_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     junit = tmp_path / "verify.xml"
     assert main(["verify", str(base_dir / "1"), "--against", str(base_dir), "--junit",
-                 str(junit)]) == 0
+                 str(junit), "--quick"]) == 0
     assert f"passed: saved_model, session = {base_dir}" in capsys.readouterr().out
     suite = xml.parse(junit).getroot()[0]
     assert suite.get("failures") == "0"
@@ -139,7 +167,7 @@ def test_a_server_explains_what_was_exported(served: proof.ServedPredictor, clie
 
 def test_verify_asks_a_server_too(
         base_dir: Path, served: proof.ServedPredictor, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["verify", str(base_dir / "1"), "--address", served.address, "--json"])
+    code = main(["verify", str(base_dir / "1"), "--address", served.address, "--json", "--quick"])
     report = json.loads(capsys.readouterr().out)
     assert code == 0
     assert report["passed"] is True
@@ -192,7 +220,8 @@ def test_verify_compares_the_paths_of_a_model_directory(
         model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(model_dir), "--no-xla", "--json"]) == 0
     paths = json.loads(capsys.readouterr().out)["report"]["paths"]
-    assert [path["path"] for path in paths] == ["graph", "alone", "shuffled"]
+    assert [path["path"] for path in paths] == [
+        "graph", "graph hostile", "graph cells", "alone", "shuffled"]
 
 
 def copy_with_golden(base_dir: Path, folder: Path, samples: Sequence[Sample]) -> Path:
@@ -210,13 +239,13 @@ def test_verify_says_which_answer_differs(
     index = next(i for i, one in enumerate(samples) if one.signature == "ids")
     samples[index].outputs["logits"][1, 0] += spoiled
     folder = copy_with_golden(base_dir, tmp_path / "1", samples)
-    assert main(["verify", str(folder)]) == 1
+    assert main(["verify", str(folder), "--quick"]) == 1
     shown = capsys.readouterr().out
     assert f"FAILED, first in sample {index} (first in row 1" in shown
     assert ("NaN on one side only" in shown) == np.isnan(spoiled)
     assert "FAILED: saved_model, session does not give what golden gives." in shown
     if not np.isnan(spoiled):
-        assert main(["verify", str(folder), "--json"]) == 1
+        assert main(["verify", str(folder), "--json", "--quick"]) == 1
         assert json.loads(capsys.readouterr().out)["passed"] is False
 
 
@@ -230,7 +259,9 @@ def test_a_foreign_saved_model_is_verified_with_requests_of_its_owner(
     line = {"signature": "serving_default", "inputs": {"text": text}, "outputs": {}}
     (tmp_path / "requests.jsonl").write_text(json.dumps(line) + "\n")
     assert main(["verify", str(folder), "--samples", str(tmp_path / "requests.jsonl")]) == 0
-    assert "session = saved_model" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "passed: saved_model, session, grpc, rest = saved_model" in shown
+    assert "skipped: no sample has several rows" in shown
 
 
 def test_damaged_directories_are_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from tf_infer.equality import Tolerance
 from tf_infer.manifest import Sample
-from tf_infer.verify.batch_effects import batch_effects
+from tf_infer.verify.batch_effects import batch_effects, in_a_crowd
 
 SAMPLE = Sample("s", {"x": np.float32([3.0, 1.0, 2.0])})
 
@@ -46,3 +47,23 @@ def test_padding_to_the_longest_row_is_allowed_but_not_content_beyond() -> None:
     assert alone.differences[0].elements == 6
     alone, _ = batch_effects(predictor(lambda x: padded(x, pad=2.0)), [SAMPLE], Tolerance())
     assert not alone.passed
+
+
+def test_many_callers_at_once_get_the_answers_that_are_expected() -> None:
+    waiting = threading.Barrier(3)  # passed only when all three rows are asked for at once
+
+    def joined(x: np.ndarray) -> Mapping[str, np.ndarray]:
+        waiting.wait(timeout=10)
+        return {"y": x * 2}
+
+    sample = Sample("s", SAMPLE.inputs, {"y": np.float32([6.0, 2.0, 4.0])})
+    found = in_a_crowd(predictor(joined), [sample], Tolerance(), path="grpc")
+    assert (found.path, found.passed, found.differences[0].elements) == ("grpc crowd", True, 3)
+    lock, seen = threading.Lock(), []
+
+    def mixed_up(x: np.ndarray) -> Mapping[str, np.ndarray]:
+        with lock:
+            seen.append(x)
+            return {"y": seen[0] * 2}
+
+    assert not in_a_crowd(predictor(mixed_up), [sample], Tolerance()).passed

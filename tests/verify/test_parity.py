@@ -207,3 +207,30 @@ def test_a_failing_report_survives_json(tmp_path) -> None:
     report = Report(reference="eager", paths=(found,))
     config.dump(report, tmp_path / "report.json")
     assert config.load(Report, tmp_path / "report.json") == report
+
+
+def test_sets_of_samples_are_compared_through_one_predictor_that_is_closed() -> None:
+    opened: list[Scripted] = []
+
+    def opener() -> Scripted:
+        opened.append(Scripted({"x": np.float32([1])}, {"x": np.float32([2])},
+                               ConfigError("a rule")))
+        return opened[-1]
+
+    sets = {"": [sample(x=np.float32([1]))], "hostile": [sample(x=np.float32([3]))],
+            "cells": [sample(x=np.float32([4]))]}
+    found, error = parity.replay_sets(opener, sets, EXACT, path="grpc")
+    assert [(one.path, one.passed) for one in found] == [
+        ("grpc", True), ("grpc hostile", False), ("grpc cells", False)]
+    assert found[2].differences[0].reason == "raised ConfigError: a rule"
+    assert isinstance(error, ConfigError)
+    assert len(opened) == 1 and opened[0].closed
+
+
+def test_a_path_that_cannot_be_opened_fails_once_for_all_sets() -> None:
+    def opener() -> Scripted:
+        raise ShapeError("no such thing")
+
+    found, error = parity.replay_sets(opener, {"": [], "more": []}, EXACT, path="session")
+    assert [(one.path, one.passed) for one in found] == [("session", False)]
+    assert isinstance(error, ShapeError)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,16 +13,20 @@ from tf_infer.errors import ConfigError
 if TYPE_CHECKING:
     from tf_infer.equality import Tolerance
     from tf_infer.manifest import PathReport, Report, Sample
-    from tf_infer.verify.predictors import Predictor
 
 EPILOG = """DIR is one of
   a model directory (task.json)   graph and XLA against op by op; rows alone against rows in a crowd
-  a version directory, or the     its golden samples through both loaders, and with --address
-  folder of a model's versions    through a server; anybody's SavedModel with --samples
+  a version directory, or the     its golden samples, hostile texts and made-up ones of every size
+  folder of a model's versions    through both loaders, our server over gRPC and REST (or those at
+                                  --address and --rest-address), each engine that lies in it, and
+                                  tensorflow_model_server where that is on PATH; rows alone
+                                  against rows in a crowd
+  anybody's SavedModel            the requests of --samples through all of these
 
 examples:
   tf-infer verify runs/intents
   tf-infer verify saved_models/intents
+  tf-infer verify saved_models/intents --quick
   tf-infer verify saved_models/intents/3 --address localhost:8500 --model intents
   tf-infer verify saved_models/intents/3 --rest-address localhost:8501 --junit verify.xml
   tf-infer verify saved_models/intents/4 --against saved_models/intents/3 --atol 1e-3
@@ -44,7 +48,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", type=Path, metavar="FILE",
                         help="of a model directory: texts to choose samples from")
     parser.add_argument("--max-rows", type=int, metavar="N",
-                        help="of a model directory: largest batch (default: that of the grid)")
+                        help="largest batch that is made (default: that of the grid)")
+    parser.add_argument("--hostile", type=Path, metavar="FILE",
+                        help="more hostile texts: a JSON array of strings, or one a line")
+    parser.add_argument("--seed", type=int, default=0, metavar="N",
+                        help="of the made-up texts (default 0)")
+    parser.add_argument("--quick", action="store_true",
+                        help="the golden samples alone, through both loaders and what is named")
+    parser.add_argument("--no-server", action="store_true",
+                        help="start no server, neither ours nor tensorflow_model_server")
     parser.add_argument("--no-xla", action="store_true", help="do not compare with XLA")
     parser.add_argument("--address", metavar="HOST:PORT",
                         help="of a server that has this version: compare its answers too")
@@ -96,13 +108,14 @@ def _write_junit(report: Report, arguments: argparse.Namespace) -> None:
 def verify_task(arguments: argparse.Namespace, tolerance: Tolerance | None,
                 progress: Callable[[str], None]) -> Report:
     """Compare the paths of a model directory, and rows alone with rows in a crowd."""
+    from tf_infer.cli.paths import made_up
     from tf_infer.cli.proof import make_golden, read_texts
     from tf_infer.equality import Tolerance
     from tf_infer.manifest import Report
     from tf_infer.tasks.build import load
     from tf_infer.verify.batch_effects import batch_effects
-    from tf_infer.verify.parity import replay, require
-    from tf_infer.verify.predictors import GraphPredictor
+    from tf_infer.verify.parity import replay_sets, require
+    from tf_infer.verify.predictors import EagerPredictor, GraphPredictor
 
     progress(f"reading {arguments.folder}")
     task = load(arguments.folder)
@@ -111,12 +124,19 @@ def verify_task(arguments: argparse.Namespace, tolerance: Tolerance | None,
     progress("running samples op by op")
     samples = make_golden(task, texts, max_rows=arguments.max_rows)
     graph = GraphPredictor(task.signatures())
+    sets = {"": samples}
+    if not arguments.quick:
+        progress("running hostile texts op by op")
+        signatures = task.signatures()
+        sets |= made_up([one.spec for one in signatures.values()], task.config.grid,
+                        EagerPredictor(signatures), more=arguments.hostile,
+                        max_rows=arguments.max_rows, seed=arguments.seed)
     progress("comparing graph")
-    paths: list[PathReport] = [replay(graph, samples, tolerance, path="graph")]
+    paths: list[PathReport] = [*replay_sets(lambda: graph, sets, tolerance, path="graph")[0]]
     if not arguments.no_xla:
         progress("comparing xla")
         compiled = GraphPredictor(task.recompiled("xla").signatures())
-        paths.append(replay(compiled, samples, tolerance, path="xla"))
+        paths += replay_sets(lambda: compiled, sets, tolerance, path="xla")[0]
     progress("comparing rows alone with rows in a crowd")
     paths += batch_effects(graph, samples, tolerance)
     report = Report(reference="eager", paths=tuple(paths))
@@ -126,45 +146,29 @@ def verify_task(arguments: argparse.Namespace, tolerance: Tolerance | None,
 
 def verify_version(arguments: argparse.Namespace, tolerance: Tolerance | None,
                    progress: Callable[[str], None]) -> Report:
-    """Replay samples through both loaders of a version directory, and through a server.
+    """Run samples through every path of a version directory that this machine has.
 
     Without a tolerance it is that of the precision that the version was exported in.
     """
-    from tf_infer.manifest import Report
-    from tf_infer.verify import parity
-    from tf_infer.verify.predictors import GrpcPredictor, SavedModelPredictor, SessionPredictor
-    from tf_infer.verify.rest_predictor import RestPredictor, can_travel
+    from tf_infer.cli.paths import Comparison
 
     folder, name = find_version(arguments.folder)
     progress(f"reading {folder}")
     samples = _samples(folder, arguments.samples)
-    tolerance = tolerance or _tolerance_in(folder)
-    reference = "golden"
-    if arguments.against:
-        other, _ = find_version(arguments.against)
-        progress(f"running samples through {other}")
-        samples = parity.fill(SavedModelPredictor(other), samples)
-        reference = str(arguments.against)
-    elif any(not sample.outputs for sample in samples):
-        progress(f"running samples through {folder}")
-        samples = parity.fill(SavedModelPredictor(folder), samples)
-        reference = "saved_model"
-    openers: dict[str, Callable[[], Predictor]] = {
-        "saved_model": lambda: SavedModelPredictor(folder),
-        "session": lambda: SessionPredictor(folder)}
-    model, number = arguments.model or name, folder.resolve().name
-    version = int(number) if number.isdecimal() else None
-    if arguments.address:
-        openers["grpc"] = lambda: GrpcPredictor(arguments.address, model, version=version)
-    paths, fault = _compared(openers, samples, tolerance, reference, progress)
-    if arguments.rest_address:
-        told = [sample for sample in samples if can_travel(sample.outputs)]
-        more, failed = _compared({"rest": lambda: RestPredictor(
-            arguments.rest_address, model, version=version)}, told, tolerance, reference, progress)
-        paths, fault = paths + more, fault or failed
-    report = Report(reference=reference, paths=paths)
-    parity.require(report, cause=fault)
-    return report
+    against = find_version(arguments.against)[0] if arguments.against else None
+    comparison = Comparison(folder, arguments.model or name, samples, tolerance=(
+        tolerance or _tolerance_in(folder)), against=against, progress=progress)
+    if not arguments.quick:
+        comparison.make_up(more=arguments.hostile, max_rows=arguments.max_rows,
+                           seed=arguments.seed)
+    comparison.load(mix=not arguments.quick)
+    comparison.ask(arguments.address, arguments.rest_address)
+    if not (arguments.quick or arguments.no_server):
+        comparison.serve(grpc=not arguments.address, rest=not arguments.rest_address)
+        comparison.serve_for_real()
+    if not arguments.quick:
+        comparison.run_engines()
+    return comparison.report()
 
 
 def _tolerance_in(folder: Path) -> Tolerance:
@@ -176,20 +180,6 @@ def _tolerance_in(folder: Path) -> Tolerance:
         return Tolerance()
     precision = read_manifest(folder).plan.get("precision", "float32")
     return Tolerance(atol=PATHS_ATOL[precision])
-
-
-def _compared(openers: Mapping[str, Callable[[], Predictor]], samples: Sequence[Sample],
-              tolerance: Tolerance, reference: str, progress: Callable[[str], None],
-              ) -> tuple[tuple[PathReport, ...], Exception | None]:
-    """Compare some paths; return what was found, and what made one of them fail."""
-    from tf_infer.errors import VerificationError
-    from tf_infer.verify import parity
-
-    progress(f"comparing {', '.join(openers)}")
-    try:
-        return parity.verify(openers, samples, tolerance, reference=reference).paths, None
-    except VerificationError as error:
-        return error.report.paths, error
 
 
 def find_version(folder: Path) -> tuple[Path, str]:

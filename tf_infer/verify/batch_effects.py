@@ -1,9 +1,10 @@
-"""One row alone = the same row in a crowd, wherever it stands in it."""
+"""One row alone = the same row in a crowd, wherever it stands in it, whoever asks beside it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +16,7 @@ from tf_infer.verify.predictors import Predictor
 
 
 def batch_effects(predictor: Predictor, samples: Sequence[Sample], tolerance: Tolerance, *,
-                  seed: int = 0) -> tuple[PathReport, PathReport]:
+                  seed: int = 0, path: str = "") -> tuple[PathReport, PathReport]:
     """Compare every row of every sample with itself alone, and in a shuffled batch.
 
     Args:
@@ -23,9 +24,10 @@ def batch_effects(predictor: Predictor, samples: Sequence[Sample], tolerance: To
         samples: requests of several rows; outputs recorded in them are not looked at.
         tolerance: what counts as equal.
         seed: of the shuffle.
+        path: its name, for the reports.
 
     Returns:
-        alone, shuffled: one report each, with the paths "alone" and "shuffled".
+        alone, shuffled: one report each, with the paths "alone" and "shuffled" behind that name.
 
     Two outputs of different width (a batch is as wide as its longest row needs) are compared on
     the columns that both have; the columns beyond must hold one value, the padding.
@@ -45,10 +47,38 @@ def batch_effects(predictor: Predictor, samples: Sequence[Sample], tolerance: To
         shuffled += compare(crowd, generator.permutation(rows), index=index)
     seconds = round(time.perf_counter() - started_s, 3)
     first, second = (
-        PathReport(path=path, atol=tolerance.atol, rtol=tolerance.rtol, samples=len(samples),
-                   seconds=seconds, differences=worst_of_each(found))
-        for path, found in (("alone", alone), ("shuffled", shuffled)))
+        PathReport(path=f"{path} {how}".strip(), atol=tolerance.atol, rtol=tolerance.rtol,
+                   samples=len(samples), seconds=seconds, differences=worst_of_each(found))
+        for how, found in (("alone", alone), ("shuffled", shuffled)))
     return first, second
+
+
+def in_a_crowd(predictor: Predictor, samples: Sequence[Sample], tolerance: Tolerance, *,
+               callers: int = 16, path: str = "") -> PathReport:
+    """Ask for every row by itself, many at once, as callers of a server do; the path "crowd".
+
+    Args:
+        predictor: any thread may call it; a server that joins requests to batches.
+        samples: requests with the answers that are expected.
+        tolerance: what counts as equal.
+        callers: requests in flight.
+        path: its name, for the report.
+    """
+    started_s = time.perf_counter()
+    names = column_names(samples, tolerance)
+    rows = [(index, sample, row) for index, sample in enumerate(samples)
+            for row in range(len(next(iter(sample.inputs.values()))))]
+
+    def asked(one: tuple[int, Sample, int]) -> list[OutputDifference]:
+        index, sample, row = one
+        return _differences(predictor, sample, np.array([row]), tolerance=tolerance, names=names,
+                            index=index)
+
+    with ThreadPoolExecutor(callers) as pool:
+        found = [difference for one in pool.map(asked, rows) for difference in one]
+    return PathReport(path=f"{path} crowd".strip(), atol=tolerance.atol, rtol=tolerance.rtol,
+                      samples=len(samples), seconds=round(time.perf_counter() - started_s, 3),
+                      differences=worst_of_each(found))
 
 
 def _differences(predictor: Predictor, crowd: Sample, rows: np.ndarray, *, tolerance: Tolerance,

@@ -64,8 +64,39 @@ def choose(texts: Sequence[bytes], counts: Sequence[int], grid: ShapeGrid, *,
     """
     check(bool(texts), "choose.texts", "at least one text", list(texts))
     check(len(counts) == len(texts), "choose.counts", f"{len(texts)} numbers", len(counts))
-    sizes = [size for size in grid.rows if max_rows is None or size <= max_rows] or [grid.rows[0]]
+    sizes = row_sizes(grid, max_rows)
     order = _one_of_each_class_first(classes or [""] * len(texts))
+    chosen = _one_for_each_cell(counts, grid, sizes, order)
+    used = set(itertools.chain.from_iterable(chosen))
+    if classes is not None:
+        seen = {classes[i] for i in used}
+        missing = [i for i in order[:len(set(classes))] if classes[i] not in seen]
+        chosen += [list(part) for part in chunks(missing, sizes)]
+    long = b"long " * LONG_REPEATS
+    edges = [*EDGE_TEXTS, long]
+    return (*(tuple(part) for part in chunks(edges, sizes)),
+            *(tuple(texts[i] for i in batch) for batch in chosen))
+
+
+def row_sizes(grid: ShapeGrid, max_rows: int | None) -> list[int]:
+    """Return the row buckets up to `max_rows`; the smallest one where there is none, None for all.
+    """
+    sizes = [size for size in grid.rows if max_rows is None or size <= max_rows]
+    return sizes or [grid.rows[0]]
+
+
+def cells(texts: Sequence[bytes], counts: Sequence[int], grid: ShapeGrid, *,
+          max_rows: int | None = None) -> tuple[Batch, ...]:
+    """Make one batch for each cell of the grid; arguments as of `choose`.
+
+    Its first row is as long as the cell is wide, the others are that long or shorter.
+    """
+    chosen = _one_for_each_cell(counts, grid, row_sizes(grid, max_rows), range(len(texts)))
+    return tuple(tuple(texts[i] for i in batch) for batch in chosen)
+
+
+def _one_for_each_cell(counts: Sequence[int], grid: ShapeGrid, sizes: Sequence[int],
+                       order: Sequence[int]) -> list[list[int]]:
     bucket_of = [bisect.bisect_left(grid.tokens, min(n, grid.tokens[-1])) for n in counts]
     members = [[i for i in order if bucket_of[i] == b] for b in range(len(grid.tokens))]
     chosen: list[list[int]] = []
@@ -77,15 +108,7 @@ def choose(texts: Sequence[bytes], counts: Sequence[int], grid: ShapeGrid, *,
             start = sum(map(len, chosen)) % len(shorter)
             rest = itertools.islice(itertools.cycle(shorter), start, start + rows - 1)
             chosen.append([first, *rest])
-    used = set(itertools.chain.from_iterable(chosen))
-    if classes is not None:
-        seen = {classes[i] for i in used}
-        missing = [i for i in order[:len(set(classes))] if classes[i] not in seen]
-        chosen += [list(part) for part in _chunks(missing, sizes)]
-    long = b"long " * LONG_REPEATS
-    edges = [*EDGE_TEXTS, long]
-    return (*(tuple(part) for part in _chunks(edges, sizes)),
-            *(tuple(texts[i] for i in batch) for batch in chosen))
+    return chosen
 
 
 def _one_of_each_class_first(classes: Sequence[str]) -> list[int]:
@@ -93,14 +116,14 @@ def _one_of_each_class_first(classes: Sequence[str]) -> list[int]:
     return first + sorted(set(range(len(classes))) - set(first))
 
 
-def _chunks(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
+def chunks(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
     """Cut items into chunks of exactly a row bucket each, the last filled by starting again."""
-    chunks = []
+    found = []
     for start in range(0, len(items), sizes[-1]):
         part = list(items[start:start + sizes[-1]])
         size = sizes[bisect.bisect_left(sizes, len(part))]
-        chunks.append(list(itertools.islice(itertools.cycle(part), size)))
-    return chunks
+        found.append(list(itertools.islice(itertools.cycle(part), size)))
+    return found
 
 
 def make_requests(signatures: Sequence[SignatureSpec], batches: Sequence[Batch], *,

@@ -41,7 +41,40 @@ def fill(reference: Predictor, samples: Sequence[Sample]) -> tuple[Sample, ...]:
 def replay(candidate: Predictor, samples: Sequence[Sample], tolerance: Tolerance, *,
            path: str = "candidate") -> PathReport:
     """Compare the candidate with the outputs that the samples carry."""
-    return _replay(lambda: candidate, samples, tolerance, path)[0]
+    return _replayed(candidate, samples, tolerance, path)[0]
+
+
+def replay_sets(opener: Callable[[], Predictor], sets: Mapping[str, Sequence[Sample]],
+                tolerance: Tolerance, *, path: str
+                ) -> tuple[tuple[PathReport, ...], Exception | None]:
+    """Compare one path with several sets of samples; it is opened once, and closed again.
+
+    Args:
+        opener: of the candidate's predictor; one with `close()` is closed.
+        sets: name -> samples with the reference's outputs.
+        tolerance: what counts as equal.
+        path: its name. A report's is that and the set's, where the set has one.
+
+    Returns:
+        One report for each set, and the first exception that became a difference; where the
+        candidate cannot be opened one report, which says so.
+    """
+    found: list[PathReport] = []
+    first_error: Exception | None = None
+    started_s = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        try:
+            candidate = opener()
+        except Exception as error:
+            return (_report(path, 0, tolerance, started_s, [_raised("*", 0, error)]),), error
+        stack.callback(getattr(candidate, "close", lambda: None))
+        for name, samples in sets.items():
+            report, error_in = _replayed(candidate, samples, tolerance, f"{path} {name}".strip(),
+                                         started_s)
+            found.append(report)
+            first_error = first_error or error_in
+            started_s = time.perf_counter()
+    return tuple(found), first_error
 
 
 def verify(candidates: Mapping[str, Callable[[], Predictor]], samples: Sequence[Sample],
@@ -64,14 +97,13 @@ def verify(candidates: Mapping[str, Callable[[], Predictor]], samples: Sequence[
     Raises:
         VerificationError: a path differs, cannot be opened, or raised; carries the report.
     """
-    reports, first_error = [], None
+    reports: list[PathReport] = []
+    first_error: Exception | None = None
     for path, opener in candidates.items():
-        compared, error = _replay(opener, samples, tolerance, path)
-        reports.append(compared)
+        compared, error = replay_sets(opener, {"": samples}, tolerance, path=path)
+        reports += compared
         first_error = first_error or error
-    reports += [PathReport(path=path, atol=tolerance.atol, rtol=tolerance.rtol, samples=0,
-                           seconds=0.0, differences=(), skipped=reason)
-                for path, reason in (skipped or {}).items()]
+    reports += [not_compared(path, reason) for path, reason in (skipped or {}).items()]
     report = Report(reference=reference, paths=tuple(reports), plan=plan)
     require(report, cause=first_error)
     return report
@@ -98,31 +130,39 @@ def _describe(fault: OutputDifference, path: PathReport) -> str:
             f"{reason}")
 
 
-def _replay(opener: Callable[[], Predictor], samples: Sequence[Sample], tolerance: Tolerance,
-            path: str) -> tuple[PathReport, Exception | None]:
-    started_s = time.perf_counter()
+def _replayed(candidate: Predictor, samples: Sequence[Sample], tolerance: Tolerance, path: str,
+              started_s: float | None = None) -> tuple[PathReport, Exception | None]:
+    started_s = time.perf_counter() if started_s is None else started_s
     found: list[OutputDifference] = []
     first_error: Exception | None = None
-    with contextlib.ExitStack() as stack:
+    names = column_names(samples, tolerance)
+    for index, sample in enumerate(samples):
         try:
-            candidate = opener()
+            outputs = candidate(sample.signature, sample.inputs)
         except Exception as error:
-            found, first_error = [_raised("*", 0, error)], error
+            found.append(_raised(sample.signature, index, error))
+            first_error = first_error or error
         else:
-            stack.callback(getattr(candidate, "close", lambda: None))
-            names = column_names(samples, tolerance)
-            for index, sample in enumerate(samples):
-                try:
-                    outputs = candidate(sample.signature, sample.inputs)
-                except Exception as error:
-                    found.append(_raised(sample.signature, index, error))
-                    first_error = first_error or error
-                else:
-                    found += differences(sample, outputs, tolerance, index=index, names=names)
-    report = PathReport(path=path, atol=tolerance.atol, rtol=tolerance.rtol, samples=len(samples),
-                        seconds=round(time.perf_counter() - started_s, 3),
-                        differences=worst_of_each(found))
-    return report, first_error
+            found += differences(sample, outputs, tolerance, index=index, names=names)
+    return _report(path, len(samples), tolerance, started_s, found), first_error
+
+
+def not_compared(path: str, reason: str) -> PathReport:
+    """Return the report of a path that is left out, and why."""
+    return PathReport(path=path, atol=0.0, rtol=0.0, samples=0, seconds=0.0, differences=(),
+                      skipped=reason)
+
+
+def failed(path: str, error: Exception) -> PathReport:
+    """Return the report of a path that could not be run at all."""
+    return _report(path, 0, Tolerance(), time.perf_counter(), [_raised("*", 0, error)])
+
+
+def _report(path: str, samples: int, tolerance: Tolerance, started_s: float,
+            found: Sequence[OutputDifference]) -> PathReport:
+    return PathReport(path=path, atol=tolerance.atol, rtol=tolerance.rtol, samples=samples,
+                      seconds=round(time.perf_counter() - started_s, 3),
+                      differences=worst_of_each(found))
 
 
 def _raised(signature: str, index: int, error: Exception) -> OutputDifference:
