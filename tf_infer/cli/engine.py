@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tf_infer.cli.engine_onnx import OnnxKind
 from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tf_infer.engines.contracts import EncoderEngine
     from tf_infer.manifest import EncoderEngineManifest, EngineKind, PathReport, Sample
     from tf_infer.optimize.litert import EngineSettings
     from tf_infer.tasks.base import Task
@@ -23,12 +25,18 @@ TEXTS = 200  # to take ids from
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Add --engine and --engine-precision."""
-    parser.add_argument("--engine", choices=[KIND],
+    """Add --engine, --engine-precision and --engine-ranges."""
+    parser.add_argument("--engine", choices=list(ENCODERS),
                         help="beside the SavedModel, write an engine of the network for our own "
                              "server (docs/engines.md); tensorflow_model_server ignores it")
-    parser.add_argument("--engine-precision", choices=["int8", "float32"], default="int8",
-                        help="of the engine's weights (default: int8)")
+    parser.add_argument("--engine-precision", choices=["int8", "float16", "float32"],
+                        default="int8", help="of the engine's weights (default: int8); float16 is "
+                                             "onnx's, for GPUs")
+    parser.add_argument("--engine-ranges", choices=["found", "largest", "percentile", "entropy"],
+                        default="found",
+                        help="of onnx in int8: what 8 bits reach to is found for each text "
+                             "(default; CPUs alone), or set once by what --texts come to, as "
+                             "TensorRT needs it")
 
 
 class EncoderSettings(Protocol):
@@ -53,8 +61,12 @@ class EncoderKind(Protocol):
 
     kind: EngineKind
 
-    def settings(self, precision: str) -> EncoderSettings:
-        """Return settings of a precision."""
+    def settings(self, precision: str, ranges: str) -> EncoderSettings:
+        """Return settings of a precision, and of how int8 finds ranges.
+
+        Raises:
+            ConfigError: there is no such engine.
+        """
 
     def library(self) -> str:
         """Return what computes it, such as "ai-edge-litert 2.3.0".
@@ -63,17 +75,26 @@ class EncoderKind(Protocol):
             BackendMissing: it is not installed.
         """
 
-    def write(self, task: Task, folder: Path, settings: Any,
+    def lacking(self, settings: Any) -> str:
+        """Return what this machine lacks to serve it, such as a GPU; "" for nothing."""
+
+    def write(self, task: Task, folder: Path, settings: Any, texts: Sequence[bytes],
               progress: Callable[[str], None]) -> EncoderEngineManifest:
-        """Write model and description into a folder, which is made."""
+        """Write model and description into a folder, which is made; texts may set ranges."""
+
+    def open(self, folder: Path) -> EncoderEngine:
+        """Load what was written, to be proven."""
 
 
 class _LiteRT:
     kind: EngineKind = "litert"
 
-    def settings(self, precision: str) -> EncoderSettings:
+    def settings(self, precision: str, ranges: str) -> EncoderSettings:
         from tf_infer.optimize.litert_classifier import EncoderSettings as Settings
 
+        if ranges != "found":
+            raise ConfigError(f"--engine-ranges: expected found with --engine litert, got {ranges}."
+                              " Leave the option out.")
         return Settings(precision=precision)  # type: ignore[arg-type]  # it checks
 
     def library(self) -> str:
@@ -81,14 +102,22 @@ class _LiteRT:
 
         return f"{litert_runtime.PACKAGE} {litert_runtime.release()}"
 
-    def write(self, task: Task, folder: Path, settings: Any,
+    def lacking(self, settings: Any) -> str:
+        return ""
+
+    def write(self, task: Task, folder: Path, settings: Any, texts: Sequence[bytes],
               progress: Callable[[str], None]) -> EncoderEngineManifest:
         from tf_infer.optimize.litert_classifier import write
 
         return write(task.network, folder, settings, grid=task.config.grid, progress=progress)
 
+    def open(self, folder: Path) -> EncoderEngine:
+        from tf_infer.engines import encoders
 
-ENCODERS: dict[str, EncoderKind] = {one.kind: one for one in (_LiteRT(),)}
+        return encoders.load(folder)
+
+
+ENCODERS: dict[str, EncoderKind] = {one.kind: one for one in (_LiteRT(), OnnxKind())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +141,16 @@ def settings_of(arguments: Any, task: Task) -> EngineSettings | EncoderChoice | 
         return None
     if isinstance(task.config, ClassifierConfig):
         kind = ENCODERS[arguments.engine]
-        return EncoderChoice(kind, kind.settings(arguments.engine_precision))
+        ranges = getattr(arguments, "engine_ranges", "found")
+        return EncoderChoice(kind, kind.settings(arguments.engine_precision, ranges))
     if not isinstance(task.config, CausalLMConfig):
         raise ConfigError("--engine: expected a decoder (causal_lm) or a classifier, got a "
                           f"{task.config.kind}. Leave the option out.")
     if arguments.engine != KIND:
         raise ConfigError(f"--engine: expected {KIND} with a decoder, got {arguments.engine}.")
+    if arguments.engine_precision == "float16":
+        raise ConfigError("--engine-precision: expected int8 or float32 with a decoder, got "
+                          "float16.")
     return EngineSettings(precision=arguments.engine_precision,
                           rows=row_sizes(task.config.grid.rows[-1]))
 
@@ -174,6 +207,7 @@ def write_engine(task: Task, extra: Path, settings: EngineSettings, texts: Seque
 
 
 def write_encoder_engine(task: Task, extra: Path, choice: EncoderChoice, golden: Sequence[Sample],
+                         texts: Sequence[bytes] = (), *,
                          progress: Callable[[str], None] = lambda line: None) -> PathReport:
     """Write the engine of a classifier into `extra` (a version's assets.extra), and prove it.
 
@@ -182,6 +216,7 @@ def write_encoder_engine(task: Task, extra: Path, choice: EncoderChoice, golden:
         extra: folder that exists; `engines/<kind>` is made in it.
         choice: kind and settings.
         golden: samples with outputs, among them such of the signature `ids`, in every length.
+        texts: that set ranges, where the settings leave them to texts.
         progress: is told what happens next.
 
     Returns:
@@ -195,7 +230,6 @@ def write_encoder_engine(task: Task, extra: Path, choice: EncoderChoice, golden:
     import numpy as np
 
     from tf_infer import config
-    from tf_infer.engines import encoders
     from tf_infer.equality import Tolerance
     from tf_infer.manifest import ENGINE_FILE, ENGINES_FOLDER, Report
     from tf_infer.verify.engine import EncoderPredictor
@@ -203,13 +237,13 @@ def write_encoder_engine(task: Task, extra: Path, choice: EncoderChoice, golden:
 
     library = choice.kind.library()  # before a minute's work
     folder = extra / ENGINES_FOLDER / choice.kind.kind
-    manifest = choice.kind.write(task, folder, choice.settings, progress)
+    manifest = choice.kind.write(task, folder, choice.settings, texts, progress)
     progress(f"comparing the engine on texts of up to {manifest.positions} tokens")
     wanted = [sample for sample in golden if sample.signature == "ids" and len(
         sample.inputs["ids"])]
     spread = np.mean([np.ptp(sample.outputs["logits"], axis=1).mean() for sample in wanted])
     tolerance = Tolerance(atol=choice.settings.allowed * float(spread), rtol=0.0)
-    engine = encoders.load(folder)
+    engine = choice.kind.open(folder)
     try:
         report = replay(EncoderPredictor(engine), wanted, tolerance, path=choice.kind.kind)
     finally:

@@ -254,7 +254,7 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
     from tf_infer.equality import Tolerance as Bounds
     from tf_infer.export.saved_model import save
     from tf_infer.manifest import Report
-    from tf_infer.verify.parity import require
+    from tf_infer.verify.parity import not_compared, require
 
     proven: PathReport | None = None
     reference = task
@@ -281,15 +281,17 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
             from tf_infer.cli.engine import write_encoder_engine, write_engine
 
             engines.append(
-                write_encoder_engine(reference, extra, engine, golden, progress)
+                write_encoder_engine(reference, extra, engine, golden, texts, progress=progress)
                 if isinstance(engine, EncoderChoice)
                 else write_engine(reference, extra, engine, texts, progress))
 
     def recorded(folder: Path) -> Report:
         report = check(folder)
         if isinstance(engine, EncoderChoice) and server:
-            progress(f"comparing grpc with {engine.kind.kind}")
-            engines.append(served_engine(folder, name, engine.kind.kind, golden))
+            kind, lacking = engine.kind.kind, engine.kind.lacking(engine.settings)
+            progress(f"comparing grpc with {kind}")
+            engines.append(not_compared(f"grpc_{kind}", lacking) if lacking else
+                           served_engine(folder, name, kind, golden))
             require(Report(reference="eager", paths=tuple(engines)))
         reports.append(replace(report, paths=(*report.paths, *engines), search=search or {}))
         return reports[0]

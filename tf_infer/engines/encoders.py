@@ -16,8 +16,15 @@ def _litert(folder: Path, threads: int) -> EncoderEngine:
     return load(folder, threads=threads)
 
 
+def _onnx(folder: Path, threads: int) -> EncoderEngine:
+    from tf_infer.engines.onnx import load
+
+    return load(folder, threads=threads)
+
+
 # kind -> (its folder, threads) -> engine, warmed up; a version's first of these is taken
-KINDS: Mapping[EngineKind, Callable[[Path, int], EncoderEngine]] = {"litert": _litert}
+KINDS: Mapping[EngineKind, Callable[[Path, int], EncoderEngine]] = {
+    "litert": _litert, "onnx": _onnx}
 
 
 def load(folder: Path, *, threads: int = 2) -> EncoderEngine:

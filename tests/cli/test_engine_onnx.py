@@ -1,0 +1,187 @@
+"""`tf-infer export --engine onnx`: proven on the CPU, recorded, served; float16 waits for a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tasks import small
+from tf_infer import config
+from tf_infer.cli import engine as cli_engine
+from tf_infer.cli.proof import export_task, make_golden
+from tf_infer.config import ShapeGrid
+from tf_infer.engines import gpus
+from tf_infer.engines.onnx import OnnxEngine
+from tf_infer.errors import BackendMissing, ConfigError, InvalidRequest, VerificationError
+from tf_infer.manifest import (
+    EXTRA_FOLDER,
+    EncoderEngineManifest,
+    ModelManifest,
+    Sample,
+    hash_files,
+    read_manifest,
+    read_samples,
+)
+from tf_infer.optimize.onnx import OnnxSettings
+from tf_infer.server.config import ServerConfig
+from tf_infer.server.engine_servable import EngineServable
+from tf_infer.server.servable import SavedModelServable, load_version
+from tf_infer.tasks import build
+from tf_infer.tasks.base import Task
+
+pytest.importorskip("onnx", reason="needs the extra `onnx`")
+pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
+
+ENGINE = Path(EXTRA_FOLDER) / "engines" / "onnx"
+GRID = ShapeGrid(rows=(1, 2), tokens=(8, 32))
+MODEL = replace(small.CLASSIFIER, grid=GRID, network=replace(small.NETWORK, layers=1))
+TEXTS = (b"a parcel", "支付 bitte".encode(), b"", b"x" * 100)
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    """Return what `tf-infer export --engine onnx` makes of some words."""
+    parser = argparse.ArgumentParser()
+    cli_engine.add_engine(parser)
+    return parser.parse_args(["--engine", "onnx", *words])
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export in float16, on a machine that counts as one without a GPU."""
+    folder = tmp_path_factory.mktemp("models")
+    model = build.build(MODEL, seed=3)
+    choice = cli_engine.settings_of(arguments("--engine-precision", "float16"), model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpus, "found", lambda: ())
+        return export_task(model, folder / "served", name="served", engine=choice, xla=False,
+                           skipped=dict.fromkeys(("graph", "saved_model", "grpc"), "elsewhere"))[0]
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return build.build(MODEL, seed=3)
+
+
+@pytest.fixture(scope="module")
+def golden(task: Task) -> Sequence[Sample]:
+    return make_golden(task)
+
+
+def described_in(folder: Path) -> EncoderEngineManifest:
+    found: EncoderEngineManifest = config.load(EncoderEngineManifest, folder / "engine.json")
+    return found
+
+
+def test_without_a_gpu_a_float16_engine_is_proven_on_the_cpu_and_the_saved_model_serves(
+        version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "found", lambda: ())
+    described = described_in(version / ENGINE)
+    assert (described.kind, described.precision, described.positions) == ("onnx", "float16", 32)
+    assert 0 < described.max_abs <= described.atol < 0.1
+    assert described.library.startswith("onnxruntime ")
+    assert read_manifest(version).files[f"{ENGINE.as_posix()}/model.onnx"] == described.sha256
+    report = json.loads((version / EXTRA_FOLDER / "report.json").read_text())
+    paths = {path["path"]: path for path in report["paths"]}
+    assert paths["onnx"]["differences"][0]["max_abs"] == described.max_abs
+    assert "onnxruntime-gpu" in paths["grpc_onnx"]["skipped"]
+    served = load_version(version, ServerConfig(models=()))[0]
+    assert isinstance(served, SavedModelServable)
+    served.close()
+    with pytest.raises(BackendMissing, match="onnxruntime-gpu"):
+        load_version(version, ServerConfig(models=(), classifier_engine="onnx"))
+
+
+def with_engine(version: Path, task: Task, golden: Sequence[Sample], target: Path,
+                settings: OnnxSettings, **changes: Any) -> Path:
+    """Copy a version and put another engine into it."""
+    shutil.copytree(version, target)
+    shutil.rmtree(target / ENGINE)
+    choice = cli_engine.EncoderChoice(cli_engine.ENCODERS["onnx"], settings)
+    assert cli_engine.write_encoder_engine(
+        task, target / EXTRA_FOLDER, choice, golden, TEXTS).passed
+    config.dump(replace(described_in(target / ENGINE), **changes), target / ENGINE / "engine.json")
+    path = target / EXTRA_FOLDER / "tf_infer.json"
+    manifest: ModelManifest = config.load(ModelManifest, path)
+    config.dump(replace(manifest, files=hash_files(target)), path)
+    return target
+
+
+def test_the_engine_computes_every_signature_that_asks_the_network(
+        version: Path, task: Task, golden: Sequence[Sample], tmp_path: Path) -> None:
+    target = with_engine(version, task, golden, tmp_path / "1", OnnxSettings())
+    served = load_version(target, ServerConfig(models=()))[0]
+    assert isinstance(served, EngineServable)
+    assert isinstance(served.engine, OnnxEngine)
+    assert served.engine.provider == "cpu"
+    differences = []
+    for sample in read_samples(target / EXTRA_FOLDER / "golden.jsonl"):
+        answer = served.run(sample.signature, sample.inputs, outputs=tuple(sample.outputs),
+                            timeout_s=None)
+        if "logits" in sample.outputs and len(sample.outputs["logits"]):
+            differences.append(np.abs(answer["logits"] - sample.outputs["logits"]).max())
+    assert 0 < max(differences) <= served.engine.manifest.atol
+    served.close()
+
+
+def test_an_engine_with_other_answers_after_it_is_loaded_is_not_served(
+        version: Path, task: Task, golden: Sequence[Sample], tmp_path: Path) -> None:
+    wrong = with_engine(version, task, golden, tmp_path / "1", OnnxSettings(), atol=1e-7)
+    with pytest.raises(InvalidRequest, match=r"golden sample \d+, signature 'serving_default'"):
+        load_version(wrong, ServerConfig(models=()))
+
+
+@pytest.mark.parametrize(("settings", "bound"), [
+    (OnnxSettings(precision="float32"), 1e-5), (OnnxSettings(), 0.2),
+    (OnnxSettings(ranges="largest"), 0.2)])
+def test_an_engine_tells_how_far_it_is_from_its_network(
+        settings: OnnxSettings, bound: float, task: Task, golden: Sequence[Sample], tmp_path: Path
+        ) -> None:
+    choice = cli_engine.EncoderChoice(cli_engine.ENCODERS["onnx"], settings)
+    report = cli_engine.write_encoder_engine(task, tmp_path, choice, golden, TEXTS)
+    assert report.passed
+    described = described_in(tmp_path / "engines" / "onnx")
+    assert described.max_abs == report.differences[0].max_abs < bound
+    assert described.fixed_ranges == (settings.ranges != "found")
+
+
+def test_an_engine_too_far_from_its_network_is_not_exported(
+        task: Task, golden: Sequence[Sample], tmp_path: Path) -> None:
+    choice = cli_engine.EncoderChoice(cli_engine.ENCODERS["onnx"], OnnxSettings(tolerance=1e-6))
+    with pytest.raises(VerificationError, match="onnx ids/logits"):
+        cli_engine.write_encoder_engine(task, tmp_path, choice, golden)
+
+
+def test_arguments_become_settings(task: Task) -> None:
+    choice = cli_engine.settings_of(arguments("--engine-ranges", "entropy"), task)
+    assert isinstance(choice, cli_engine.EncoderChoice)
+    assert choice.settings == OnnxSettings(precision="int8", ranges="entropy")
+
+
+FLOAT16, SET = ("--engine-precision", "float16"), ("--engine-ranges", "largest")
+LITERT = ("--engine", "litert")
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ((*FLOAT16, *SET), r"OnnxSettings\.ranges"),
+    ((*LITERT, *SET), "expected found with --engine litert"),
+    ((*LITERT, *FLOAT16), r"EncoderSettings\.precision")])
+def test_what_a_kind_has_not_is_refused(words: tuple[str, ...], message: str, task: Task) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cli_engine.settings_of(arguments(*words), task)
+
+
+def test_a_decoder_has_no_onnx_engine() -> None:
+    decoder: Any = SimpleNamespace(config=small.DECODER)
+    with pytest.raises(ConfigError, match="expected litert with a decoder, got onnx"):
+        cli_engine.settings_of(arguments(), decoder)
+    with pytest.raises(ConfigError, match="expected int8 or float32 with a decoder, got float16"):
+        cli_engine.settings_of(arguments(*LITERT, *FLOAT16), decoder)

@@ -1,0 +1,146 @@
+"""The ONNX engine of a classifier: an EncoderEngine over the file that optimize/onnx.py writes.
+
+On the CPU every row is computed for itself at its own length: no padding is computed, and no row
+sees another one's numbers, of which an int8 product takes the range. On a GPU rows are joined and
+padded to the shapes that its engine was built for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tf_infer.engines import files, gpus, onnx_runtime
+from tf_infer.engines.litert_encoder import lengths_of
+from tf_infer.engines.onnx_runtime import Provider, Shapes
+from tf_infer.engines.packing import Group, Placed, Sizes
+from tf_infer.errors import ConfigError
+from tf_infer.manifest import EncoderEngineManifest
+
+INPUTS = ("ids", "mask", "segments")
+
+
+def load(folder: Path, *, threads: int = 2, warm_up: bool = True,
+         provider: Provider | None = None, cache: Path | None = None) -> OnnxEngine:
+    """Load the engine that an export wrote.
+
+    Args:
+        folder: `<version>/assets.extra/engines/onnx`.
+        threads: that compute one call, on the CPU.
+        warm_up: run every shape once, so that no later call is the first of its size.
+        provider: of ONNX Runtime; None takes TensorRT or CUDA where both the library and a GPU are
+            there, else the CPU. int8 whose ranges are found as it runs is computed on the CPU
+            alone, and float16 on a GPU, unless the CPU is asked for.
+        cache: where engines of TensorRT are kept; None takes the user's own cache.
+
+    Raises:
+        BackendMissing: ONNX Runtime is not installed, or has not what was asked for, or there is
+            no GPU; names what to install.
+        ConfigError: `engine.json` is missing or no engine's description.
+        ExportError: the model file is not the one that was exported, or cannot be run.
+    """
+    described, path = files.read(EncoderEngineManifest, folder)
+    chosen = provider_of(described.precision, fixed_ranges=described.fixed_ranges, wanted=provider)
+    engine = OnnxEngine(described, path, chosen, threads=threads, cache=cache)
+    if warm_up:
+        engine.warm_up()
+    return engine
+
+
+def provider_of(precision: str, *, fixed_ranges: bool, wanted: Provider | None = None) -> Provider:
+    """Return what computes an engine on this machine.
+
+    Args:
+        precision, fixed_ranges: of the engine.
+        wanted: as of `load`.
+
+    Raises:
+        BackendMissing, ConfigError: see `load`.
+    """
+    runtime = onnx_runtime.library()
+    if precision == "int8" and not fixed_ranges:
+        if wanted not in (None, "cpu"):
+            raise ConfigError("provider: expected cpu with an engine in int8 whose ranges are "
+                              f"found as it runs, got {wanted!r}. Export it in float16, or with "
+                              "ranges that are set from texts.")
+        wanted = "cpu"
+    return onnx_runtime.choose(wanted, runtime.get_available_providers(), gpus.found(),
+                               on_cpu=precision != "float16")
+
+
+class OnnxEngine:
+    """An `EncoderEngine` (engines/contracts.py).
+
+    Args:
+        manifest: what the file holds.
+        path: of the model file.
+        provider: that computes.
+        threads: that compute one call, on the CPU.
+        cache: where engines of TensorRT are kept.
+    """
+
+    def __init__(self, manifest: EncoderEngineManifest, path: Path, provider: Provider, *,
+                 threads: int = 2, cache: Path | None = None) -> None:
+        self.manifest, self.provider = manifest, provider
+        self._sizes = Sizes(manifest.shapes, packed=False)
+        self._inputs = INPUTS if manifest.segments else INPUTS[:2]
+        self._session = onnx_runtime.open_session(
+            path, provider, profile(manifest.shapes), self._inputs, sha256=manifest.sha256,
+            threads=threads, cache=cache)
+
+    def run(self, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray) -> np.ndarray:
+        """Compute the logits of rows; see `EncoderEngine`."""
+        rows = {"ids": np.asarray(ids, np.int32), "mask": np.asarray(mask, bool),
+                "segments": np.asarray(segments, np.int32)}
+        shapes = {name: array.shape for name, array in rows.items()}
+        if len(set(shapes.values())) > 1 or rows["ids"].ndim != 2:
+            raise ConfigError(f"ids, mask, segments: expected the same [B, T], got {shapes}.")
+        widths = np.maximum(lengths_of(rows["mask"]), 1)
+        if len(widths) and widths.max() > self.manifest.positions:
+            raise ConfigError(f"mask: expected rows of at most {self.manifest.positions} ids, got "
+                              f"{widths.max()} in row {int(widths.argmax())}.")
+        logits = np.empty((len(widths), self.manifest.classes), np.float32)
+        for group in self._groups(widths):
+            places = [placed.text for placed in group.texts]
+            given = {name: _cut(rows[name], places, group.rows, group.tokens)
+                     for name in self._inputs}
+            logits[places] = self._session.run(None, given)[0][:len(places)]
+        return logits
+
+    def warm_up(self) -> None:
+        """Run every shape once."""
+        for rows, tokens in self.manifest.shapes:
+            if self.provider != "cpu" or rows == self.manifest.shapes[0][0]:
+                shape = (rows, min(tokens, self.manifest.positions))
+                zeros = np.zeros(shape, np.int32)
+                self.run(zeros, np.ones(shape, bool), zeros)
+
+    def close(self) -> None:
+        """Free the model; no call follows."""
+        del self._session
+
+    def _groups(self, widths: np.ndarray) -> list[Group]:
+        """Decide which rows are computed together, and in which shape."""
+        if self.provider == "cpu":
+            return [Group(1, int(width), (Placed(row, 0, 0, 0),))
+                    for row, width in enumerate(widths)]
+        return self._sizes.groups(widths.tolist())
+
+
+def profile(shapes: Sequence[tuple[int, int]]) -> Shapes:
+    """Return the shapes that TensorRT has to know, from all that there are."""
+    rows, tokens = (sorted({shape[axis] for shape in shapes}) for axis in (0, 1))
+    return Shapes((rows[0], tokens[0]), (rows[len(rows) // 2], tokens[len(tokens) // 2]),
+                  (rows[-1], tokens[-1]))
+
+
+def _cut(array: np.ndarray, places: Sequence[int], rows: int, tokens: int) -> np.ndarray:
+    """Return some rows of an array, cut or filled up with 0 to [rows, tokens]."""
+    part = array[places, :tokens]
+    if part.shape == (rows, tokens):
+        return np.ascontiguousarray(part)
+    made = np.zeros((rows, tokens), array.dtype)
+    made[:part.shape[0], :part.shape[1]] = part
+    return made
