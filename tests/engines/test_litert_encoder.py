@@ -12,7 +12,7 @@ import pytest
 
 from tests.networks.encoders import POSITIONS, classifier, rows
 from tf_infer import config
-from tf_infer.config import EmbeddingBagConfig, ShapeGrid
+from tf_infer.config import EmbeddingBagConfig, ShapeGrid, SmallTransformerConfig
 from tf_infer.engines import encoders, litert_runtime
 from tf_infer.engines.litert_encoder import LiteRTEncoder, load
 from tf_infer.errors import BackendMissing, ConfigError, ExportError
@@ -99,9 +99,36 @@ def test_a_row_in_which_no_token_counts_changes_no_other_and_has_one_answer(case
         np.testing.assert_allclose(got[0], wanted[0], atol=FLOAT_ATOL)
 
 
+def test_where_kernels_add_otherwise_every_text_has_a_row_of_its_own(case: Case) -> None:
+    engine = load(case.folder / "int8", warm_up=False)
+    shared = engine.run(**case.batch)
+    engine.unpack()
+    np.testing.assert_allclose(engine.run(**case.batch), shared, atol=INT8_ATOL)
+    assert all(len({placed.row for placed in group.texts}) == len(group.texts)
+               for group in engine._sizes.groups(list(LENGTHS)))
+    engine.close()
+
+
 def test_no_row_has_no_logits(case: Case) -> None:
     empty = {name: array[:0] for name, array in case.batch.items()}
     assert case.engines["int8"].run(**empty).shape == (0, case.wanted.shape[1])
+
+
+def test_no_length_is_computed_otherwise_in_company(tmp_path: Path) -> None:
+    longest = 80  # rows of 16, 32, 48, 64 and 80 tokens
+    network = classifier(SmallTransformerConfig(width=16, layers=1, heads=2, hidden=24,
+                                                max_positions=longest), "first")
+    write(network, tmp_path / "litert", EncoderSettings(), grid=ShapeGrid(
+        rows=(1, 4), tokens=(8, longest)))
+    engine = load(tmp_path / "litert", warm_up=False)
+    assert engine.keeps_bits()
+    counts = np.random.default_rng(2).permutation(np.arange(1, longest + 1))
+    batch = rows(counts, longest)
+    together = engine.run(**batch)
+    for row in range(longest):
+        alone = engine.run(**{name: array[row:row + 1] for name, array in batch.items()})[0]
+        np.testing.assert_array_equal(alone, together[row], err_msg=f"{counts[row]} tokens")
+    engine.close()
 
 
 @pytest.fixture(scope="module")

@@ -256,17 +256,18 @@ class GraphWriter:
         return self.op(Op.SLICE, [tensor, self._ints(begins), self._ints(sizes)], sizes,
                        schema.SliceOptionsT())
 
-    def concat(self, tensors: Sequence[Tensor], axis: int) -> Tensor:
+    def concat(self, parts: Sequence[Tensor | Constant], axis: int) -> Tensor:
         """Tensors one after the other; at most 4 at once are computed fast."""
-        tensors = list(tensors)
-        while len(tensors) > 1:
-            head = tensors[:4]
-            shape = list(head[0].shape)
+        first, *rest = parts
+        while rest:
+            head = [first, *rest[:3]]
+            shape = list(first.shape)
             shape[axis] = sum(one.shape[axis] for one in head)
             options = schema.ConcatenationOptionsT()
             options.axis = axis
-            tensors = [self.op(Op.CONCATENATION, head, shape, options), *tensors[4:]]
-        return tensors[0]
+            first, rest = self.op(Op.CONCATENATION, head, shape, options), rest[3:]
+        assert isinstance(first, Tensor)
+        return first
 
     def batch_matmul(self, left: Tensor, right: Tensor, *, transposed: bool = False) -> Tensor:
         """[..., M, K] x [..., K, N], or [..., N, K] with `transposed`."""
