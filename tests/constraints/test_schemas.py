@@ -57,6 +57,11 @@ SCHEMAS: list[dict[str, Any]] = [
     {"properties": {"x": {"type": "number"}}, "required": ["x"]},
     {"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"t": {"type": "null"}},
      "type": "array", "items": {"$ref": "#/definitions/t"}, "maxItems": 1},
+    {"type": "number", "minimum": 0, "maximum": 1},
+    {"type": "number", "exclusiveMinimum": -2.5, "minimum": -2.5, "exclusiveMaximum": 1e3},
+    {"type": ["number", "null"], "minimum": 17.25},
+    {"type": "number", "minimum": -1e18, "maximum": 1e18},
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 0.004},
 ]
 
 
@@ -89,7 +94,9 @@ VALID = [
     (PERSON, {"name": "x", "tags": [None]}), (SCHEMAS[3], {"a": 1.5, "é\t": -2e-10}),
     (SCHEMAS[5], [None]), (SCHEMAS[5], [None, True, 1, 2]), (SCHEMAS[6], []),
     (SCHEMAS[8], "x\"y"), (SCHEMAS[8], "\\n\\n\n"), (SCHEMAS[14], {"kind": "cow", "x": None}),
-    (SCHEMAS[11], 10**16 - 1), (SCHEMAS[2], {}), (SCHEMAS[2], {"b": None})]
+    (SCHEMAS[11], 10**16 - 1), (SCHEMAS[17], 0.5), (SCHEMAS[17], 1), (SCHEMAS[18], -2.25),
+    (SCHEMAS[18], 999.875), (SCHEMAS[20], -123456.75), (SCHEMAS[21], 0.004),
+    (SCHEMAS[2], {}), (SCHEMAS[2], {"b": None})]
 
 
 @pytest.mark.parametrize(("schema", "value"), VALID, ids=range(len(VALID)))
@@ -109,7 +116,9 @@ INVALID: list[tuple[Any, str]] = [
     ({"type": "any"}, "at #/type"), ({"type": []}, "at #/type"), ({"type": {"a": 1}}, "at #/type"),
     ({"type": "object"}, "expected properties, or additionalProperties with a schema at #"),
     ({"type": "array"}, "expected items with a schema at #"),
-    ({"type": "number", "minimum": 1}, "at #/minimum"),
+    ({"type": "number", "minimum": "1"}, "at #/minimum"),
+    ({"type": "number", "minimum": 3, "exclusiveMaximum": 3}, "a range that holds a number at #"),
+    ({"type": "number", "minimum": 0.1234567890123456}, "bounds of at most 15 digits at #"),
     ({"type": "integer", "multipleOf": 2}, "at #/multipleOf"),
     ({"type": "integer", "minimum": 0.5}, "at #/minimum"),
     ({"type": "integer", "minimum": 3, "maximum": 2}, "a range that holds a number at #"),

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
+from tf_infer.constraints.decimals import Bound, decimal_range
 from tf_infer.constraints.integers import integer_range
 from tf_infer.constraints.patterns import LAST, in_json_string, json_characters, literal
 from tf_infer.errors import ConfigError
@@ -47,7 +49,8 @@ BY_TYPE: dict[str, set[str]] = {
     "array": {"items", "prefixItems", "minItems", "maxItems"},
     "string": {"minLength", "maxLength", "pattern", "format"},
     "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
-    "number": set(), "boolean": set(), "null": set()}
+    "number": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
+    "boolean": set(), "null": set()}
 COMBINED = {"anyOf", "oneOf", "allOf", "$ref", "enum", "const"}
 
 
@@ -110,7 +113,7 @@ class _Schema:
                               f"({', '.join(sorted(allowed))})", "another keyword")
         writers: Mapping[str, Callable[[dict[str, Any], str, tuple[str, ...]], str]] = {
             "object": self._object, "array": self._array, "string": self._string,
-            "integer": self._integer, "number": lambda *_: NUMBER,
+            "integer": self._integer, "number": self._number,
             "boolean": lambda *_: "(?:true|false)", "null": lambda *_: "null"}
         return self._short(_either([writers[kind](schema, path, trail) for kind in kinds]), path)
 
@@ -323,6 +326,25 @@ class _Schema:
         if low > high:
             raise self._fault(path, "a range that holds a number", f"{low} to {high}")
         return integer_range(low, high)
+
+    def _number(self, schema: dict[str, Any], path: str, trail: tuple[str, ...]) -> str:
+        lows: list[Bound] = []
+        highs: list[Bound] = []
+        for name, bounds, is_open in (
+                ("minimum", lows, False), ("exclusiveMinimum", lows, True),
+                ("maximum", highs, False), ("exclusiveMaximum", highs, True)):
+            value = schema.get(name, 0)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise self._fault(f"{path}/{name}", "a number", "something else")
+            if name in schema:
+                bounds.append(Bound(Decimal(repr(value)), is_open))
+        if not lows and not highs:
+            return NUMBER
+        try:
+            return decimal_range(max(lows, default=None), min(
+                highs, default=None, key=lambda one: (one.value, not one.open)))
+        except ValueError as error:
+            raise self._fault(path, str(error).removeprefix("expected "), "another") from error
 
     def _mapping(self, schema: dict[str, Any], name: str, path: str) -> dict[str, Any]:
         value = schema.get(name, {})
