@@ -29,7 +29,8 @@ EXAMPLES = """examples:
 
 files: .jsonl with "text" and "label" (or "labels", "text_pair"), .csv with the same names in its
 first line, .txt (one document, for decoders); each also as .gz.
-tensorboard --logdir runs shows the curves.
+tensorboard --logdir runs shows the curves; with --tensorboard DIR the graph of a step and pictures
+of validation, too.
 """
 
 # What each setting is, for --help; the names are those of TrainConfig.
@@ -55,6 +56,8 @@ HELP = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
+    from tf_infer.cli.watchers import add_watchers
+
     parser.epilog = EXAMPLES
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR",
                         help="what `tf-infer build` wrote; its weights are replaced at the end")
@@ -66,6 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="checkpoints and TensorBoard scalars (default: runs/ and the model's "
                              "name)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    add_watchers(parser)
     parser.add_argument("--config", type=Path, metavar="FILE",
                         help="a TrainConfig as JSON; the options below go before it")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -124,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, config: TrainConfig, run_dir: Path) -> dict[str, Any]:
+    from tf_infer.cli.watchers import watchers_of
     from tf_infer.tasks import build
     from tf_infer.train import data, loop
 
@@ -134,7 +139,8 @@ def _train(arguments: argparse.Namespace, config: TrainConfig, run_dir: Path) ->
     if arguments.data is not None:
         validation = data.read(arguments.validation) if arguments.validation else None
         history = loop.fit(task, data.read(arguments.data), config, validation=validation,
-                           run_dir=run_dir, resume=arguments.resume, progress=progress)
+                           run_dir=run_dir, resume=arguments.resume, progress=progress,
+                           watchers=watchers_of(arguments, run_dir, validation or test or ()))
         _replace_weights(task, arguments.model_dir)
         result |= _told(history, run_dir)
     if test is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -9,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -25,6 +26,8 @@ from tf_infer.train.checkpoint import State, assign, values
 from tf_infer.train.data import Example
 from tf_infer.train.objectives import NextId, Objective, digest, objective_for
 from tf_infer.train.schedule import optimizer, rate
+from tf_infer.train.tensorboard import Scalars
+from tf_infer.train.watch import Epoch, Watcher
 
 LOG = logging.getLogger(__name__)
 EVALUATION_ROWS = 64
@@ -51,7 +54,8 @@ class History:
 
 def fit(task: Task, examples: Sequence[Example], config: TrainConfig, *,
         validation: Sequence[Example] | None = None, run_dir: Path | None = None,
-        resume: bool = False, progress: bool | None = None) -> History:
+        resume: bool = False, progress: bool | None = None,
+        watchers: Sequence[Watcher] = ()) -> History:
     """Change a task's weights so that it answers like the examples.
 
     Args:
@@ -64,6 +68,7 @@ def fit(task: Task, examples: Sequence[Example], config: TrainConfig, *,
             nothing.
         resume: go on with the run in `run_dir`; starts one where there is none.
         progress: show bars; None shows them on a terminal only.
+        watchers: are told of each epoch, beside the scalars that `run_dir` gets.
 
     Returns:
         What was measured; the task then has the weights of the best epoch.
@@ -93,7 +98,7 @@ def fit(task: Task, examples: Sequence[Example], config: TrainConfig, *,
         held_rows = (objective.rows(validation, training=False, ticker=ticker) if validation
                      else None)
     run = _Run(task, objective, config, rows, held_rows, run_dir, ticker)
-    run.start(resume=resume)
+    run.start(resume=resume, watchers=watchers)
     return run.finish()
 
 
@@ -133,7 +138,15 @@ def evaluate(task: Task, examples: Sequence[Example], *, block_tokens: int = 128
         raise DataError("examples: expected at least one, got none.")
     objective = objective_for(task, TrainConfig(block_tokens=block_tokens))
     rows = objective.rows(examples, training=False, ticker=ticker)
-    return _Judge(objective, rows)(ticker)
+    return _Judge(objective, rows)(ticker).found
+
+
+class _Judged(NamedTuple):
+    """What was found, of which answers [N, ...] and targets."""
+
+    found: dict[str, Any]
+    answers: np.ndarray
+    targets: np.ndarray
 
 
 class _Judge:
@@ -147,7 +160,7 @@ class _Judge:
         self.read = tf.function(functools.partial(objective.losses, training=False),
                                 input_signature=[self.data.element_spec], autograph=False)
 
-    def __call__(self, ticker: Any) -> dict[str, Any]:
+    def __call__(self, ticker: Any) -> _Judged:
         total = weight = 0.0
         answers: list[np.ndarray] = []
         for batch in ticker(self.data, "evaluate"):
@@ -156,7 +169,8 @@ class _Judge:
             weight += float(np.sum(weights, dtype=np.float64))
             answers.append(answer.numpy())
         targets = self.rows.targets[np.concatenate(self.plan.rows)]
-        return self.objective.judge(np.concatenate(answers), targets, total / weight)
+        every = np.concatenate(answers)
+        return _Judged(self.objective.judge(every, targets, total / weight), every, targets)
 
 
 class _Run:
@@ -165,7 +179,7 @@ class _Run:
     def __init__(self, task: Task, objective: Objective, config: TrainConfig, rows: Any,
                  held_rows: Any, run_dir: Path | None, ticker: Any) -> None:
         self.objective, self.config, self.rows = objective, config, rows
-        self.run_dir, self.ticker = run_dir, ticker
+        self.task, self.run_dir, self.ticker = task, run_dir, ticker
         self.variables = objective.variables
         self.random_states = random_states(task.network)
         self.judge = _Judge(objective, held_rows) if held_rows is not None else None
@@ -186,20 +200,29 @@ class _Run:
         self.step = tf.function(self._step, input_signature=[data.element_spec],
                                 autograph=False)
 
-    def start(self, *, resume: bool) -> None:
+    def start(self, *, resume: bool, watchers: Sequence[Watcher] = ()) -> None:
         """Read the checkpoint if there is one, and run the epochs that are left."""
         self._restore(resume=resume)
-        writer = tf.summary.create_file_writer(str(self.run_dir)) if self.run_dir else None
-        while len(self.epochs) < self.config.epochs and not self._stopped():
-            began = time.perf_counter()
-            step_losses = self._epoch(len(self.epochs))
-            last = values(self.variables)
-            assign(self.variables, values(self.average))  # nothing without an average
-            self._close_epoch(step_losses, began)
-            assign(self.variables, last)
-            if writer:
-                self._write_scalars(writer, step_losses)
-                self._save()
+        told = [*watchers, *([Scalars(self.run_dir)] if self.run_dir else [])]
+        with contextlib.ExitStack() as stack:
+            for watcher in told:
+                stack.callback(watcher.ended)
+                watcher.started(self.task, self.config,
+                                lambda: self.step.get_concrete_function().graph)
+            while len(self.epochs) < self.config.epochs and not self._stopped():
+                self._run_epoch(told)
+
+    def _run_epoch(self, watchers: Sequence[Watcher]) -> None:
+        began = time.perf_counter()
+        step_losses = self._epoch(len(self.epochs))
+        last = values(self.variables)
+        assign(self.variables, values(self.average))  # nothing without an average
+        told = self._close_epoch(step_losses, began)
+        for watcher in watchers:
+            watcher.epoch(told)
+        assign(self.variables, last)
+        if self.run_dir:
+            self._save()
 
     def finish(self) -> History:
         """Give the task its best weights."""
@@ -246,18 +269,22 @@ class _Run:
                 mean.assign(mean * kept + variable * (1.0 - kept))
         return tf.reduce_sum(nats) / tf.reduce_sum(weights)
 
-    def _close_epoch(self, step_losses: Sequence[float], began: float) -> None:
+    def _close_epoch(self, step_losses: Sequence[float], began: float) -> Epoch:
         """Judge the weights, note what was found, and keep them if they are the best."""
         done = self.epoch_steps * (len(self.epochs) + 1)
         found: dict[str, Any] = {"loss": float(np.mean(step_losses)),
                                  "learning_rate": rate(self.config, done - 1, self.steps)}
-        if self.judge:
-            found["validation"] = {name: value for name, value in self.judge(self.ticker).items()
+        judged = self.judge(self.ticker) if self.judge else None
+        if judged:
+            found["validation"] = {name: value for name, value in judged.found.items()
                                    if name != "classes"}
         self.epochs.append({**found, "seconds": round(time.perf_counter() - began, 3)})
         if best_epoch(self._ranks()) == len(self.epochs) - 1:
             self.best = values(self.variables)
         LOG.info("%s", line(self.epochs, self.config.epochs))
+        return Epoch(number=len(self.epochs), steps=done, losses=step_losses,
+                     found=self.epochs[-1], answers=judged.answers if judged else None,
+                     targets=judged.targets if judged else None)
 
     def _ranks(self) -> list[tuple[float, ...]]:
         """Return what must grow, of each epoch; without validation the last epoch is the best."""
@@ -268,18 +295,6 @@ class _Run:
         return ran_out(self._ranks(), self.config.patience)
 
     # ------------------------------------------------------------------ run directory
-
-    def _write_scalars(self, writer: Any, step_losses: Sequence[float]) -> None:
-        """Write an epoch at once, so that a run that goes on never writes a step twice."""
-        epoch, done = self.epochs[-1], self.epoch_steps * len(self.epochs)
-        with writer.as_default():
-            for number, loss in enumerate(step_losses, start=done - self.epoch_steps + 1):
-                tf.summary.scalar("train/step_loss", loss, step=number)
-            tf.summary.scalar("train/loss", epoch["loss"], step=done)
-            tf.summary.scalar("train/learning_rate", epoch["learning_rate"], step=done)
-            for name, value in epoch.get("validation", {}).items():
-                tf.summary.scalar(f"validation/{name}", value, step=done)
-        writer.flush()
 
     def _save(self) -> None:
         assert self.run_dir is not None
