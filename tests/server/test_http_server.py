@@ -204,6 +204,32 @@ def test_a_caller_that_ends_sending_within_a_body_is_let_go(tmp_path: Path) -> N
         assert answered(rest)
 
 
+def test_of_a_body_beyond_a_bound_no_more_is_kept() -> None:
+    left = [b"x" * 100] * 1_000
+
+    class Long:
+        """A request of 100,000 bytes, in pieces."""
+
+        headers: ClassVar[dict[str, str]] = {}
+
+        @property
+        def content(self) -> Any:
+            return self
+
+        def at_eof(self) -> bool:
+            return not left
+
+        def is_eof(self) -> bool:
+            return True
+
+        def read_nowait(self) -> bytes:
+            return left.pop()
+
+    found = asyncio.run(http_server.read_body(cast(Any, Long()), most=250))
+    assert 250 < len(found) <= 350
+    assert not left
+
+
 def test_a_body_that_breaks_off_on_its_way_is_refused() -> None:
     class Content:
         def at_eof(self) -> bool:

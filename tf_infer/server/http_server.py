@@ -254,8 +254,11 @@ def _log_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
         server_log.debug("%s", context.get("message"))
 
 
-async def read_body(request: web.BaseRequest) -> bytes:
+async def read_body(request: web.BaseRequest, *, most: int | None = None) -> bytes:
     """Return the whole body, chunked or not (RS20).
+
+    With `most`, of a body that has more bytes than that some more than `most` are returned; the
+    others are read too, but not kept: who is cut off while sending would not see an answer.
 
     Raises:
         BodyFault: it is larger than `MAX_BODY_BYTES`, malformed, or does not come.
@@ -272,7 +275,8 @@ async def read_body(request: web.BaseRequest) -> bytes:
                 part = content.read_nowait()
             else:
                 part = await asyncio.wait_for(content.readany(), BODY_SILENCE_S)
-            parts.append(part)
+            if most is None or size <= most:
+                parts.append(part)
             size += len(part)
             if size > MAX_BODY_BYTES:
                 raise BodyFault(413, f"A body may have {MAX_BODY_BYTES} bytes.")

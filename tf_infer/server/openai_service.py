@@ -219,8 +219,7 @@ class OpenAIService:
                ) -> tuple[openai.Wanted, openai_answers.Head]:
         """Read a request, and hand it over once for each answer."""
         if len(content) > MAX_BODY_BYTES:
-            raise InvalidRequest(f"body: expected at most {MAX_BODY_BYTES} bytes, "
-                                 f"got {len(content)}.")
+            raise InvalidRequest(f"body: expected at most {MAX_BODY_BYTES} bytes, got more.")
         wanted = openai.read(kind, content)
         record.model = wanted.name
         lent = self._generators.of(wanted.name, wanted.version, wanted.label)

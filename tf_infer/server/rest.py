@@ -26,7 +26,7 @@ from tf_infer.server.generation import Generators
 from tf_infer.server.grpc_service import Service
 from tf_infer.server.http_server import HttpServer, Reply, Streamed, read_body
 from tf_infer.server.metrics import REST, respond
-from tf_infer.server.openai_service import OpenAIService
+from tf_infer.server.openai_service import MAX_BODY_BYTES, OpenAIService
 from tf_infer.server.pipeline import Answer, Pipeline, Progress, Ticket
 from tf_infer.server.registry import CONTENT_TYPE
 from tf_infer.server.rest_routes import (
@@ -229,7 +229,7 @@ class RestServer:
             listed = self._openai.models()
             return listed or await self._api(request, target)
         if route is not None:
-            content = await read_body(request)
+            content = await read_body(request, most=MAX_BODY_BYTES)
             if encoding := request.headers.get("Content-Encoding", ""):
                 content = await asyncio.get_running_loop().run_in_executor(
                     self._workers, inflate, content, encoding)
