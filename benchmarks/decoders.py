@@ -122,27 +122,13 @@ def export_engine(source: Path, made: Path) -> None:
 
 def export_served(source: Path, made: Path, precision: str | None = None, engine: bool = False
                   ) -> None:
-    """Write a version that a server can load, for benchmarks/continuous.py.
-
-    What is checked is only that the SavedModel answers one prompt as the graph does.
-    """
-    from tf_infer.equality import Tolerance
-    from tf_infer.export.saved_model import save
+    """Write a version that a server can load, for benchmarks/continuous.py."""
     from tf_infer.manifest import EXTRA_FOLDER
     from tf_infer.optimize import apply, litert, plan
-    from tf_infer.verify import golden, parity
-    from tf_infer.verify.predictors import GraphPredictor, SavedModelPredictor
 
     reference = task_from(source, SERVED_CAPACITY, SERVED_PROMPTS)
     task = reference if precision is None else apply.apply(reference, plan.read_plan(precision))
-    signatures = task.signatures()
-    graph = GraphPredictor(signatures)
-    samples = parity.fill(graph, golden.make_requests(
-        [one.spec for one in signatures.values()], [(b"Once upon a time",)], encode=graph,
-        example=lambda _: b""))
-    folder = save(
-        task, made / MODEL, name=MODEL, golden=samples, check=lambda version: parity.verify(
-            {"saved_model": lambda: SavedModelPredictor(version)}, samples, Tolerance()))
+    folder = forms.save_version(task, made / MODEL, MODEL)
     if engine:
         positions = SERVED_PROMPTS[-1] + SERVED_CAPACITY
         litert.write(reference.network, folder / EXTRA_FOLDER / "engines/litert",

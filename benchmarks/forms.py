@@ -56,6 +56,33 @@ def own_command(module: str, name: str, shape: str, source: Path, target: Path) 
             "--from", str(source), "--to", str(target)]
 
 
+def save_version(task: Any, base_dir: Path, name: str, atol: float = 1e-4) -> Path:
+    """Write a version that a server can load; what `tf-infer export` proves is not proven here.
+
+    What is checked is only that the SavedModel answers one text as the graph does.
+
+    Args:
+        task: in any form.
+        base_dir: of the model.
+        name: of the model.
+        atol: how far its answers may be from the graph's.
+    """
+    from tf_infer.equality import Tolerance
+    from tf_infer.export.saved_model import save
+    from tf_infer.verify import golden, parity
+    from tf_infer.verify.predictors import GraphPredictor, SavedModelPredictor
+    from tf_infer.wire.examples import to_example
+
+    signatures = task.signatures()
+    graph = GraphPredictor(signatures)
+    samples = parity.fill(graph, golden.make_requests(
+        [one.spec for one in signatures.values()], [(b"Once upon a time",)], encode=graph,
+        example=lambda features: bytes(to_example(features).SerializeToString())))
+    return save(
+        task, base_dir, name=name, golden=samples, check=lambda version: parity.verify(
+            {"saved_model": lambda: SavedModelPredictor(version)}, samples, Tolerance(atol=atol)))
+
+
 def add_arguments(parser: argparse.ArgumentParser, shapes: Sequence[str], exports: Exports,
                   usual: Sequence[str]) -> None:
     """Add what `run` reads."""
