@@ -24,6 +24,7 @@ from tf_infer.train import checkpoint
 from tf_infer.train.batches import Plan, plan, split
 from tf_infer.train.checkpoint import State, assign, values
 from tf_infer.train.data import Example
+from tf_infer.train.distill import Teacher, distilled
 from tf_infer.train.objectives import NextId, Objective, digest, objective_for
 from tf_infer.train.schedule import optimizer, rate
 from tf_infer.train.tensorboard import Scalars
@@ -55,8 +56,8 @@ class History:
 def fit(task: Task, examples: Sequence[Example], config: TrainConfig, *,
         validation: Sequence[Example] | None = None, run_dir: Path | None = None,
         resume: bool = False, progress: bool | None = None,
-        watchers: Sequence[Watcher] = ()) -> History:
-    """Change a task's weights so that it answers like the examples.
+        teacher: Teacher | None = None, watchers: Sequence[Watcher] = ()) -> History:
+    """Change a task's weights so that it answers like the examples, or like a teacher.
 
     Args:
         task: its network is trained in place; a classifier with `frozen` trains its head alone.
@@ -68,6 +69,8 @@ def fit(task: Task, examples: Sequence[Example], config: TrainConfig, *,
             nothing.
         resume: go on with the run in `run_dir`; starts one where there is none.
         progress: show bars; None shows them on a terminal only.
+        teacher: a trained task whose answers to the examples are learned beside their labels, or
+            instead of them; validation is by the labels all the same.
         watchers: are told of each epoch, beside the scalars that `run_dir` gets.
 
     Returns:
@@ -76,15 +79,15 @@ def fit(task: Task, examples: Sequence[Example], config: TrainConfig, *,
     Raises:
         DataError: no examples, labels the task does not know, one label only, too few rows to hold
             some out.
-        ConfigError: `run_dir` holds another run; the loss is no number any more (the task then has
-            the weights of the best epoch so far).
+        ConfigError: `run_dir` holds another run; the teacher answers other questions; the loss is
+            no number any more (the task then has the weights of the best epoch so far).
         CheckpointError: a checkpoint cannot be written or read.
 
     The same task, examples and configuration give the same weights on the same machine, whether or
     not the run was interrupted. Interrupted within an epoch, the run goes on at its beginning.
     """
-    ticker = functools.partial(_bar, progress=progress)
-    objective = objective_for(task, config)
+    ticker = functools.partial(bar, progress=progress)
+    objective = distilled(task, config, teacher) if teacher else objective_for(task, config)
     if not examples:
         raise DataError("examples: expected at least one, got none.")
     if validation is None and config.validation_fraction:
@@ -98,6 +101,8 @@ def fit(task: Task, examples: Sequence[Example], config: TrainConfig, *,
         held_rows = (objective.rows(validation, training=False, ticker=ticker) if validation
                      else None)
     run = _Run(task, objective, config, rows, held_rows, run_dir, ticker)
+    if teacher:
+        run.started_with["teacher"] = teacher.told()
     run.start(resume=resume, watchers=watchers)
     return run.finish()
 
@@ -133,7 +138,7 @@ def evaluate(task: Task, examples: Sequence[Example], *, block_tokens: int = 128
     Raises:
         DataError: no examples, or labels the task does not know.
     """
-    ticker = functools.partial(_bar, progress=progress)
+    ticker = functools.partial(bar, progress=progress)
     if not examples:
         raise DataError("examples: expected at least one, got none.")
     objective = objective_for(task, TrainConfig(block_tokens=block_tokens))
@@ -372,8 +377,9 @@ def seed_states(states: Sequence[keras.Variable], seed: int, epoch: int) -> None
         state.assign(drawn.astype(state.dtype))
 
 
-def _bar(items: Iterable[Any], what: str, *, progress: bool | None) -> Iterable[Any]:
+def bar(items: Iterable[Any], what: str, *, progress: bool | None) -> Iterable[Any]:
+    """Show how far `items` have been gone through; with `progress` None on a terminal only."""
     # None makes tqdm look whether standard error is a terminal.
     hidden = None if progress is None else not progress
-    bar: Iterable[Any] = tqdm(items, desc=what, disable=hidden, leave=False, dynamic_ncols=True)
-    return bar
+    shown: Iterable[Any] = tqdm(items, desc=what, disable=hidden, leave=False, dynamic_ncols=True)
+    return shown

@@ -112,6 +112,10 @@ class Classifier:
         targets = class_targets(examples, self.config)
         if training:
             check_several_classes(targets, self.config)
+        return self.encode(examples, targets, ticker)
+
+    def encode(self, examples: Sequence[Example], targets: np.ndarray, ticker: Ticker) -> Rows:
+        """Encode the texts of examples; `targets` [N, ...] go with them as they are."""
         ids, segments = [], []
         for begin in ticker(range(0, len(examples), ENCODE_ROWS), "encode"):
             dense = self.task.preprocess(**self._texts(examples[begin:begin + ENCODE_ROWS]))
@@ -196,20 +200,13 @@ class Head(Classifier):
     def rows(self, examples: Sequence[Example], *, training: bool, ticker: Ticker) -> RowSet:
         """Encode, then run the backbone over batches of like length."""
         rows = self._encode(examples, training=training, ticker=ticker)
-        batches = plan(rows.lengths(), self.read_buckets, batch_rows=FEATURE_ROWS, seed=None)
-        data = dataset(rows, batches, pad_id=self.pad_id)
 
-        @tf.function(input_signature=[data.element_spec[:3]], autograph=False)
-        def read(batch: Batch) -> tf.Tensor:
-            ids, mask, segments = batch
+        def vector(ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor) -> tf.Tensor:
             hidden = self.network.encoder(ids, mask, segments, training=False)
             return self.network.vector(hidden, mask)
 
-        found = [read(batch[:3]).numpy()
-                 for batch in ticker(data, "read")]
-        vectors = np.empty((len(rows.targets), found[0].shape[1]), np.float32)  # [N, D]
-        vectors[np.concatenate(batches.rows)] = np.concatenate(found)
-        return Vectors(vectors, rows.targets)
+        return Vectors(read_all(rows, vector, buckets=self.read_buckets, pad_id=self.pad_id,
+                                ticker=ticker, what="read"), rows.targets)
 
     def dataset(self, rows: Any, batches: Plan) -> tf.data.Dataset:
         """Yield vectors [B, D], targets [B] or [B, C]."""
@@ -221,6 +218,30 @@ class Head(Classifier):
         vectors, targets = batch
         return self._compare(self.network.head(vectors, training=training), targets,
                              training=training)
+
+
+def read_all(rows: Rows, read: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor], *,
+             buckets: Sequence[int], pad_id: int, ticker: Ticker, what: str) -> np.ndarray:
+    """Ask a network about every row once, over batches of like length.
+
+    Args:
+        rows: N of them.
+        read: ids, mask, segments [B, T] -> [B, D].
+        buckets: ascending lengths.
+        pad_id: stands in the padding.
+        ticker: shows how far it is.
+        what: it is called there.
+
+    Returns:
+        [N, D] float32.
+    """
+    batches = plan(rows.lengths(), buckets, batch_rows=FEATURE_ROWS, seed=None)
+    data = dataset(rows, batches, pad_id=pad_id)
+    traced = tf.function(read, input_signature=data.element_spec[:3], autograph=False)
+    found = [traced(*batch[:3]).numpy() for batch in ticker(data, what)]
+    every = np.empty((len(rows.targets), found[0].shape[1]), np.float32)  # [N, D]
+    every[np.concatenate(batches.rows)] = np.concatenate(found)
+    return every
 
 
 # ---------------------------------------------------------------------------- decoders
