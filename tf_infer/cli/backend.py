@@ -20,8 +20,8 @@ from tf_infer.errors import BackendMissing
 
 # commands that import TensorFlow, and the extra that brings what they need
 NEEDS: dict[str, str] = {"quickstart": "server", "build": "models", "train": "models",
-                         "calibrate": "models", "verify": "models", "export": "models",
-                         "optimize": "models", "serve": "server"}
+                         "prune": "models", "calibrate": "models", "verify": "models",
+                         "export": "models", "optimize": "models", "serve": "server"}
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 # "I0000 00:00:1795552336.676501   29004 port.cc:153] oneDNN custom operations are on.", and what a

@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "quickstart": "train, verify, export, serve and ask, in one command",
     "build": "make a model from a configuration or a checkpoint",
     "train": "fit a model to a file of examples",
+    "prune": "make a model smaller by what given texts need",
     "calibrate": "make a classifier's scores believable, by labelled texts",
     "verify": "prove that every path of a model gives the same answers",
     "export": "write a version directory that a server can load",

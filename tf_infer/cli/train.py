@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer import config as configs
-from tf_infer.config import TrainConfig
+from tf_infer.config import DistillConfig, TrainConfig
 from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
     from tf_infer.tasks.base import Task
+    from tf_infer.train.distill import Teacher
     from tf_infer.train.loop import History
 
 EXAMPLES = """examples:
@@ -24,6 +25,7 @@ EXAMPLES = """examples:
   tf-infer train models/intents --data train.csv.gz --test test.csv --json
   tf-infer train models/intents --data train.jsonl --resume     go on after Ctrl-C
   tf-infer train models/intents --test test.jsonl               evaluate only
+  tf-infer train models/small --teacher models/intents --data train.jsonl   distillation
   tf-infer train models/writer --data stories.txt --block-tokens 256 --learning-rate 2e-3
   tf-infer train models/writer --data novel.txt.gz --validation val.txt --epoch-steps 500
 
@@ -53,6 +55,14 @@ HELP = {
     "epoch_steps": "of a decoder: steps of an epoch, over rows from random places, or none",
 }
 
+# Likewise of DistillConfig; the options begin with --distill-.
+DISTILL_HELP = {
+    "temperature": "divides the logits of both before they are compared",
+    "labels": "share of the loss that compares with the labels instead of the teacher; with 0 the "
+              "rows of a classifier need none",
+    "hidden": "weight of the squared difference of the pooled vectors",
+}
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -78,6 +88,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(TrainConfig):
         settings.add_argument(f"--{field.name.replace('_', '-')}", dest=f"set_{field.name}",
                               metavar=str(field.default).lower(), help=HELP[field.name])
+    teacher = parser.add_argument_group("distillation (default)")
+    teacher.add_argument("--teacher", type=Path, metavar="MODEL_DIR",
+                         help="learn from the answers of this model, too")
+    for field in dataclasses.fields(DistillConfig):
+        teacher.add_argument(f"--distill-{field.name}", dest=f"distill_{field.name}",
+                             metavar=str(field.default), help=DISTILL_HELP[field.name])
 
 
 def train_config(arguments: argparse.Namespace) -> TrainConfig:
@@ -93,13 +109,28 @@ def train_config(arguments: argparse.Namespace) -> TrainConfig:
         if word is not None:
             # "none" is a word of `decay`, and no value of the others.
             none = word == "none" and field.name != "decay"
-            changes[field.name] = None if none else _value(word)
+            changes[field.name] = None if none else value_of(word)
     read: TrainConfig = configs.from_json(TrainConfig, {**configs.to_json(base), **changes},
                                           where="train")
     return read
 
 
-def _value(word: str) -> Any:
+def distill_config(arguments: argparse.Namespace) -> DistillConfig:
+    """Read the options of distillation.
+
+    Raises:
+        ConfigError: a value is no number or breaks a rule of DistillConfig, or there is no teacher.
+    """
+    given = {field.name: word for field in dataclasses.fields(DistillConfig)
+             if (word := getattr(arguments, f"distill_{field.name}")) is not None}
+    configs.check(arguments.teacher is not None or not given, "--teacher",
+                  "a model directory with options of distillation", None)
+    read: DistillConfig = configs.from_json(
+        DistillConfig, {name: value_of(word) for name, word in given.items()}, where="distill")
+    return read
+
+
+def value_of(word: str) -> Any:
     """Read a word as a number if it is one."""
     for kind in (int, float):
         try:
@@ -115,11 +146,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--data: expected a file of training rows, or --test to evaluate only, "
                           "got neither.")
     run_dir = arguments.run_dir or Path("runs") / arguments.model_dir.resolve().name
-    config = train_config(arguments)
+    config, distill = train_config(arguments), distill_config(arguments)
     if not arguments.quiet:
         _log_to_stderr()
     try:
-        result = _train(arguments, config, run_dir)
+        result = _train(arguments, config, distill, run_dir)
     except KeyboardInterrupt:
         _say_how_to_resume(arguments, run_dir)
         return 130
@@ -127,7 +158,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _train(arguments: argparse.Namespace, config: TrainConfig, run_dir: Path) -> dict[str, Any]:
+def _train(arguments: argparse.Namespace, config: TrainConfig, distill: DistillConfig,
+           run_dir: Path) -> dict[str, Any]:
     from tf_infer.cli.watchers import watchers_of
     from tf_infer.tasks import build
     from tf_infer.train import data, loop
@@ -140,6 +172,7 @@ def _train(arguments: argparse.Namespace, config: TrainConfig, run_dir: Path) ->
         validation = data.read(arguments.validation) if arguments.validation else None
         history = loop.fit(task, data.read(arguments.data), config, validation=validation,
                            run_dir=run_dir, resume=arguments.resume, progress=progress,
+                           teacher=_teacher(arguments, distill),
                            watchers=watchers_of(arguments, run_dir, validation or test or ()))
         _replace_weights(task, arguments.model_dir)
         result |= _told(history, run_dir)
@@ -147,6 +180,15 @@ def _train(arguments: argparse.Namespace, config: TrainConfig, run_dir: Path) ->
         result["test"] = loop.evaluate(task, test, block_tokens=config.block_tokens,
                                        progress=progress)
     return result
+
+
+def _teacher(arguments: argparse.Namespace, distill: DistillConfig) -> Teacher | None:
+    from tf_infer.tasks import build
+    from tf_infer.train.distill import Teacher
+
+    if arguments.teacher is None:
+        return None
+    return Teacher(task=build.load(arguments.teacher), config=distill)
 
 
 def _told(history: History, run_dir: Path) -> dict[str, Any]:
