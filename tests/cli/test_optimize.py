@@ -14,6 +14,7 @@ from tf_infer.cli import optimize
 from tf_infer.cli.main import main
 from tf_infer.config import CausalLMConfig, ClassifierConfig, ShapeGrid
 from tf_infer.errors import ConfigError, DataError
+from tf_infer.tuning.state import Folder
 
 CLASSIFIER = ClassifierConfig(classes=("no", "yes"), grid=ShapeGrid(rows=(1,), tokens=(128,)))
 DECODER = CausalLMConfig(grid=ShapeGrid(rows=(1,), tokens=(128,)))
@@ -77,8 +78,11 @@ def test_texts_that_do_not_fit_the_task_are_refused_by_place(tmp_path: Path) -> 
             optimize.read_examples(path, CLASSIFIER, seed=0)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("keras_hub") is None,
-                    reason="the command asks for the extra `models` first")
+NEEDS_MODELS = pytest.mark.skipif(importlib.util.find_spec("keras_hub") is None,
+                                  reason="the command asks for the extra `models` first")
+
+
+@NEEDS_MODELS
 def test_the_command_refuses_before_it_loads_anything(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config.dump(CLASSIFIER, tmp_path / "task.json")
@@ -93,6 +97,17 @@ def test_the_command_refuses_before_it_loads_anything(
                      "--output", str(tmp_path / "out"), *words]) == 1
         assert wanted in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@NEEDS_MODELS
+def test_two_searches_do_not_share_a_folder(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config.dump(CLASSIFIER, tmp_path / "task.json")
+    texts = str(written(tmp_path / "t.jsonl", {"text": "a"}))
+    with Folder(tmp_path / "search"):
+        assert main(["optimize", str(tmp_path / "task.json"), "--texts", texts, "--no-picture",
+                     "--output", str(tmp_path / "search"), "--quiet"]) == 1
+    assert "expected no other search in this folder, got one under way" in capsys.readouterr().err
 
 
 def test_the_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,13 @@ import numpy as np
 
 from tf_infer.config import CausalLMConfig, ClassifierConfig
 from tf_infer.errors import ServingError
-from tf_infer.manifest import ENGINES_FOLDER, EXTRA_FOLDER, ModelManifest, SignatureSpec
+from tf_infer.manifest import (
+    ENGINES_FOLDER,
+    EXTRA_FOLDER,
+    ModelManifest,
+    SignatureSpec,
+    read_manifest,
+)
 from tf_infer.server import cpus
 from tf_infer.server.config import DecodeConfig, ModelConfig, ServerConfig
 from tf_infer.server.contracts import Servable
@@ -47,7 +53,10 @@ class Opened(Protocol):
 
 
 def open_version(path: Path, *, new_tokens: int) -> Opened:
-    """Load a version as the server does, warm but without a replay of its golden samples.
+    """Load a version as the server does, without a replay of its golden samples.
+
+    A decoder's warm-up runs many signatures that are not asked here; the first calls, which are not
+    timed, do what is needed of it, unless XLA has to compile every size.
 
     Args:
         path: version directory.
@@ -58,12 +67,12 @@ def open_version(path: Path, *, new_tokens: int) -> Opened:
     """
     from tf_infer.server.servable import load_version
 
-    name = path.resolve().parent.name
-    config = ServerConfig(models=(ModelConfig(name=name, base_path=str(path.resolve().parent)),),
-                          golden_replay=False, decode=DecodeConfig(prefix_cache_mb=0))
+    name, manifest = path.resolve().parent.name, read_manifest(path)
+    config = ServerConfig(
+        models=(ModelConfig(name=name, base_path=str(path.resolve().parent)),),
+        warmup=isinstance(manifest.task, ClassifierConfig) or manifest.compiled == "xla",
+        golden_replay=False, decode=DecodeConfig(prefix_cache_mb=0))
     servable = load_version(path, config)[0]
-    manifest = servable.manifest
-    assert manifest is not None
     if isinstance(manifest.task, ClassifierConfig):
         return OpenedClassifier(servable, manifest.task)
     asked = min(new_tokens, manifest.task.capacity)

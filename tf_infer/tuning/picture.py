@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 import matplotlib
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -87,9 +88,9 @@ def _metric_against_time(axes: Axes, told: Mapping[str, Any], batch: int) -> Non
     if loss:
         axes.invert_yaxis()
     axes.grid(visible=True, which="both", alpha=0.25)
-    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.xaxis.set_minor_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.ticklabel_format(axis="y", useOffset=False)
 
 

@@ -18,15 +18,15 @@ def rows(trials: Sequence[Trial], choice: Choice, kind: MetricKind, batches: Seq
          ) -> list[dict[str, Any]]:
     """Return one object for each candidate, the reference first.
 
-    Keys: `plan` (its name), `chosen`, `tied`, `megabytes`, `p50_ms` and `per_s` (batch size -> of
-    a call, and texts, of decoders new tokens, a second), `spread_ms` (interval of the median of the
-    rounds), `ratio` (batch size -> speed over the reference's), `worst_difference`, the metric by
-    its name, `drop` and `why_not`.
+    Keys: `plan` (its name), `key` (its folder's), `candidate` (as JSON has it), `chosen`, `tied`,
+    `megabytes`, `p50_ms` and `per_s` (batch size -> of a call, and texts, of decoders new tokens, a
+    second), `spread_ms` (interval of the median of the rounds), `ratio` (batch size -> speed over
+    the reference's), `worst_difference`, the metric by its name, `drop` and `why_not`.
     """
     reference = trials[0]
     return [{
-        "plan": one.name, "candidate": to_json(one.candidate), "chosen": one.name == choice.name,
-        "tied": one.name in choice.tied,
+        "plan": one.name, "key": one.candidate.key, "candidate": to_json(one.candidate),
+        "chosen": one.name == choice.name, "tied": one.name in choice.tied,
         "megabytes": None if one.size_bytes is None else one.size_bytes / MB,
         "p50_ms": _each(one, batches, lambda trial, batch: 1000 * value(trial, _p50(batch)) * _of(
             batch, kind)),
