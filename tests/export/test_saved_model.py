@@ -112,6 +112,14 @@ def test_a_large_output_is_not_kept_in_the_golden_file() -> None:
     assert list(saved_model._without_large_outputs(sample).outputs) == ["tokens"]
 
 
+def test_every_weight_is_written_once(version_dir: Path, task: WordTask) -> None:
+    reader = tf.train.load_checkpoint(str(version_dir / "variables" / "variables"))
+    dtypes = reader.get_variable_to_dtype_map()
+    numbers = [int(np.prod(shape)) for name, shape in reader.get_variable_to_shape_map().items()
+               if dtypes[name] != tf.string]
+    assert sum(numbers) == sum(int(np.prod(weight.shape)) for weight in task.network.weights) > 0
+
+
 def test_the_source_commit_is_that_of_the_checkout() -> None:
     root = Path(saved_model.__file__).resolve().parents[2]
     if not (root / ".git").exists():

@@ -123,7 +123,9 @@ def write_saved_model(task: Task, folder: Path) -> None:
     signatures = task.signatures()
     archive = keras.export.ExportArchive()
     for part in task.tracked():
-        archive.track(part)
+        # Not a layer itself: beside the variables of the signatures, which are written anyway,
+        # Keras would write each of its own once more, and every loader would hold both.
+        archive.track(_holder_of(part) if isinstance(part, keras.layers.Layer) else part)
     for name, signature in signatures.items():
         specs = signature.input_specs()
         archive.add_endpoint(name, _traced(signature, specs), list(specs.values()))
@@ -131,6 +133,13 @@ def write_saved_model(task: Task, folder: Path) -> None:
     specs_written = [signature.spec for signature in signatures.values()]
     describe_signatures(folder, specs_written)
     check_signature_defs(folder, specs_written)
+
+
+def _holder_of(layer: keras.layers.Layer) -> tf.Module:
+    """Return what leads to a layer's resources (tables, weights that are expanded at load)."""
+    holder = tf.Module()
+    holder.layer = layer
+    return holder
 
 
 def write_chat(task: Task, folder: Path) -> None:

@@ -341,7 +341,10 @@ class FastHead(Weights):
 
 def mix(query: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, hidden: tf.Tensor,
         floats: Precision) -> tf.Tensor:
-    """Mix values by the softmax of products that are scaled already; the softmax is float32.
+    """Mix values by the softmax of products that are scaled already.
+
+    oneDNN's softmax computes in float32 whatever it takes and gives; what it takes are products in
+    `floats`, and what it gives are factors in `floats`.
 
     Args:
         query, keys, values: [N, H, W, d].
@@ -351,9 +354,10 @@ def mix(query: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, hidden: tf.Tensor,
     Returns:
         [N, H, W, d] of `floats`.
     """
-    query, keys, values = (tf.cast(part, floats) for part in (query, keys, values))
-    scores = tf.cast(tf.matmul(query, keys, transpose_b=True), tf.float32)
-    return tf.matmul(tf.cast(tf.nn.softmax(scores + hidden), floats), values)
+    query, keys, values, hidden = (
+        tf.cast(part, floats) for part in (query, keys, values, hidden))
+    scores = tf.matmul(query, keys, transpose_b=True) + hidden
+    return tf.matmul(tf.nn.softmax(scores), values)
 
 
 def norm_before(number: int, arrays: EncoderArrays) -> Norm:

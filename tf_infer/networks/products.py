@@ -53,10 +53,10 @@ class Weights(keras.layers.Layer):
         if storage is None:
             return self.keep(name, array)
         if storage == "bfloat16":
-            return Expanded(self.keep(name, array, "bfloat16"), None)
+            return Expanded(self.keep(name, array, "bfloat16").value, None)
         largest = np.maximum(np.abs(array).max(axis=axis, keepdims=True), TINY)
-        return Expanded(self.keep(name, np.rint(array * (LEVELS / largest)), "int8"),
-                        self.keep(f"{name}_scale", largest / LEVELS))
+        return Expanded(self.keep(name, np.rint(array * (LEVELS / largest)), "int8").value,
+                        self.keep(f"{name}_scale", largest / LEVELS).value)
 
 
 class Product(Weights):

@@ -18,13 +18,15 @@ class Expanded(tf.saved_model.experimental.TrackableResource):
     """A float32 weight made of stored numbers; stands where a tensor does.
 
     Args:
-        stored: variable, bfloat16 or int8.
-        scale: variable float32 of a shape that fits beside it, what 1 stands for; None for 1.
+        stored: tf.Variable, bfloat16 or int8. Not Keras's, of which a SavedModel restores a copy.
+        scale: tf.Variable float32 of a shape that fits beside it, what 1 stands for; None for 1.
     """
 
     def __init__(self, stored: Any, scale: Any) -> None:
         super().__init__()
-        self.stored, self.scale = stored, scale
+        self.stored, self.scale = self._track_trackable(stored, "stored"), scale
+        if scale is not None:
+            self._track_trackable(scale, "scale")
         self.shape = tf.TensorShape(stored.shape)
         self._name = f"expanded_{uuid.uuid4()}"
         self._initialize()
