@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from tests.networks.encoders import POSITIONS, classifier, rows
+from tests.oracles import int8_encoder
 from tf_infer import config
 from tf_infer.config import EmbeddingBagConfig, ShapeGrid, SmallTransformerConfig
 from tf_infer.engines import encoders, litert_runtime
 from tf_infer.engines.litert_encoder import LiteRTEncoder, load
 from tf_infer.errors import BackendMissing, ConfigError, ExportError
+from tf_infer.networks.encoder_arrays import encoder_arrays_of
 from tf_infer.optimize.litert_classifier import EncoderSettings, write
 
 pytest.importorskip("ai_edge_litert", reason="needs the extra `server`")
@@ -23,7 +25,8 @@ pytest.importorskip("ai_edge_litert", reason="needs the extra `server`")
 CASES = [("bert", "pooler"), ("distilbert", "first"), ("roberta", "max"), ("small", "mean"),
          ("small", "first")]
 FLOAT_ATOL = 3e-5  # of logits between -6 and 6; the same products in another order
-INT8_ATOL = 0.2    # 7 bits of the largest of a row, two layers deep
+INT8_ATOL = 0.08   # 7 bits of the largest of a row, two layers deep
+ROUNDED_ATOL = 1e-3  # where a number lies halfway between two, float32 may round it otherwise
 GRID = ShapeGrid(rows=(1, 4), tokens=(8, POSITIONS))
 LENGTHS = (1, 9, 3, 40, 16, 17, 8, 2, 12, 33)
 
@@ -129,6 +132,15 @@ def test_no_length_is_computed_otherwise_in_company(tmp_path: Path) -> None:
         alone = engine.run(**{name: array[row:row + 1] for name, array in batch.items()})[0]
         np.testing.assert_array_equal(alone, together[row], err_msg=f"{counts[row]} tokens")
     engine.close()
+
+
+def test_int8_is_the_network_with_just_these_numbers_rounded(bert: Case) -> None:
+    arrays, got = encoder_arrays_of(bert.network), bert.engines["int8"].run(**bert.batch)
+    wanted = np.stack([int8_encoder.logits(
+        arrays, bert.batch["ids"][row, :count], bert.batch["segments"][row, :count])
+        for row, count in enumerate(LENGTHS)])
+    assert np.abs(got - wanted).max() <= ROUNDED_ATOL
+    assert np.abs(got - bert.wanted).max() > 3 * ROUNDED_ATOL
 
 
 @pytest.fixture(scope="module")
