@@ -31,7 +31,7 @@ class OnnxSettings:
     """How an ONNX engine computes.
 
     Attributes:
-        precision: of the products with weights. float16 is for GPUs.
+        precision: of weights and of the products with them. float16 is for GPUs.
         ranges: of int8, what 127 stands for in what is multiplied with weights: "found" for each
             text as it is computed, on CPUs alone; or set once, from given texts, as TensorRT needs
             it: "largest", "percentile" or "entropy" (optimize/ranges.py).

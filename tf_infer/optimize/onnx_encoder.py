@@ -29,8 +29,8 @@ def model_of(arrays: EncoderArrays, precision: Precision, *,
 
     Args:
         arrays: what it computes.
-        precision: of the products with weights; everything else is float32. int8: one scale for
-            each output of a matrix, symmetric.
+        precision: of weights and of the products with them; everything else is float32. int8: one
+            scale for each output of a matrix, and for each word, symmetric.
         limits: with int8, what 127 stands for in the inputs of each product, by name, as TensorRT
             needs it; None lets the range of a call be found as it runs, which no GPU does.
         watched: the inputs of each product are outputs, too, by its name.
@@ -81,14 +81,26 @@ class _Writer:
         count = graph.op("Shape", [IDS], start=1, end=2)                     # [1], T
         places = graph.op("Slice", [graph.weights("positions", arrays.positions),
                                     graph.constant([0], np.int64), count])   # [T, D]
-        hidden = graph.op("Gather", [graph.weights("words", arrays.words), IDS])
-        hidden = graph.op("Add", [hidden, places])
+        hidden = graph.op("Add", [self._looked_up(), places])
         if arrays.segments is not None:
             hidden = graph.op("Add", [hidden, graph.op("Gather", [
                 graph.weights("segment_vectors", arrays.segments), SEGMENTS])])
         if arrays.first_norm is not None:
             hidden = self._norm("first_norm", hidden, arrays.first_norm)
         return str(hidden)
+
+    def _looked_up(self) -> str:
+        """Return [B, T, D] float32, word vectors; they are most of a small model's file."""
+        graph, words = self.graph, self.arrays.words
+        if self.precision == "float32":
+            return str(graph.op("Gather", [graph.weights("words", words), IDS]))
+        if self.precision == "float16" or self.limits is not None:  # no GPU looks int8 up
+            return graph.cast(graph.op("Gather", [
+                graph.weights("words", words.astype(np.float16)), IDS]), "float32")
+        values, scales = quantize_rows(words)
+        found = graph.cast(graph.op("Gather", [graph.weights("words", values), IDS]), "float32")
+        return str(graph.op("Mul", [found, graph.op("Gather", [
+            graph.weights("word_scales", scales[:, None]), IDS])]))
 
     def _masked_scores(self) -> str:
         """Return what is added to scores: 0 on real positions, MASKED on padding."""
