@@ -57,11 +57,12 @@ def graph_shapes(positions: int, *, packed: bool) -> tuple[tuple[int, int], ...]
         last = widths[-1] if widths else 0
         widths.append(last + (16 if last < 128 else last // 4 // 16 * 16))
     shared = max((width for width in widths if row_texts(width) > 1), default=0) if packed else 0
-    found: list[tuple[int, int]] = []
+    # Narrower rows than the shared ones are for a call of one.
+    found = [(1, width) for width in range(8, shared, 8)]
     for width in widths:
-        # Narrower rows than the shared ones are for a call of one.
-        sizes = (1,) if width < shared else ROWS if width in (shared, widths[-1]) else FEW_ROWS
-        found += [(rows, width) for rows in sizes if rows == 1 or rows * width <= CALL_TOKENS]
+        if width >= shared:
+            sizes = ROWS if width in (shared, widths[-1]) else FEW_ROWS
+            found += [(rows, width) for rows in sizes if rows == 1 or rows * width <= CALL_TOKENS]
     return tuple(sorted(found))
 
 
