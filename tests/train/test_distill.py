@@ -114,6 +114,7 @@ def test_rows_without_labels_are_judged_by_the_teacher(teacher: Task) -> None:
         fit(student(), rows, TRAIN, teacher=Teacher(task=teacher))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_only_with_its_teacher(teacher: Task, tmp_path: Path) -> None:
     rows = examples(40, seed=5)
     whole, parts = student(), student()
