@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from tf_infer.errors import ConfigError, VerificationError
@@ -16,6 +17,8 @@ REPORT = Report(reference="eager", paths=())
 def build(order: BuildOrder) -> Path:
     """Return a folder that is none, raise, or die."""
     print("printed while it was built", flush=True)
+    if order.model == "sleeps":
+        time.sleep(120)
     if order.model == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     if order.model == "differs":

@@ -31,10 +31,12 @@ def test_a_round_takes_its_calls_and_what_is_opened_anew() -> None:
 
 
 def test_a_budget_too_small_for_one_round_is_refused_with_what_it_needs() -> None:
-    rounds.check_budget(10.0, 9.9, 6)
+    rounds.check_budget(10.0, 10.0, 6)
     with pytest.raises(ConfigError, match=r"--budget: expected at least 39 s, which one round of "
                                           r"these 6 plans takes, got 10 s\. Give more"):
         rounds.check_budget(10.0, 38.6, 6)
+    with pytest.raises(ConfigError, match="--budget"):
+        rounds.check_budget(10.0, 10.1, 6)
 
 
 def test_rounds_go_on_while_another_one_fits() -> None:
