@@ -108,6 +108,8 @@ def test_the_export_says_what_it_did_and_what_comes_next(exported: tuple[Path, s
     folder, said = exported
     assert "passed: graph, xla, saved_model, session, grpc = eager" in said
     assert "removed the versions 0" in said
+    size = sum(path.stat().st_size for path in (folder / "1").rglob("*") if path.is_file())
+    assert f"{size / 1e6:.1f} MB, " in said
     assert f"next: tf-infer serve --model_name=replies --model_base_path={folder}" in said
     samples = read_samples(folder / "1" / EXTRA_FOLDER / "golden.jsonl")
     texts = [text for sample in samples if sample.signature == "serving_default"

@@ -110,7 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print(format_report(report))
     samples = max(path.samples for path in report.paths)
-    print(f"\n{folder}: {samples} golden samples, in {progress.seconds():.0f} s.")
+    print(f"\n{folder}: {_size_bytes(folder) / 1e6:.1f} MB, {samples} golden samples, in "
+          f"{progress.seconds():.0f} s.")
     if removed:
         print(f"removed the versions {', '.join(map(str, removed))}")
     print(f"next: tf-infer serve --model_name={name} --model_base_path={folder.resolve().parent}")
@@ -126,6 +127,11 @@ def _print(arguments: argparse.Namespace, report: object, folder: Path | None) -
     if arguments.json:
         print(json.dumps({"passed": report.passed, "path": str(folder) if folder else None,
                           "version": int(folder.name) if folder else None,
+                          "size_bytes": _size_bytes(folder) if folder else None,
                           "report": to_json(report)}, indent=2))
     else:
         print(format_report(report))
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
