@@ -48,9 +48,14 @@ def test_what_the_cpu_would_emulate_is_not_tried_and_that_is_said() -> None:
                         "plan int8": "this CPU has no arithmetic of int8"}
 
 
+def test_where_size_counts_float32_is_tried_in_smaller_files() -> None:
+    more = set(names("classifier", small=True)) - set(names("classifier"))
+    assert more == {"plan float32 storage=bfloat16", "plan float32 storage=int8"}
+
+
 def test_a_classifier_keeps_float32_beside_int8_where_there_is_no_bfloat16() -> None:
     found = names("classifier", flags=frozenset({"avx512_vnni"}))
-    assert "plan int8 float32" in found and "plan int8" not in found
+    assert "plan int8 floats=float32" in found and "plan int8" not in found
     assert "plan bfloat16" not in found
 
 

@@ -48,8 +48,10 @@ def build_version(order: BuildOrder) -> Path:
                                 engine_precision=candidate.engine.precision)
     folder, _ = export_task(
         task, Path(order.base_dir), name=order.name, texts=read_texts(Path(order.texts)),
-        plan=candidate.plan, engine=settings_of(asked, task), xla=order.whole and order.xla,
-        server=order.whole, max_rows=order.max_rows, search=order.search,
+        plan=candidate.plan, engine=settings_of(asked, task),
+        calibration=read_texts(Path(order.calibrate)) if order.calibrate else (),
+        xla=order.whole and order.xla, server=order.whole,
+        max_rows=order.max_rows, search=order.search,
         skipped={} if order.whole else dict.fromkeys(("graph", "saved_model"), ONLY_MEASURED),
         progress=Progress())
     return folder

@@ -67,6 +67,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="of the metric, in points of 100 (default 0.5%%)")
     parser.add_argument("--plans", metavar="A,B",
                         help="try these alone, by the names of the table, and the reference")
+    parser.add_argument("--calibrate", type=Path, metavar="FILE",
+                        help="texts for plans that set ranges or smooth (default: --texts; others "
+                             "are the better test)")
     parser.add_argument("--prune", type=Path, metavar="FILE",
                         help="try pruned forms, too: a JSON list of what `tf-infer prune` takes; "
                              "--texts say what is least needed")
@@ -234,8 +237,10 @@ def _search_of(arguments: argparse.Namespace, task: ClassifierConfig | CausalLMC
     from tf_infer.tuning.machine import installed, machine
     from tf_infer.tuning.trial import MetricKind
 
+    objective = read_objective(arguments.objective)
     found, left_out = candidates.sensible(task.kind, flags=cpu_flags(), installed=installed(),
-                                          xla=not arguments.no_xla, prune=_pruned(arguments))
+                                          xla=not arguments.no_xla, prune=_pruned(arguments),
+                                          small=objective.kind == "size")
     if arguments.plans:
         found = candidates.chosen_by([word.strip() for word in arguments.plans.split(",")], found)
         left_out = {}
@@ -246,15 +251,17 @@ def _search_of(arguments: argparse.Namespace, task: ClassifierConfig | CausalLMC
         model=state.digest_folder(arguments.model) + (
             state.digest_folder(arguments.tokenizer) if arguments.tokenizer else ""),
         texts=state.digest_texts([(one.text, one.text_pair or "", joined(one.labels))
-                                  for one in examples]),
+                                  for one in examples]) + (
+            state.digest_folder(arguments.calibrate) if arguments.calibrate else ""),
         machine=machine(), seed=arguments.seed, metric=kind, candidates=found,
-        batches=batches_for(read_objective(arguments.objective)),
+        batches=batches_for(objective),
         new_tokens=arguments.new_tokens if decoder else 0,
         answered=min(len(examples),
                      arguments.max_texts or (DECODER_TEXTS if decoder else TEXTS)))
     order = BuildOrder(
         model=str(arguments.model), tokenizer=str(arguments.tokenizer or ""),
         candidate=found[0], base_dir="", name=_name(arguments), texts=str(arguments.texts),
+        calibrate=str(arguments.calibrate or ""),
         xla=not arguments.no_xla, max_rows=arguments.max_rows)
     given = search.Given(
         order=order, budget_s=budget_s, free_bytes=search.free_bytes(),

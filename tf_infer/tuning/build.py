@@ -19,7 +19,8 @@ class BuildOrder:
         candidate: the form.
         base_dir: where the version goes.
         name: of the model.
-        texts: file of texts for golden samples and calibration.
+        texts: file of texts for golden samples.
+        calibrate: file of texts for plans that are calibrated; empty for `texts`.
         whole: compare every path, as `tf-infer export` does; False compares what serves alone, for
             versions that are only measured.
         xla: whether XLA is among the paths of the whole.
@@ -33,6 +34,7 @@ class BuildOrder:
     base_dir: str
     name: str
     texts: str
+    calibrate: str = ""
     whole: bool = False
     xla: bool = True
     max_rows: int | None = None

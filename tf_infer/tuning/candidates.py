@@ -84,9 +84,11 @@ def _digest(value: Any) -> str:
 
 
 def _plan_name(plan: OptimizationPlan) -> str:
-    """Return the precision, and every other setting that is not the usual one."""
+    """Return the precision, and every other setting that is not the usual one, such as "int8 xla".
+    """
     usual = to_json(OptimizationPlan(precision=plan.precision))
-    other = [f"{value}" if isinstance(value, str) else f"{name}={json.dumps(value)}"
+    other = [f"{value}" if name in ("compile", "activations")
+             else f"{name}={value if isinstance(value, str) else json.dumps(value)}"
              for name, value in to_json(plan).items() if value != usual[name]]
     return " ".join([plan.precision, *other])
 
@@ -95,7 +97,7 @@ REFERENCE_CANDIDATE = Candidate()
 
 
 def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collection[str],
-             prune: Sequence[Mapping[str, Any]] = (), xla: bool = True
+             prune: Sequence[Mapping[str, Any]] = (), xla: bool = True, small: bool = False
              ) -> tuple[tuple[Candidate, ...], dict[str, str]]:
     """Return the candidates worth a try on this machine, the reference first, and those that
     are not: name -> reason.
@@ -106,9 +108,10 @@ def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collect
         installed: names of packages that can be imported, of those in ENGINES.
         prune: settings of `optimize.prune`, each to be tried with every other part.
         xla: whether a form that XLA compiles may be chosen: a server must then allow XLA.
+        small: whether bytes on disk are the objective: then float32 in smaller files, too.
     """
     found, left_out = [REFERENCE_CANDIDATE], {}
-    whole = [Candidate(plan=plan) for plan in _plans(kind, flags, xla=xla)]
+    whole = [Candidate(plan=plan) for plan in _plans(kind, flags, xla=xla, small=small)]
     whole += [Candidate(engine=EngineChoice(kind=engine, precision=precision))
               for engine in OFFERED[kind] for precision in ENGINES[engine][2]]
     for candidate in (*whole, *_pruned(whole, prune)):
@@ -120,7 +123,7 @@ def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collect
     return tuple(found), left_out
 
 
-def _plans(kind: TaskKind, flags: frozenset[str] | None, *, xla: bool
+def _plans(kind: TaskKind, flags: frozenset[str] | None, *, xla: bool, small: bool
            ) -> Iterator[OptimizationPlan]:
     plans = {precision: OptimizationPlan(precision=precision) for precision in NATIVE}
     if kind == "classifier" and _reason(plans["bfloat16"], kind, flags):
@@ -129,6 +132,9 @@ def _plans(kind: TaskKind, flags: frozenset[str] | None, *, xla: bool
     if kind == "classifier":
         yield replace(plans["int8"], smoothing=SMOOTHING)
         yield replace(plans["int8"], activations="static", smoothing=SMOOTHING)
+        if small:
+            yield replace(plans["float32"], storage="bfloat16")
+            yield replace(plans["float32"], storage="int8")
         if xla:  # a decoder's loop under XLA compiles anew for every length (docs/optimisation.md)
             yield replace(plans["float32"], compile="xla")
 
