@@ -16,7 +16,7 @@ import numpy as np
 
 from tf_infer.engines import files
 from tf_infer.engines.litert_runtime import Call, Model, aligned
-from tf_infer.engines.packing import Group, Sizes
+from tf_infer.engines.packing import Group, Sizes, lengths_of
 from tf_infer.errors import ConfigError
 from tf_infer.manifest import EncoderEngineManifest, row_texts
 
@@ -198,14 +198,3 @@ class LiteRTEncoder:
             arrays["logits"] = aligned((rows * texts, self.manifest.classes))
             self._graphs[rows, tokens] = _Graph(self._model.bind(name, arrays), arrays)
         return self._graphs[rows, tokens]
-
-
-def lengths_of(mask: np.ndarray) -> np.ndarray:
-    """Return how many tokens of each row are computed, [B] int: up to the last that counts.
-
-    Of a row without any it is the first: there is no answer to such a row, but it is always the
-    same.
-    """
-    width = mask.shape[1]
-    last = width - np.argmax(mask[:, ::-1], axis=1) if width else np.zeros(len(mask), int)
-    return np.where(mask.any(axis=1), last, 1)

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from tf_infer.engines import files, gpus, onnx_runtime
-from tf_infer.engines.litert_encoder import lengths_of
 from tf_infer.engines.onnx_runtime import Provider, Shapes
-from tf_infer.engines.packing import Group, Placed, Sizes
+from tf_infer.engines.packing import Group, Placed, Sizes, lengths_of
 from tf_infer.errors import ConfigError
 from tf_infer.manifest import EncoderEngineManifest
 

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from tf_infer.manifest import row_texts
 
 # What a call costs beside its tokens, in tokens: weights are read, threads are woken.
@@ -136,3 +138,14 @@ def _cover(count: int, sizes: tuple[int, ...], call: float) -> tuple[int, ...]:
         if size >= count:
             break
     return tuple(sorted(min(options)[2], reverse=True))
+
+
+def lengths_of(mask: np.ndarray) -> np.ndarray:
+    """Return how many tokens of each row are computed, [B] int: up to the last that counts.
+
+    Of a row without any it is the first: there is no answer to such a row, but it is always the
+    same.
+    """
+    width = mask.shape[1]
+    last = width - np.argmax(mask[:, ::-1], axis=1) if width else np.zeros(len(mask), int)
+    return np.where(mask.any(axis=1), last, 1)
