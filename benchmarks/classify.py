@@ -14,6 +14,7 @@ ratios. The tokenizer is in every figure: the peers' is Hugging Face's, ours is 
 
     texts_per_s     texts by the seconds of all calls of a turn
     ms              median of a turn's calls
+    cpu_ms          processor time of a call, all threads; those that wait by spinning included
     same            share of texts whose class is that of torch float32
     same_clear      the same among texts whose best class leads by more than CLEAR; weights are
                     random, a class's logits have a standard deviation of 1 over the texts
@@ -23,8 +24,9 @@ ratios. The tokenizer is in every figure: the peers' is Hugging Face's, ours is 
 
 Ours are versions as `tf-infer export` writes them, loaded as the embedded server loads them.
 "KerasHub" is such a version with KerasHub's own layers: our tokenizer and one graph around them.
-Peers run at their best of what was tried: batches are padded to the longest row; "by length" sorts
-the rows of a call and runs them in parts.
+Peers pad a batch to its longest row; "by length" sorts the rows of a call and runs eight at a time;
+"throughput" runs these at once, one stream a CPU. CTranslate2 leaves padding out. W8A8 is NNCF's,
+calibrated on the texts; what is not in 8 bits is in float32, or with "bfloat16 beside" in that.
 
 With `--accuracy` no peers take part. all-MiniLM-L6-v2 with heads trained on banking77 and sst2
 (benchmarks/classifiers.py), in every form of ours: test accuracy, its difference from the plain
@@ -58,7 +60,7 @@ from benchmarks.server import say
 PLAIN = "KerasHub float32"
 CALLS = {1: 16, 8: 4, 32: 2}  # calls of a turn, by rows
 CLEAR, SAME, MAX_DROP = 1.0, 0.9, 0.5
-FIGURES = ("texts_per_s", "ms")
+FIGURES = ("texts_per_s", "ms", "cpu_ms")
 
 
 def ours(name: str, model: str, form: str = "saved_model") -> Contestant:
@@ -75,13 +77,19 @@ FORMS = (
 )
 PEERS = (
     ours(PLAIN, "ours-plain"),
-    *(Contestant(name=f"ONNX Runtime {precision}", script="onnx_classifier", form="32",
-                 model=f"onnx-{precision}", venv="onnx") for precision in ("float32", "int8")),
-    *(Contestant(name=f"OpenVINO {name}", script="openvino_classifier",
-                 form=f"{precision}-latency-32", model=f"openvino-{model}", venv="openvino")
-      for name, precision, model in (
-          ("float32", "f32", "float32"), ("bfloat16", "bf16", "float32"),
-          ("W8A8", "f32", "w8a8"), ("W8A8, bfloat16 beside", "bf16", "w8a8"))),
+    *(Contestant(name=f"ONNX Runtime {name}", script="onnx_classifier", form=form,
+                 model=f"onnx-{precision}", venv="onnx") for name, precision, form in (
+                     ("float32", "float32", "32"), ("int8", "int8", "32"),
+                     ("int8, by length", "int8", "8"))),
+    *(Contestant(name=f"OpenVINO {name}", script="openvino_classifier", form=form,
+                 model=f"openvino-{model}", venv="openvino") for name, model, form in (
+                     ("float32", "float32", "f32-latency-32"),
+                     ("bfloat16", "float32", "bf16-latency-32"),
+                     ("bfloat16, by length", "float32", "bf16-latency-8"),
+                     ("bfloat16, by length, throughput", "float32", "bf16-throughput-8"),
+                     ("W8A8", "w8a8", "f32-latency-32"),
+                     ("W8A8, bfloat16 beside", "w8a8", "bf16-latency-32"),
+                     ("W8A8, bfloat16 beside, by length", "w8a8", "bf16-latency-8"))),
     Contestant(name="CTranslate2 int8", script="ct2_classifier", form="int8", model="ct2-int8",
                venv="ct2"),
     *(Contestant(name=f"torch {dtype}", script="torch_classifier", form=f"{dtype}-32",
@@ -115,10 +123,12 @@ def measure(one: Running, cell: Cell, texts: Sequence[str], number: int) -> dict
     calls = calls_of(cell, number, len(texts))
     answer = one.ask({"batches": [[texts[place] for place in call] for call in calls]})
     result = {"texts_per_s": len(calls) * cell.rows / sum(answer["seconds"]),
-              "ms": 1000 * statistics.median(answer["seconds"]), "peak_mb": answer["peak_mb"],
+              "ms": 1000 * statistics.median(answer["seconds"]),
+              "cpu_ms": 1000 * answer["cpu_s"] / len(calls), "peak_mb": answer["peak_mb"],
               "places": [place for call in calls for place in call],
               "logits": [row for call in answer["logits"] for row in call]}
-    say(f"  round {number} {cell}: {one.contestant.name:30} {result['texts_per_s']:7.1f} texts/s")
+    say(f"  round {number} {cell}: {one.contestant.name:30} {result['texts_per_s']:7.1f} texts/s, "
+        f"{result['cpu_ms']:.1f} ms of CPUs a call")
     return result
 
 
