@@ -234,3 +234,15 @@ def test_a_path_that_cannot_be_opened_fails_once_for_all_sets() -> None:
     found, error = parity.replay_sets(opener, {"": [], "more": []}, EXACT, path="session")
     assert [(one.path, one.passed) for one in found] == [("session", False)]
     assert isinstance(error, ShapeError)
+
+
+def test_answers_that_are_no_numbers_fail_although_all_paths_agree() -> None:
+    right = sample(x=np.float32([1.0]), names=np.array([b"a"], object))
+    wrong = sample(x=np.float32([[1.0, 2.0], [3.0, np.nan]]))
+    assert parity.not_numbers({"": [right]}) == ()
+    (found,) = parity.not_numbers({"": [right], "hostile": [right, wrong]})
+    assert (found.path, found.passed) == ("numbers hostile", False)
+    told = found.differences[0]
+    assert (told.output, told.first_sample, told.reason) == ("x", 1, "NaN in row 1")
+    with pytest.raises(VerificationError, match=r"numbers hostile s/x: .*NaN in row 1"):
+        parity.require(Report(reference="eager", paths=(found,)))

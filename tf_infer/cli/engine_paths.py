@@ -66,6 +66,7 @@ def _decoder(folder: Path, manifest: ModelManifest, sets: Sets, reference: Predi
 def _classifier(folder: Path, manifest: ModelManifest, sets: Sets, reference: Predictor
                 ) -> list[PathReport]:
     from tf_infer.engines import encoders
+    from tf_infer.equality import Tolerance
     from tf_infer.verify import parity
     from tf_infer.verify.batch_effects import batch_effects
     from tf_infer.verify.engine import EncoderPredictor, encoder_samples
@@ -77,7 +78,7 @@ def _classifier(folder: Path, manifest: ModelManifest, sets: Sets, reference: Pr
         found, _ = parity.replay_sets(lambda: predictor, wanted, _within(engine.manifest.atol),
                                       path=folder.name)
         every = [sample for samples in wanted.values() for sample in samples]
-        return [*found, *batch_effects(predictor, every, _within(0.0), path=folder.name)]
+        return [*found, *batch_effects(predictor, every, Tolerance(), path=folder.name)]
     finally:
         engine.close()
 

@@ -158,7 +158,8 @@ class Comparison:
         from tf_infer.manifest import Report
         from tf_infer.verify import parity
 
-        found = Report(reference=self.name, paths=tuple(self.paths))
+        found = Report(reference=self.name,
+                       paths=(*self.paths, *parity.not_numbers(self.sets)))
         parity.require(found, cause=self.fault)
         return found
 

@@ -114,7 +114,7 @@ def verify_task(arguments: argparse.Namespace, tolerance: Tolerance | None,
     from tf_infer.manifest import Report
     from tf_infer.tasks.build import load
     from tf_infer.verify.batch_effects import batch_effects
-    from tf_infer.verify.parity import replay_sets, require
+    from tf_infer.verify.parity import not_numbers, replay_sets, require
     from tf_infer.verify.predictors import EagerPredictor, GraphPredictor
 
     progress(f"reading {arguments.folder}")
@@ -139,7 +139,7 @@ def verify_task(arguments: argparse.Namespace, tolerance: Tolerance | None,
         paths += replay_sets(lambda: compiled, sets, tolerance, path="xla")[0]
     progress("comparing rows alone with rows in a crowd")
     paths += batch_effects(graph, samples, tolerance)
-    report = Report(reference="eager", paths=tuple(paths))
+    report = Report(reference="eager", paths=(*paths, *not_numbers(sets)))
     require(report)
     return report
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from tf_infer.equality import Tolerance, column_names, differences, worst_of_each
 from tf_infer.errors import TfInferError, VerificationError
 from tf_infer.manifest import OutputDifference, PathReport, Report, Sample
@@ -145,6 +147,25 @@ def _replayed(candidate: Predictor, samples: Sequence[Sample], tolerance: Tolera
         else:
             found += differences(sample, outputs, tolerance, index=index, names=names)
     return _report(path, len(samples), tolerance, started_s, found), first_error
+
+
+def not_numbers(sets: Mapping[str, Sequence[Sample]]) -> tuple[PathReport, ...]:
+    """Return a failed report, "numbers", for each set whose answers hold NaN; else nothing.
+
+    NaN equals NaN on every path: whoever compares paths alone would let it through.
+    """
+    found = []
+    for name, samples in sets.items():
+        faults = [OutputDifference(
+            signature=sample.signature, output=output, dtype=array.dtype.name, max_abs=0.0,
+            max_rel=0.0, mismatches=int(np.isnan(array).sum()), elements=int(array.size),
+            first_sample=index, reason=f"NaN in row {int(np.argwhere(np.isnan(array))[0, 0])}")
+            for index, sample in enumerate(samples) for output, array in sample.outputs.items()
+            if array.dtype.kind in "fc" and array.ndim and np.isnan(array).any()]
+        if faults:
+            found.append(_report(f"numbers {name}".strip(), len(samples), Tolerance(),
+                                 time.perf_counter(), faults))
+    return tuple(found)
 
 
 def not_compared(path: str, reason: str) -> PathReport:
