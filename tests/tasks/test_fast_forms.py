@@ -1,4 +1,4 @@
-"""The shared suite for a decoder in the forms of a plan."""
+"""The shared suite for a decoder and a classifier in the forms of a plan."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from tf_infer.tasks.build import build
 pytestmark = pytest.mark.slow  # tests/networks/test_fast.py holds the network to its contract
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16", "int8"])
+KINDS = {"decoder": small.SHALLOW_DECODER, "classifier": small.CLASSIFIER}
+
+
+@pytest.fixture(scope="module", params=[(kind, precision) for kind in KINDS for precision in (
+    "float32", "bfloat16", "int8")], ids="-".join)
 def paths(request: pytest.FixtureRequest) -> Paths:
-    precision: Any = request.param
+    kind, precision = request.param
+    plan: Any = {"precision": precision}
     try:
-        return Paths(apply(build(small.SHALLOW_DECODER, seed=7),
-                           OptimizationPlan(precision=precision)))
+        return Paths(apply(build(KINDS[kind], seed=7), OptimizationPlan(**plan)))
     except ConfigError as error:
         pytest.skip(str(error))
 
