@@ -125,6 +125,16 @@ def test_padding_behind_the_last_position_is_no_fault(engine: onnx.OnnxEngine) -
     np.testing.assert_array_equal(engine.run(**narrow), engine.run(**wide))
 
 
+def test_a_network_without_segments_does_not_look_at_them(tmp_path: Path) -> None:
+    network = classifier("distilbert", "first")
+    manifest = write(network, tmp_path / "onnx", OnnxSettings(precision="float32"), grid=GRID)
+    engine, batch = onnx.load(tmp_path / "onnx", provider="cpu"), rows([3, 9], 12)
+    assert not manifest.segments and batch["segments"].any()
+    np.testing.assert_allclose(engine.run(**batch), network_logits(network, batch),
+                               atol=FLOAT32_ATOL)
+    engine.close()
+
+
 # ---------------------------------------------------------------------------- what a folder is
 
 
