@@ -152,22 +152,22 @@ def sample_texts(shape: str) -> list[bytes]:
     return [row.text.encode() for row in rows]
 
 
-def export(source: Path, made: Path, precision: str | None = None) -> None:
+def export(source: Path, made: Path, **settings: Any) -> None:
     """Write a version; `made` is the model's folder.
 
     Args:
         source: a checkpoint, or a model directory of our own.
         made: the version becomes its only child, "1".
-        precision: of a plan; None leaves KerasHub's layers.
+        settings: of a plan; none leave KerasHub's layers.
     """
     from tf_infer.optimize import apply, plan
 
     task = task_from(source)
-    if precision is None:
+    if not settings:
         forms.save_version(task, made, MODEL)
         return
     texts = sample_texts(source.parent.name)
-    settled = apply.settle(task, plan.read_plan(precision), texts)
+    settled = apply.settle(task, plan.OptimizationPlan(**settings), texts)
     forms.save_version(apply.apply(task, settled, texts), made, MODEL,
                        atol=plan.PATHS_ATOL[settled.precision])
 
@@ -209,15 +209,18 @@ def train(source: Path, made: Path) -> None:
     build.save(task, made)
 
 
+ENGINES: dict[str, Callable[[Path, Path], None]] = {
+    f"ours-{kind}-{precision}": partial(add_engine, kind=kind, precision=precision)
+    for kind in ("litert", "onnx") for precision in ("int8", "float32")}
 EXPORTS: dict[str, Callable[[Path, Path], None]] = {
     "trained": train,
     "ours-plain": export,
     **{f"ours-{precision}": partial(export, precision=precision)
        for precision in ("float32", "bfloat16", "int8")},
-    **{f"ours-{kind}-{precision}": partial(add_engine, kind=kind, precision=precision)
-       for kind in ("litert", "onnx") for precision in ("int8", "float32")},
+    "ours-static": partial(export, precision="int8", activations="static", smoothing=0.5),
+    **ENGINES,
 }
-SOURCES |= {name: "ours-plain" for name in EXPORTS if name.count("-") == 2}
+SOURCES |= dict.fromkeys(ENGINES, "ours-plain")
 
 
 def every(shape: str, arguments: argparse.Namespace) -> Any:

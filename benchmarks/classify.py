@@ -58,7 +58,7 @@ from benchmarks.pipes import Contestant, Running
 from benchmarks.server import say
 
 PLAIN = "KerasHub float32"
-CALLS = {1: 16, 8: 4, 32: 2}  # calls of a turn, by rows
+CALLS = {"lines": {1: 16, 8: 4, 32: 2}, "long": {1: 8, 8: 2, 32: 1}}  # of a turn, by rows
 CLEAR, SAME, MAX_DROP = 1.0, 0.9, 0.5
 FIGURES = ("texts_per_s", "ms", "cpu_ms")
 
@@ -71,6 +71,7 @@ def ours(name: str, model: str, form: str = "saved_model") -> Contestant:
 FORMS = (
     *(ours(f"tf_infer portable {precision}", f"ours-{precision}")
       for precision in ("float32", "bfloat16", "int8")),
+    ours("tf_infer portable int8 static", "ours-static"),
     *(ours(f"tf_infer {name} {precision}", f"ours-{kind}-{precision}", kind)
       for kind, name in (("litert", "LiteRT"), ("onnx", "ONNX"))
       for precision in ("int8", "float32")),
@@ -112,7 +113,7 @@ class Cell(NamedTuple):
 
 def calls_of(cell: Cell, number: int, count: int) -> list[list[int]]:
     """Return which texts, of `count`, the calls of a round take; the next round takes the next."""
-    calls = CALLS[cell.rows]
+    calls = CALLS[cell.kind][cell.rows]
     start = number * calls * cell.rows
     places = [place % count for place in range(start, start + calls * cell.rows)]
     return [places[i:i + cell.rows] for i in range(0, len(places), cell.rows)]
