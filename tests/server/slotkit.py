@@ -132,7 +132,7 @@ class Stand:
     def __init__(self, form: str = "engine", *, slots: int = 4, table: bool = True,
                  chunk: int = 8, queue: int = 100, prefix_bytes: int = 0, pause_s: float = 0.0,
                  before: Callable[[str], None] | None = None, watch: Watch | None = None,
-                 early: bool = False, making: Callable[[], None] | None = None) -> None:
+                 making: Callable[[], None] | None = None) -> None:
         pause = (lambda signature: time.sleep(pause_s)) if pause_s else None
         self.decoder = FakeDecoder(before or pause)
         self.stepper = fake_decoder.FakeStepEngine(slots, pause_s=pause_s, before=before)
@@ -150,7 +150,7 @@ class Stand:
             self.decoder, manifest, make,
             EngineLimits(slots=slots, queue=queue, chunk=chunk, prefix_bytes=prefix_bytes,
                          prefix_block=4),
-            tokens=TOKENS if table else None, watch=watch, early=early)
+            tokens=TOKENS if table else None, watch=watch)
 
     def ask(self, prompt: bytes, heard: Heard | None = None, *, deadline_s: float | None = None,
             top_logprobs: int | None = None, echo: bool = False, **options: Any) -> Heard:

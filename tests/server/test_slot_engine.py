@@ -525,15 +525,12 @@ def test_two_thousand_requests_with_cancellations_leave_nothing_behind(form: str
 
 def test_what_is_prepared_early_is_there_before_the_first_request() -> None:
     made: list[str] = []
-    with stand(early=True, making=lambda: made.append("form")) as there:
+    with stand(making=lambda: made.append("form")) as there:
         there.engine.prepare()
         assert made == ["form"]
         there.engine.prepare()
         assert there.ask(b"a b c", max_new_tokens=3).answer().reason
         assert made == ["form"]
-    with stand(early=False, making=lambda: made.append("late")) as there:
-        there.engine.prepare()
-        assert made == ["form"]  # its first request makes it
 
 
 def test_a_form_that_cannot_be_prepared_holds_up_nobody_and_is_tried_again() -> None:
@@ -544,7 +541,7 @@ def test_a_form_that_cannot_be_prepared_holds_up_nobody_and_is_tried_again() -> 
         if len(tries) == 1:
             raise ValueError("secret")
 
-    with stand(early=True, making=making) as there:
+    with stand(making=making) as there:
         there.engine.prepare()
         assert len(tries) == 1
         assert there.ask(b"a b c", max_new_tokens=3).answer().reason
@@ -558,7 +555,7 @@ def test_who_closes_while_a_form_is_prepared_lets_both_go() -> None:
         begun.set()
         release.wait(10)
 
-    with stand(early=True, making=making) as there:
+    with stand(making=making) as there:
         waiting = threading.Thread(target=there.engine.prepare)
         waiting.start()
         assert begun.wait(10)

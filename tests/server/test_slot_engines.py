@@ -80,6 +80,18 @@ def test_a_served_decoder_generates_and_is_counted(server: Server) -> None:
     assert lines(server, "tf_infer_prefix_cache_bytes")[f"{{{version}}}"] > 0
 
 
+@pytest.mark.parametrize(("engine", "carries", "early"), [
+    ("auto", True, True), ("auto", False, False), ("saved_model", True, False)])
+def test_a_decoder_is_prepared_when_it_is_loaded_only_where_it_carries_an_engine(
+        tmp_path: Path, engine: str, carries: bool, early: bool) -> None:
+    make_versions(tmp_path, "writer/1")
+    if carries:
+        (tmp_path / "writer" / "1" / slot_engines.LITERT_FOLDER).mkdir(parents=True)
+    models = (ModelConfig(name="writer", base_path=str(tmp_path / "writer")),)
+    with running(models, load, decode=DecodeConfig(engine=engine)) as (server, _):
+        assert [name for name, _, _ in server.generators.made()] == ["writer"] * early
+
+
 def test_the_flags_bound_the_queue(server: Server) -> None:
     with pytest.raises(Overloaded, match=r"The queue is full: \d requests wait"):
         for _ in range(100):

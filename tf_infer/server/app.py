@@ -89,7 +89,8 @@ class Server:
             loaded=lambda lease: self.generators.prepare(lease),
             unloading=lambda servable: self.generators.unload(servable))
         self.generators = VersionGenerators(
-            self.versions, generate or slot_engines.slot_engines(config.decode, self.metrics))
+            self.versions, generate or slot_engines.slot_engines(config.decode, self.metrics),
+            prepares=None if generate else slot_engines.prepares(config.decode))
         slot_engines.register(self.metrics, self.generators)
         self.pipeline = Pipeline(self.versions, self.schedulers.of, self.metrics)
         gauges.register(self.metrics, self.versions, in_flight=self.pipeline.in_flight,

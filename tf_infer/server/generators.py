@@ -65,10 +65,13 @@ class VersionGenerators:
     Args:
         versions: where loaded versions are lent from.
         make: builds the generator of a version.
+        prepares: whether a version's is built and prepared before the version is available; the
+            first request does it for the others. None for every version.
     """
 
-    def __init__(self, versions: Versions, make: Make) -> None:
-        self._versions, self._make = versions, make
+    def __init__(self, versions: Versions, make: Make, *,
+                 prepares: Callable[[Lease], bool] | None = None) -> None:
+        self._versions, self._make, self._prepares = versions, make, prepares
         self._made: weakref.WeakKeyDictionary[Servable, _Made] = weakref.WeakKeyDictionary()
         self._making = threading.Lock()
         self._changed = threading.Condition()
@@ -97,7 +100,8 @@ class VersionGenerators:
 
     def prepare(self, lease: Lease) -> None:
         """Let a version that is about to be available do what its first request would wait for."""
-        if generates(lease.servable.manifest):
+        early = self._prepares is None or self._prepares(lease)
+        if early and generates(lease.servable.manifest):
             self._of(lease).generator.prepare()
 
     def _of(self, lease: Lease) -> _Made:

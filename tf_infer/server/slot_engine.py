@@ -140,18 +140,16 @@ class SlotEngine:
     Args:
         servable: of the version; runs `encode`, `decode` and what the form needs.
         manifest: of the version.
-        make_form: makes the form, on the engine's thread at the first request.
+        make_form: makes the form, on the engine's thread at the first request, or at `prepare`.
         limits: how much there is of everything.
         tokens: the bytes of every id; None where the version carries none.
         watch: told of what happens.
         name: of the thread.
-        early: whether `prepare` makes the form; else the first request does.
     """
 
     def __init__(self, servable: Servable, manifest: ModelManifest, make_form: Callable[[], Form],
                  limits: EngineLimits, *, tokens: TokenBytes | None = None,
-                 watch: Watch | None = None, name: str = "tf-infer-decode",
-                 early: bool = False) -> None:
+                 watch: Watch | None = None, name: str = "tf-infer-decode") -> None:
         assert isinstance(manifest.task, CausalLMConfig)
         self._servable, self._make_form, self._watch = servable, make_form, watch or Watch()
         self._capacity = manifest.task.capacity
@@ -165,7 +163,7 @@ class SlotEngine:
         self._prefixes: Prefixes[Any] = Prefixes(limits.prefix_bytes, limits.prefix_block)
         self._changed = threading.Condition()  # guards the board, `given_up` and the two below
         self._closing = False
-        self._early, self._preparing = early, False
+        self._preparing = False
         self._thread: threading.Thread | None = None
         self._name = name
         self._form: Form | None = None
@@ -175,7 +173,7 @@ class SlotEngine:
     def prepare(self) -> None:
         """Return when the form is there, or cannot be made; see `generation.Generator.prepare`."""
         with self._changed:
-            if not self._early or self._closing or self._form is not None:
+            if self._closing or self._form is not None:
                 return
             self._preparing = True
             self._wake()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from tf_infer import token_bytes
@@ -58,10 +59,22 @@ def slot_engines(config: DecodeConfig, metrics: Metrics) -> Make:
             EngineLimits(slots=config.slots or manifest.grid.rows[-1], queue=config.queue,
                          chunk=config.chunk, prefix_bytes=config.prefix_cache_mb * MIB),
             tokens=tokens_of(path), watch=Told(metrics, lease.name, lease.version),
-            name=f"tf-infer-decode-{lease.name}",
-            early=config.engine != "saved_model" and (path / LITERT_FOLDER).is_dir())
+            name=f"tf-infer-decode-{lease.name}")
 
     return make
+
+
+def prepares(config: DecodeConfig) -> Callable[[Lease], bool]:
+    """Return what says whether a version's form is made before it is available.
+
+    An engine is: it takes seconds to load. A version without one is left alone until its first
+    request, which finds all it needs in the SavedModel.
+    """
+    return lambda lease: _may_have_engine(config, lease.entry.path)
+
+
+def _may_have_engine(config: DecodeConfig, path: Path) -> bool:
+    return config.engine != "saved_model" and (path / LITERT_FOLDER).is_dir()
 
 
 def tokens_of(path: Path) -> TokenBytes | None:
