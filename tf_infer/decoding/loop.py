@@ -199,7 +199,9 @@ def with_shapes_of(new: Any, old: Any) -> Any:
 
     A loop's variables keep theirs; a step may know less of them than prefill did.
     """
-    return tf.nest.map_structure(lambda n, o: tf.ensure_shape(n, o.shape), new, old)
+    return tf.nest.map_structure(
+        lambda n, o: n if n.shape.as_list() == o.shape.as_list() else tf.ensure_shape(n, o.shape),
+        new, old)
 
 
 def in_rows(rows: tf.Tensor, new: Any, old: Any) -> Any:

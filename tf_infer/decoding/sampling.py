@@ -253,4 +253,6 @@ def pick(weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
 
 def _first(marks: tf.Tensor) -> tf.Tensor:
     """[N, M] bool -> [N] int32, index of the first True; 0 where there is none."""
-    return best(tf.cast(marks, tf.float32))
+    size = tf.shape(marks)[-1]
+    found = tf.reduce_min(tf.where(marks, tf.range(size), size), axis=-1)
+    return tf.where(found < size, found, 0)

@@ -220,7 +220,7 @@ def from_prompt(prompt: tf.Tensor, prompt_lengths: tf.Tensor, *, width: int, ngr
     """
 
     def propose(progress: Progress, state: State) -> tuple[tf.Tensor, tf.Tensor, State]:
-        text, total = _joined(prompt, prompt_lengths, progress.ids, progress.lengths)
+        text, total = joined(prompt, prompt_lengths, progress.ids, progress.lengths)
         ends = tf.zeros_like(total)  # one past the run that was found, 0 for none
         for size in range(ngram, 0, -1):
             ends = tf.where(ends > 0, ends, _last_run(text, total, size))
@@ -231,8 +231,8 @@ def from_prompt(prompt: tf.Tensor, prompt_lengths: tf.Tensor, *, width: int, ngr
     return Proposer(width, propose, lambda state, written: state, ())
 
 
-def _joined(prompt: tf.Tensor, prompt_lengths: tf.Tensor, ids: tf.Tensor, lengths: tf.Tensor,
-            ) -> tuple[tf.Tensor, tf.Tensor]:
+def joined(prompt: tf.Tensor, prompt_lengths: tf.Tensor, ids: tf.Tensor, lengths: tf.Tensor,
+           ) -> tuple[tf.Tensor, tf.Tensor]:
     """[B, T] and [B, L] -> [B, T + L] without a gap between them, and how much of it counts [B]."""
     width = tf.shape(prompt)[1] + tf.shape(ids)[1]
     both = tf.concat([prompt, ids], axis=1)

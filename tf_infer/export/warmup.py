@@ -28,6 +28,8 @@ SECOND_TEXTS = ("text_pair", "continuation")
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 # Used when the caller has no text: words, digits, punctuation, another script.
 DEFAULT_TEXT = "Where is the parcel that I ordered on 3 May? 请问我的包裹在哪里？ It has not come. "
+# Options whose part of a graph is built when a row first asks for it, and a value for each.
+ASKED = {"stop": "a", "banned": "a"}
 CUT_WINDOW = 32  # characters around the first cut that is long enough, searched for an exact one
 
 Counter = Callable[[Sequence[bytes]], Sequence[int]]
@@ -118,7 +120,8 @@ def write_warmup(path: Path, signatures: Mapping[str, Signature], grid: ShapeGri
 
     The signatures are visited in their order as long as all points of one fit into the limit of
     1,000 records; serving_default comes first and must fit. One that takes a decoder's state, which
-    is large, is visited with the smallest number of rows only.
+    is large, is visited with the smallest number of rows only. A signature with options of ASKED
+    begins with a record that asks for them.
     """
     texts = texts_of_lengths(token_counter(signatures), text, grid.tokens)
     for tokens, one in zip(grid.tokens, texts):
@@ -135,10 +138,13 @@ def write_warmup(path: Path, signatures: Mapping[str, Signature], grid: ShapeGri
     with tf.io.TFRecordWriter(str(path)) as writer:
         for spec in (signatures[name].spec for name in order):
             sizes = grid.rows[:1] if _has_state(spec) else grid.rows
-            if written + len(sizes) * len(texts) > MAX_RECORDS:
+            visits = [(one, rows, False) for one, rows in itertools.product(texts, sizes)]
+            if any(one.name in ASKED for one in spec.inputs):
+                visits.insert(0, (texts[0], sizes[0], True))
+            if written + len(visits) > MAX_RECORDS:
                 break
-            for one, rows in itertools.product(texts, sizes):
-                row = _one_row(spec, one, signatures["encode"])
+            for one, rows, asked in visits:
+                row = _one_row(spec, one, signatures["encode"], asked=asked)
                 inputs = {key: np.repeat(array, rows, axis=0) for key, array in row.items()}
                 log = prediction_log(spec, inputs, model=model)
                 writer.write(log.SerializeToString())
@@ -177,8 +183,9 @@ def _to_proto(array: np.ndarray, dtype: tf.DType) -> tensor_pb2.TensorProto:
     return tf.make_tensor_proto(array, dtype)
 
 
-def _one_row(spec: SignatureSpec, text: bytes, encode: Signature) -> dict[str, np.ndarray]:
-    """Return the inputs of one row that is as long as `text`.
+def _one_row(spec: SignatureSpec, text: bytes, encode: Signature, *, asked: bool = False,
+             ) -> dict[str, np.ndarray]:
+    """Return the inputs of one row that is as long as `text`, with the options of ASKED if `asked`.
 
     A decoder's state begins as zeros and produces nothing: the row is read.
     """
@@ -191,7 +198,8 @@ def _one_row(spec: SignatureSpec, text: bytes, encode: Signature) -> dict[str, n
         if spec.method_name == CLASSIFY_METHOD:
             row[one.name] = _strings([_example(text)])
         elif one.dtype == "string" and one.default is not None:
-            row[one.name] = _strings([one.default.encode()])
+            value = ASKED.get(one.name, one.default) if asked else one.default
+            row[one.name] = _strings([value.encode()])
         elif one.dtype == "string":
             row[one.name] = _strings([b"" if one.name in SECOND_TEXTS else text])
         elif one.name in known:

@@ -45,7 +45,7 @@ from tf_infer.server.engine_servable import EngineServable
 from tf_infer.server.logs import event
 from tf_infer.server.metrics import Metrics, counted
 from tf_infer.server.scheduler import TIMED_OUT
-from tf_infer.server.session_config import session_config
+from tf_infer.server.session_config import for_version, session_config
 from tf_infer.server.tracing import Step, stage_times
 from tf_infer.server.warmup import replay_golden, warm_up
 from tf_infer.wire import serving_pb2
@@ -339,8 +339,9 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
     with counted(lambda code, seconds: metrics.load(str(path), code, seconds)):
         if config.prefer_tflite:
             _pass_over_lite(Path(path))
-        graph = SavedModelServable(path, tags=config.tags, metrics=metrics, gently=gently,
-                                   settings=settings or session_config(config))
+        wanted = for_version(settings or session_config(config), manifest)
+        graph = SavedModelServable(path, tags=config.tags, metrics=metrics, settings=wanted,
+                                   gently=gently)
     graph.manifest = manifest
     servable: Servable = graph
     try:

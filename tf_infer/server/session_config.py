@@ -10,7 +10,8 @@ import tensorflow as tf
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 
-from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE
+from tf_infer.config import CausalLMConfig
+from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, ModelManifest
 from tf_infer.server import cpus
 from tf_infer.server.config import ModelConfig, ServerConfig
 from tf_infer.server.platform_config import ADAPTER, adapter_in
@@ -45,6 +46,22 @@ def session_config(config: ServerConfig) -> Any:
         few = cpus.usable() <= FEW_CPUS and only_ours(config.models)
         settings.intra_op_parallelism_threads = 1 if few else cpus.limit()
     return settings
+
+
+def for_version(settings: Any, manifest: ModelManifest | None) -> Any:
+    """Return the settings of the session of one version; `settings` as they are of most.
+
+    TensorFlow's graph optimiser looks at all signatures of a SavedModel whenever one of them first
+    runs. A decoder of ours has many, and those of its functions that gain by it ask for it
+    themselves (docs/runtime.md). Whoever configures the optimiser has their way.
+    """
+    if (manifest is None or not isinstance(manifest.task, CausalLMConfig)
+            or manifest.compiled != "none" or settings.graph_options.HasField("rewrite_options")):
+        return settings
+    found = config_pb2.ConfigProto()
+    found.CopyFrom(settings)
+    found.graph_options.rewrite_options.disable_meta_optimizer = True
+    return found
 
 
 def only_ours(models: Sequence[ModelConfig]) -> bool:

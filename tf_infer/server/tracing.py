@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from tf_infer.server.contracts import StageTimes
 from tf_infer.stages import STAGES, stage_of
+
+# The operations of a function that is called tell of themselves.
+_CALL = re.compile(r"(?:^|/)(?:Stateful)?PartitionedCall(?:_\d+)?$")
 
 
 class Step(NamedTuple):
@@ -27,6 +31,8 @@ def stage_times(steps: Iterable[Step]) -> StageTimes:
     """
     by_stage: dict[str | None, list[tuple[int, int]]] = {}
     for step in steps:
+        if _CALL.search(step.operation):
+            continue
         by_stage.setdefault(stage_of(step.operation), []).append((step.start_ns, step.end_ns))
     if by_stage.keys() == {None}:
         spans = by_stage[None]

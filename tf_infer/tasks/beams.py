@@ -73,7 +73,7 @@ class Beams:
         every = {name: tf.repeat(value, config.beams, axis=0) for name, value in dense.items()}
         penalty = dense["length_penalty"]
         found = beam.search(
-            task.step, task.prefilled(dense["ids"], dense["lengths"]),
+            task.step, task.loops.prefill(dense["ids"], dense["lengths"]),
             task.limits(dense["max_new_tokens"]),
             beam.BeamOptions(penalty, tf.zeros_like(penalty) + config.beam_diversity),
             beams=config.beams, groups=config.beam_groups,

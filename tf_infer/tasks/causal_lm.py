@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import tensorflow as tf
 
 from tf_infer.config import CausalLMConfig, ConstraintConfig
-from tf_infer.decoding import controls, record, sampling, stops
-from tf_infer.decoding.contracts import Limits, Processor, SamplingOptions, Start
-from tf_infer.decoding.loop import run
+from tf_infer.decoding import controls
+from tf_infer.decoding.contracts import Limits, Processor, Start
 from tf_infer.decoding.processors import History
 from tf_infer.decoding.score import place_scores
-from tf_infer.manifest import SignatureSpec
-from tf_infer.networks.contracts import Cache
+from tf_infer.decoding.shared import Shared
+from tf_infer.decoding.speculative import joined
+from tf_infer.manifest import SignatureSpec, TensorSpec
+from tf_infer.networks.contracts import Cache, Decoder
 from tf_infer.stages import CORE, POSTPROCESS, PREPROCESS
 from tf_infer.tasks import options
 from tf_infer.tasks.base import Signature, Task, by_name, in_stage, rows
@@ -24,11 +26,17 @@ from tf_infer.tasks.explained import Explained
 from tf_infer.tasks.grid import in_slices, require, same_rows
 from tf_infer.tasks.host_loops import HostLoops
 from tf_infer.tasks.lists import some_rows
+from tf_infer.tasks.loops import Loops
 from tf_infer.tasks.row_constraints import RowConstraints, check_named
 from tf_infer.tasks.row_options import RowOptions
-from tf_infer.text.contracts import TokenBatch, Tokens
+from tf_infer.tasks.shared_codec import SharedCodec
+from tf_infer.tasks.speculation import Speculation, check_draft
+from tf_infer.text.contracts import TextCodec, TokenBatch, Tokens
 from tf_infer.text.packing import pack, pad_id
+from tf_infer.text.rows import row_ids
 
+# the first outputs of both loops
+PLAINLY = ("ids", "length", "score", "finished", "token_logprobs")
 LOGITS = 2**25  # most logits at once where those of every place are made: 128 MiB
 
 
@@ -47,6 +55,8 @@ class CausalLM(Task):
             into the continuation.
         encode: `text` -> `ids`, `mask`, `starts`, `ends`, as a prompt is read.
         decode: `ids`, `length` -> `text`.
+        speculate (with `config.guesses`): the answer of `generate` to plain options, by guessing;
+            see speculation.py.
         explain (with `config.explain`): `prompt`, `continuation`, `place` -> which tokens made the
             log-probability of one token; see explained.py.
         steps: read ids, then produce `count` tokens, for loops of the host; see host_loops.py.
@@ -61,11 +71,15 @@ class CausalLM(Task):
 
     config: CausalLMConfig
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        self.row_options = RowOptions(arguments[0], arguments[1])
-        self.row_constraints = RowConstraints(arguments[0], arguments[1], self.row_options.end_ids,
+    def __init__(self, config: CausalLMConfig, codec: TextCodec, network: Any, *,
+                 draft: Decoder | None = None, **keywords: Any) -> None:
+        self.texts = SharedCodec(codec)
+        self.row_options = RowOptions(config, codec, self.texts)
+        self.row_constraints = RowConstraints(config, codec, self.row_options.end_ids,
                                               lambda: int(self.network.vocab_size))
-        super().__init__(*arguments, **keywords)
+        self.loops = Loops(self)
+        self.draft = draft  # guesses for `speculate`; None for prompt look-up
+        super().__init__(config, codec, network, **keywords)
 
     @property
     def positions(self) -> int:
@@ -73,10 +87,16 @@ class CausalLM(Task):
         return int(min(self.network.max_positions,
                        self.config.grid.tokens[-1] + self.config.capacity))
 
+    def tracked(self) -> tuple[Any, ...]:
+        """See `Task.tracked`."""
+        return super().tracked() if self.draft is None else (*super().tracked(), self.draft)
+
+    def _parts(self) -> dict[str, Any]:
+        return {**super()._parts(), "draft": self.draft}
+
     def explaining(self) -> CausalLM:
         """Return the same decoder with the signature `explain`."""
-        return CausalLM(replace(self.config, explain=True), self.codec, self.network,
-                        compiled=self.compiled, tokenizer_dir=self.tokenizer_dir)
+        return self.replaced(config=replace(self.config, explain=True))
 
     def constrained(self, named: Mapping[str, ConstraintConfig]) -> CausalLM:
         """Return a task of the same codec and weights with other named constraints.
@@ -85,8 +105,22 @@ class CausalLM(Task):
             ConfigError: one of them is none, with position or path.
         """
         check_named(named)
-        return CausalLM(replace(self.config, constraints=dict(named)), self.codec, self.network,
-                        compiled=self.compiled, tokenizer_dir=self.tokenizer_dir)
+        return self.replaced(config=replace(self.config, constraints=dict(named)))
+
+    def speculating(self, guesses: int, draft: CausalLM | None = None) -> CausalLM:
+        """Return the same decoder with the signature `speculate`; 0 guesses leave it out.
+
+        Args:
+            guesses: of a round, at most.
+            draft: a smaller decoder whose network guesses; None looks tokens up in the prompt.
+
+        Raises:
+            ConfigError: the draft has other ids, or cannot read every prompt.
+        """
+        if draft is not None:
+            check_draft(self, draft)
+        return self.replaced(config=replace(self.config, guesses=guesses),
+                             draft=None if draft is None else draft.network)
 
     # ------------------------------------------------------------------ strings -> dense -> strings
 
@@ -101,10 +135,10 @@ class CausalLM(Task):
         prompts = inputs["prompt"]
         if "forced_prefix" not in inputs:
             given = {name: inputs[name] for name in options.PLAIN}
-            return self._with_prompts(self.codec.encode(prompts), given)
+            return self._with_prompts(self.texts.encode(prompts), given)
         texts = self.row_options.texts(inputs)
         # The texts of options are encoded with the prompts: an encoder is a large part of a graph.
-        encoded = self.codec.encode(tf.concat([prompts, texts.flat], axis=0)).ids
+        encoded = self.texts.encode(tf.concat([prompts, texts.flat], axis=0)).ids
         count = tf.shape(prompts)[0]
         given = self.row_options.dense(
             {name: value for name, value in inputs.items() if name != "prompt"}, texts,
@@ -135,7 +169,7 @@ class CausalLM(Task):
             stop string, 0 where there is none, and `incomplete` [B] bool: the row's constraint asks
             for more. Of plain options the first five alone.
         """
-        start = self.prefilled(dense["ids"], dense["lengths"])
+        start = self.loops.prefill(dense["ids"], dense["lengths"])
         if "prefix" not in dense:
             return self._plainly(start, dense)
         if self.compiled == "xla":  # compiles both sides of a branch
@@ -147,31 +181,15 @@ class CausalLM(Task):
 
     def _plainly(self, start: Start, dense: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Decode with the options of `options.PLAIN`, and `draw`, alone."""
-        chosen = SamplingOptions(**{name: dense[name] for name in (*options.SAMPLING, "draw")
-                                    if name in dense})
-        told = record.watcher(tf.zeros_like(dense["lengths"]), self.config.capacity, 0)
-        progress, _ = run(
-            self.step, start, self.limits(dense["max_new_tokens"]),
-            lambda values, produced: sampling.choose(values, chosen, produced), (), (told,))
-        return {"ids": progress.ids, "length": progress.lengths, "score": progress.scores,
-                "finished": progress.finished, "token_logprobs": progress.seen[0].log_probs}
+        return dict(zip(PLAINLY, self.loops.plainly(start, dense)))
 
     def _as_asked(self, start: Start, dense: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Decode with every option."""
-        chosen, capacity = self.row_options.sampling(dense), self.config.capacity
-        history = History(dense["ids"], dense["lengths"], dense["lengths"])
-        progress, _ = run(
-            self.step, start, self.limits(dense["max_new_tokens"], dense["stop_ids"]),
-            lambda values, produced: sampling.choose(values, chosen, produced),
-            (*self.processors(dense, history), *self.row_constraints.processors(dense)),
-            (record.watcher(dense["logprobs"], capacity, self.config.top_logprobs),
-             stops.watcher(self.row_options.spellings, dense["stops"] - 1)),
-            compact=self.compiled == "none")
-        told, search = progress.seen
-        return {"ids": progress.ids, "length": progress.lengths, "score": progress.scores,
-                "finished": progress.finished, "token_logprobs": told.log_probs,
-                "top_ids": told.top_ids, "top_logprobs": told.top_log_probs, "cut": search.cut,
-                "incomplete": self.row_constraints.incomplete(dense, progress)}
+        made = self.loops.as_asked(start, {
+            **dense, "history": dense["ids"], "history_length": dense["lengths"],
+            "state": self.row_constraints.begun(dense)})
+        return {**dict(zip(PLAINLY, made)), "top_ids": made.top_ids,
+                "top_logprobs": made.top_log_probs, "cut": made.cut, "incomplete": made.incomplete}
 
     def _nothing_told(self, dense: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Return what `_as_asked` gives beside `_plainly` where nobody asks for anything."""
@@ -179,12 +197,6 @@ class CausalLM(Task):
         return {"top_ids": tf.fill(shape, -1), "top_logprobs": tf.zeros(shape),
                 "cut": tf.zeros_like(dense["lengths"]),
                 "incomplete": tf.zeros_like(dense["lengths"], tf.bool)}
-
-    def prefilled(self, ids: tf.Tensor, lengths: tf.Tensor) -> Start:
-        """Read prompts [B, T]; there is room for `config.capacity` tokens more, or all that fit."""
-        capacity = tf.minimum(tf.shape(ids)[1] + self.config.capacity, self.network.max_positions)
-        logits, cache = self.network.prefill(ids, tf.maximum(lengths, 1), capacity=capacity)
-        return Start(tf.cast(logits, tf.float32), cache)
 
     def processors(self, dense: Mapping[str, tf.Tensor], history: History, *,
                    before: tf.Tensor | None = None) -> tuple[Processor, ...]:
@@ -214,8 +226,13 @@ class CausalLM(Task):
 
         A codec may have put U+FFFD for some of these bytes: the text then ends with their repair.
         """
+        return tf.cond(tf.reduce_any(back > 0),
+                       lambda: self._cutter(texts, ids, lengths, back), lambda: texts)
 
-        def cut() -> tf.Tensor:
+    @cached_property
+    def _cutter(self) -> Shared:
+        def cut(texts: tf.Tensor, ids: tf.Tensor, lengths: tf.Tensor, back: tf.Tensor
+                ) -> tf.Tensor:
             real = tf.sequence_mask(lengths, tf.shape(ids)[1])
             spelled = tf.strings.reduce_join(
                 tf.where(real, tf.gather(self.codec.spellings(), ids), ""), axis=-1)
@@ -227,7 +244,9 @@ class CausalLM(Task):
             return tf.where(back > 0, tf.strings.substr(
                 texts, tf.zeros_like(kept), tf.maximum(kept, 0)), texts)
 
-        return tf.cond(tf.reduce_any(back > 0), cut, lambda: texts)
+        one = tf.TensorSpec([None], tf.int32)
+        return Shared(POSTPROCESS, cut, [tf.TensorSpec([None], tf.string),
+                                         tf.TensorSpec([None, None], tf.int32), one, one])
 
     def step(self, tokens: tf.Tensor, live: tf.Tensor, cache: Cache) -> tuple[tf.Tensor, Cache]:
         """Read one token of each live row; see `StepFn`."""
@@ -265,11 +284,12 @@ class CausalLM(Task):
         Where the whole does not begin with the prompt (a character was cut in two, and is whole
         only now) the continuation is decoded alone.
         """
-        prompt = tf.RaggedTensor.from_tensor(prompt_ids, prompt_lengths)
-        whole = tf.concat([prompt, tf.RaggedTensor.from_tensor(ids, lengths)], axis=1).to_tensor()
-        before = self.codec.decode(prompt_ids, prompt_lengths)               # [B] string
-        after = self.codec.decode(whole, prompt_lengths + lengths)
-        alone = self.codec.decode(ids, lengths)
+        whole, total = joined(prompt_ids, prompt_lengths, ids, lengths)
+        width = tf.shape(whole)[1]
+        texts = self.texts.decode(                                           # [3 B] string
+            tf.concat([whole, whole, tf.pad(ids, [[0, 0], [0, width - tf.shape(ids)[1]]])], axis=0),
+            tf.concat([prompt_lengths, total, lengths], axis=0))
+        before, after, alone = tf.split(texts, 3)
         size = tf.minimum(tf.strings.length(before), tf.strings.length(after))
         added = tf.strings.substr(after, size, tf.strings.length(after) - size)
         begins = tf.strings.substr(after, tf.zeros_like(size), size) == before
@@ -285,12 +305,7 @@ class CausalLM(Task):
         ids = rows("ids", "int32", None, note="token ids")
         length = rows("length", "int32", note="ids that count")
         score = rows("score", "float32", note="log-probability, nats")
-        answer = (
-            rows("text", "string", note="the continuation alone"),
-            rows("ids", "int32", capacity, note="its ids, padding behind them"), length, score,
-            rows("finish_reason", "string",
-                 note="stop (an end id, a stop id, a stop string), length (the limit), or "
-                 "incomplete (the constraint asks for more)"))
+        answer = self.answer_specs()
         most = self.config.top_logprobs
         told = (
             rows("token_logprobs", "float32", capacity, note="of each id, nats; 0 behind them"),
@@ -317,7 +332,19 @@ class CausalLM(Task):
             (SignatureSpec(name="decode", inputs=(ids, length), outputs=(text,)), self._decoded),
             *HostLoops(self).signatures())
         found |= by_name(Explained(self).signature()) if self.config.explain else {}
+        found |= by_name(Speculation(self).signature()) if self.config.guesses else {}
         return found | (by_name(Beams(self).signature()) if self.config.beams else {})
+
+    def answer_specs(self) -> tuple[TensorSpec, ...]:
+        """Return the outputs of `serving_default`, with which all answers begin."""
+        return (
+            rows("text", "string", note="the continuation alone"),
+            rows("ids", "int32", self.config.capacity, note="its ids, padding behind them"),
+            rows("length", "int32", note="ids that count"),
+            rows("score", "float32", note="log-probability, nats"),
+            rows("finish_reason", "string",
+                 note="stop (an end id, a stop id, a stop string), length (the limit), or "
+                 "incomplete (the constraint asks for more)"))
 
     def _with_defaults(self, *, prompt: tf.Tensor) -> dict[str, tf.Tensor]:
         given = options.defaults_for(tf.shape(prompt)[0], self.config)
@@ -364,11 +391,15 @@ class CausalLM(Task):
         """
         same_rows({"prompt": prompt, "continuation": continuation})
         whole = tf.strings.join([prompt, continuation])
-        tokens = self.codec.encode(whole, offsets=True)
-        prompt_bytes = tf.strings.length(prompt)[:, None]                    # [B, 1]
-        wanted = tf.reduce_sum(tf.cast(tokens.ends > prompt_bytes, tf.int32), axis=1)
+        tokens = self.texts.encode(whole, offsets=True)
+        prompt_bytes = tf.strings.length(prompt)                             # [B]
+        ends = tokens.ends
+        assert ends is not None  # they were asked for
+        row = row_ids(ends.row_splits)
+        reach = tf.cast(ends.values > tf.gather(prompt_bytes, row), tf.int32)
+        wanted = tf.math.unsorted_segment_sum(reach, row, tf.size(prompt))
         batch = self._pack(tokens, tf.equal(wanted, tf.cast(tokens.ids.row_lengths(), tf.int32)))
-        counted = batch.mask & (batch.ends > prompt_bytes)
+        counted = batch.mask & (batch.ends > prompt_bytes[:, None])
         counted &= tf.range(tf.shape(counted)[1]) > 0  # cut so that nothing stands before it
         length = tf.reduce_sum(tf.cast(counted, tf.int32), axis=-1)
         require(tf.equal(length, wanted),
@@ -393,7 +424,7 @@ class CausalLM(Task):
 
     @in_stage(PREPROCESS)
     def _encoded(self, *, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        tokens = self.codec.encode(text, offsets=True)
+        tokens = self.texts.encode(text, offsets=True)
         batch = self._pack(tokens, tokens.ids.row_lengths() == 0)
         return {"ids": batch.ids, "mask": tf.cast(batch.mask, tf.int32),
                 "starts": batch.starts, "ends": batch.ends}
@@ -403,7 +434,7 @@ class CausalLM(Task):
         same_rows({"ids": ids, "length": length})
         require((length >= 0) & (length <= tf.shape(ids)[1]),
                 "length: expected 0 <= length <= ids in the row.", length)
-        return {"text": self.codec.decode(ids, length)}
+        return {"text": self.texts.decode(ids, length)}
 
 
 def _lengths(batch: TokenBatch) -> tf.Tensor:

@@ -73,7 +73,9 @@ def in_slices(core: Callable[..., dict[str, tf.Tensor]], dense: Mapping[str, tf.
                                    element_shape=value.shape) for name, value in outputs.items()}
 
     def some(i: tf.Tensor, written: dict[str, tf.TensorArray]) -> Any:
-        part = traced(*(tensor[i * most:(i + 1) * most] for tensor in ordered))
+        begin = tf.reshape(i * most, [1])  # shared: tensor[a:b] takes ten operations each time
+        end, one = begin + most, tf.constant([1])
+        part = traced(*(tf.strided_slice(tensor, begin, end, one) for tensor in ordered))
         return i + 1, {name: array.write(i, part[name]) for name, array in written.items()}
 
     _, written = tf.while_loop(lambda i, _: i < count, some, (0, arrays), parallel_iterations=1)
@@ -131,7 +133,7 @@ def require(rule: tf.Tensor, message: str, values: tf.Tensor | None = None) -> A
         data += [tf.constant("First such row:"), first]
     if values is not None:
         data += [tf.constant("got:"), tf.concat([values, tf.zeros([1], values.dtype)], 0)[first]]
-    return tf.debugging.Assert(tf.reduce_all(rule), data)
+    return _assert(tf.reduce_all(rule), data)
 
 
 def require_all(rules: Sequence[tuple[str, tf.Tensor, tf.Tensor]]) -> Any:
@@ -145,7 +147,7 @@ def require_all(rules: Sequence[tuple[str, tf.Tensor, tf.Tensor]]) -> Any:
     first = tf.argmax(tf.pad(tf.reduce_any(broken, axis=1), [[0, 1]], constant_values=True))
     first = tf.minimum(first, len(rules) - 1)
     row = tf.argmax(tf.pad(broken, [[0, 0], [0, 1]], constant_values=True)[first])
-    return tf.debugging.Assert(~tf.reduce_any(broken), [
+    return _assert(~tf.reduce_any(broken), [
         tf.gather(tf.constant([message for message, _, _ in rules]), first),
         tf.constant("First such row:"), row, tf.constant("got:"),
         tf.pad(values, [[0, 0], [0, 1]])[first, row]])
@@ -154,8 +156,16 @@ def require_all(rules: Sequence[tuple[str, tf.Tensor, tf.Tensor]]) -> Any:
 def same_rows(inputs: Mapping[str, tf.Tensor]) -> None:
     """Fail with INVALID_ARGUMENT unless every input has as many rows as the first one."""
     leader = next(iter(inputs))
-    counts = tf.stack([tf.shape(tensor)[0] for tensor in inputs.values()])
+    counts = tf.stack([tf.size(tensor) if tensor.shape.rank == 1 else tf.shape(tensor)[0]
+                       for tensor in inputs.values()])
     wrong = counts != counts[0]
     messages = [f"{name}: expected as many rows as {leader}." for name in inputs]
-    tf.debugging.Assert(~tf.reduce_any(wrong), [
-        tf.gather(tf.constant(messages), tf.argmax(wrong))])
+    _assert(~tf.reduce_any(wrong), [tf.gather(tf.constant(messages), tf.argmax(wrong))])
+
+
+def _assert(rule: tf.Tensor, data: Sequence[tf.Tensor]) -> Any:
+    """Do what `tf.debugging.Assert` does, in a graph without a branch of two functions around it.
+    """
+    if tf.executing_eagerly():
+        return tf.debugging.Assert(rule, data)
+    return tf.raw_ops.Assert(condition=rule, data=data)

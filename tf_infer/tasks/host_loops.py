@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import tensorflow as tf
 
 from tf_infer.decoding import controls, record, sampling
-from tf_infer.decoding.constraints import first_only
 from tf_infer.decoding.contracts import Start
-from tf_infer.decoding.loop import is_end, run
+from tf_infer.decoding.loop import is_end
 from tf_infer.decoding.processors import History, only
 from tf_infer.decoding.score import token_log_probs
 from tf_infer.manifest import SignatureSpec, TensorSpec
@@ -54,9 +53,7 @@ class HostLoops:
 
     def _steps_specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         task, config = self.task, self.task.config
-        with tf.init_scope():
-            _, cache = task.network.prefill(tf.zeros([1, 1], tf.int32), tf.ones([1], tf.int32),
-                                            capacity=1)
+        cache = task.loops.cache_spec
         _, heads, _, size = cache.layers[0][0].shape
         state = (rows("cache", "float32", 2 * len(cache.layers), heads, task.positions, size,
                       note="keys of layer i at 2i, its values at 2i + 1; zeros to begin"),
@@ -135,29 +132,19 @@ class HostLoops:
                 "state": held.entered(number, inputs["state"], at_start)}
 
     def _stepped(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        task, capacity = self.task, self.task.config.capacity
-        ids, id_count, before = inputs["ids"], inputs["id_count"], inputs["produced"]
+        task, id_count = self.task, inputs["id_count"]
         logits, cache = task.network.extend(
-            ids, id_count, _unstacked(inputs["cache"], inputs["lengths"]))
+            inputs["ids"], id_count, _unstacked(inputs["cache"], inputs["lengths"]))
         last = tf.gather(logits, tf.maximum(id_count, 1) - 1, batch_dims=1)  # [B, V]
-        chosen = task.row_options.sampling(inputs)
-        held = inputs["history_length"]
-        history = History(inputs["history"], tf.maximum(held - before, 0), held)
-        progress, cache = run(
-            task.step, Start(tf.cast(last, tf.float32), cache),
-            task.limits(inputs["count"], inputs["stop_ids"]),
-            lambda values, lengths: sampling.choose(values, chosen, before + lengths),
-            (*task.processors(inputs, history, before=before), first_only(inputs["allowed"]),
-             task.row_constraints.followed(inputs["state"])),
-            (record.watcher(inputs["logprobs"], capacity, task.config.top_logprobs),))
-        flat = [tensor for layer in cache.layers for tensor in layer]
-        (told,) = progress.seen
-        return {"tokens": progress.ids, "token_count": progress.lengths,
-                "finished": progress.finished, "score": progress.scores,
-                "cache": tf.stack(flat, axis=1), "lengths": cache.lengths,
-                "token_logprobs": told.log_probs, "top_ids": told.top_ids,
-                "top_logprobs": told.top_log_probs,
-                "state": task.row_constraints.left(inputs["constraint"], progress.states[-1])}
+        made = task.loops.as_asked(Start(tf.cast(last, tf.float32), cache),
+                                   {**inputs, "max_new_tokens": inputs["count"]})
+        flat = [tensor for layer in made.cache.layers for tensor in layer]
+        return {"tokens": made.ids, "token_count": made.lengths,
+                "finished": made.finished, "score": made.scores,
+                "cache": tf.ensure_shape(tf.stack(flat, axis=1), inputs["cache"].shape),
+                "lengths": made.cache.lengths, "token_logprobs": made.log_probs,
+                "top_ids": made.top_ids, "top_logprobs": made.top_log_probs,
+                "state": task.row_constraints.left(inputs["constraint"], made.state)}
 
     # ------------------------------------------------------------------ choose
 

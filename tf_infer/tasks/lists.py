@@ -7,10 +7,13 @@ with rows of zeros. All lists are split at once, because a graph should stay sma
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_infer.decoding.shared import Shared
+from tf_infer.stages import PREPROCESS
 from tf_infer.tasks.grid import require
 
 SEPARATOR = "\x1f"
@@ -74,11 +77,18 @@ def read(inputs: Mapping[str, tf.Tensor], vocab_size: int) -> Lists:
         return Lists(**dense, words=Words(tf.zeros([0, 2], tf.string), tf.zeros([0, 2], tf.int32)))
 
     found = tf.cond(tf.reduce_any(joined != ""),
-                    lambda: _Items(tuple(given), joined, rows).lists(vocab_size), nothing)
+                    lambda: _reader(tuple(given), vocab_size)(joined, rows), nothing)
     return tf.nest.map_structure(
         lambda tensor, shape: tf.ensure_shape(tensor, shape), found,
         Lists(**{name: spec.shape for name, spec in specs().items()},
               words=Words(tf.TensorShape([None, 2]), tf.TensorShape([None, 2]))))
+
+
+@lru_cache
+def _reader(kinds: tuple[str, ...], vocab_size: int) -> Shared:
+    """Return what reads lists that are not all empty: [kinds * B] string, [] int32 -> Lists."""
+    return Shared(PREPROCESS, lambda joined, rows: _Items(kinds, joined, rows).lists(vocab_size),
+                  [tf.TensorSpec([None], tf.string), tf.TensorSpec([], tf.int32)])
 
 
 class _Items:
@@ -156,11 +166,11 @@ class _Items:
         return tf.where(real, tf.cast(data, tf.int16) + 1, 0)
 
 
-def word_ids(words: Words, encoded: tf.RaggedTensor, rows: tf.Tensor) -> tf.Tensor:
+def word_ids(places: tf.Tensor, encoded: tf.RaggedTensor, rows: tf.Tensor) -> tf.Tensor:
     """Return the ids of banned words.
 
     Args:
-        words: as `read` gives them.
+        places: of `Words`, as `read` gives them.
         encoded: [2 * total, (T)] int32, ids of their texts.
         rows: [] int32, B.
 
@@ -168,7 +178,7 @@ def word_ids(words: Words, encoded: tf.RaggedTensor, rows: tf.Tensor) -> tf.Tens
         [B, 2 * WORDS, WORD_IDS] int32, one more than the ids, 0 behind the last one.
     """
     sizes = tf.cast(tf.reshape(encoded.row_lengths(), [-1, 2]), tf.int32)
-    row, place = words.places[:, 0], words.places[:, 1] % WORDS
+    row, place = places[:, 0], places[:, 1] % WORDS
     longest = tf.math.unsorted_segment_max(tf.reduce_max(sizes, axis=1), row, rows)
     require(longest <= WORD_IDS, f"banned: expected words of at most {WORD_IDS} ids.")
     ids = tf.reshape(in_width(encoded, WORD_IDS), [-1, 2, WORD_IDS])         # [total, 2, S]

@@ -22,6 +22,8 @@ from tf_infer.decoding import constraints
 from tf_infer.decoding.constraints import LONGEST, Choices, Tables
 from tf_infer.decoding.contracts import Processor
 from tf_infer.decoding.loop import Progress
+from tf_infer.decoding.shared import Shared
+from tf_infer.stages import PREPROCESS
 from tf_infer.tasks.grid import bucket, require
 from tf_infer.text.contracts import TextCodec
 from tf_infer.token_bytes import TokenBytes
@@ -158,9 +160,14 @@ class RowConstraints:
                     "text.")
             return Choices(*nothing())
         tokens, ends = tf.cond(tf.reduce_any(values != ""),
-                               lambda: tuple(self._spelled(values, at_start)), nothing)
+                               lambda: tuple(self._speller(values, at_start)), nothing)
         return Choices(tf.ensure_shape(tokens, [None, None, LONGEST]),
                        tf.ensure_shape(ends, [None, None]))
+
+    @cached_property
+    def _speller(self) -> Shared:
+        return Shared(PREPROCESS, self._spelled, [tf.TensorSpec([None], tf.string),
+                                                  tf.TensorSpec([None], tf.bool)])
 
     def _spelled(self, values: tf.Tensor, at_start: tf.Tensor) -> Choices:
         held = _items(values)                                                # [B, (K)]
@@ -168,10 +175,12 @@ class RowConstraints:
         counts = tf.cast(held.row_lengths(), tf.int32)
         sizes = held.with_values(tf.strings.length(flat)).to_tensor()        # [B, K]
         total = tf.reduce_sum(sizes, axis=-1)
-        require(counts <= CHOICE_COUNTS[-1],
-                f"choices: expected at most {CHOICE_COUNTS[-1]}.", counts)
-        require(total <= CHOICE_BYTES[-1],
-                f"choices: expected at most {CHOICE_BYTES[-1]} bytes together.", total)
+        rules = [require(counts <= CHOICE_COUNTS[-1],
+                         f"choices: expected at most {CHOICE_COUNTS[-1]}.", counts),
+                 require(total <= CHOICE_BYTES[-1],
+                         f"choices: expected at most {CHOICE_BYTES[-1]} bytes together.", total)]
+        with tf.control_dependencies(rules):  # else what breaks by them may be told first
+            counts, total = tf.identity(counts), tf.identity(total)
         good = tf.strings.unicode_transcode(flat, "UTF-8", "UTF-8", errors="ignore") == flat
         require(tf.reduce_all(held.with_values(good & (flat != "")), axis=1),
                 "choices: expected UTF-8 texts that are not empty, joined by U+001F.")
@@ -196,12 +205,23 @@ class RowConstraints:
     # ------------------------------------------------------------------ dense -> what loops take
 
     def processors(self, dense: Dense) -> tuple[Processor, ...]:
-        """Return what holds the rows of a loop to their constraints; last of all processors."""
+        """Return what holds the rows of a loop to their constraints; last of all processors.
+
+        `state` [N] int32 of `dense` is that of `Tables` before the first token.
+        """
         said = constraints.chosen(_held(dense), self._end_ids)
+        return (constraints.named(self.tables, dense["state"]), said) if self.names else (said,)
+
+    def begun(self, dense: Dense) -> tf.Tensor:
+        """Return the state of `Tables` that each row begins in: [B] int32, 0 without constraints.
+        """
         if not self.names:
-            return (said,)
-        state = constraints.begin(self.tables, dense["constraint"], dense["at_start"] > 0)
-        return constraints.named(self.tables, state), said
+            return tf.zeros_like(dense["constraint"])
+        return constraints.begin(self.tables, dense["constraint"], dense["at_start"] > 0)
+
+    def state_of(self, progress: Progress) -> tf.Tensor:
+        """Return the state of `Tables` at the end of a loop whose last processors are these."""
+        return progress.states[-2] if self.names else tf.zeros_like(progress.lengths)
 
     def asked(self, dense: Dense) -> tf.Tensor:
         """Return whether any row must look like something: [] bool."""

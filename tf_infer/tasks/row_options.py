@@ -13,8 +13,11 @@ from tf_infer.decoding import stops
 from tf_infer.decoding.contracts import SamplingOptions
 from tf_infer.decoding.controls import Controls, Ends, asks
 from tf_infer.decoding.processors import Penalties
+from tf_infer.decoding.shared import Shared
+from tf_infer.stages import PREPROCESS
 from tf_infer.tasks import lists, options
 from tf_infer.tasks.grid import require
+from tf_infer.tasks.shared_codec import SharedCodec
 from tf_infer.text.continuing import Continuing
 from tf_infer.text.contracts import TextCodec
 
@@ -36,9 +39,8 @@ class Texts(NamedTuple):
 class RowOptions:
     """What a decoder's options mean for its codec."""
 
-    def __init__(self, config: CausalLMConfig, codec: TextCodec) -> None:
-        self.config = config
-        self.codec = codec
+    def __init__(self, config: CausalLMConfig, codec: TextCodec, shared: SharedCodec) -> None:
+        self.config, self.codec, self._shared = config, codec, shared
 
     @cached_property
     def continuing(self) -> Continuing:
@@ -85,17 +87,42 @@ class RowOptions:
             encoded: [total, (T)] int32, ids of `texts.flat`.
         """
         count, capacity = tf.shape(inputs["forced_prefix"])[0], self.config.capacity
-        ids = self.continuing.read(encoded)
-        prefixes = lists.some_rows(ids, 0, count)
-        sizes = tf.cast(prefixes.row_lengths(), tf.int32)
+        places = texts.lists.words.places
+
+        def nothing() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            return (tf.zeros([count], tf.int32), tf.zeros([count, capacity], tf.int32),
+                    tf.zeros([count, 2 * lists.WORDS, lists.WORD_IDS], tf.int32))
+
+        sizes, prefix, banned = tf.cond(
+            tf.size(encoded.flat_values) > 0,
+            lambda: self._laid(encoded.flat_values, encoded.row_splits, places, count), nothing)
         most = inputs.get("max_new_tokens", tf.fill([count], capacity))
         words = "max_new_tokens" if "max_new_tokens" in inputs else f"{capacity}"
         require(sizes <= most, f"forced_prefix: expected at most {words} ids.", sizes)
         found = {name: value for name, value in inputs.items() if value.dtype != tf.string}
         found |= {name: getattr(texts.lists, name) for name in lists.specs()}
-        found["banned"] = lists.word_ids(texts.lists.words, lists.some_rows(ids, count), count)
-        found["prefix"] = lists.in_width(prefixes, capacity)
+        found["banned"] = tf.ensure_shape(banned, [None, 2 * lists.WORDS, lists.WORD_IDS])
+        found["prefix"] = tf.ensure_shape(prefix, [None, capacity])
         return found
+
+    @cached_property
+    def _laid(self) -> Shared:
+        """What lays ids of texts into rows: sizes of prefixes [B], prefixes, banned words.
+
+        It takes values and row splits of the ids, places of the words, and B.
+        """
+        def laid(values: tf.Tensor, splits: tf.Tensor, places: tf.Tensor, count: tf.Tensor
+                 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            ids = self.continuing.read(
+                tf.RaggedTensor.from_row_splits(values, splits, validate=False))
+            prefixes = lists.some_rows(ids, 0, count)
+            return (tf.cast(prefixes.row_lengths(), tf.int32),
+                    lists.in_width(prefixes, self.config.capacity),
+                    lists.word_ids(places, lists.some_rows(ids, count), count))
+
+        return Shared(PREPROCESS, laid, [
+            tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([None, 2], tf.int32), tf.TensorSpec([], tf.int32)])
 
     def without_prompt(self, inputs: Dense) -> dict[str, tf.Tensor]:
         """Return all options without strings where no prompt is encoded beside them."""
@@ -103,7 +130,7 @@ class RowOptions:
         splits = tf.zeros([tf.size(texts.flat) + 1], tf.int64)
         nothing = tf.RaggedTensor.from_row_splits(tf.zeros([0], tf.int32), splits, validate=False)
         encoded = tf.cond(tf.reduce_any(texts.flat != ""),
-                          lambda: self.codec.encode(texts.flat).ids, lambda: nothing)
+                          lambda: self._shared.encode(texts.flat).ids, lambda: nothing)
         return self.dense(inputs, texts, encoded)
 
     # ------------------------------------------------------------------ dense -> what loops take

@@ -1,0 +1,41 @@
+"""Functions that a graph holds once."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_infer.decoding.shared import Shared
+from tf_infer.stages import CORE, stage_of
+
+FREE = tf.TensorSpec([None], tf.float32)
+
+
+def halved() -> tuple[Shared, list[bool]]:
+    """Return a function of a few operations, and where it ran: True op by op."""
+    ran: list[bool] = []
+
+    def halve(values: tf.Tensor) -> tf.Tensor:
+        ran.append(tf.executing_eagerly())
+        return tf.sqrt(values * values) / 2.0
+
+    return Shared(CORE, halve, [FREE]), ran
+
+
+def test_two_graphs_that_call_it_twice_hold_one_function_traced_once() -> None:
+    half, ran = halved()
+    for _ in range(2):
+        outer = tf.function(lambda values: half(half(values)), input_signature=[FREE],
+                            autograph=False).get_concrete_function()
+        definition = outer.graph.as_graph_def()
+        (held,) = definition.library.function
+        assert held.attr["_noinline"].b
+        assert {stage_of(node.name) for node in held.node_def if node.op == "Sqrt"} == {"model"}
+        assert [node.op for node in definition.node].count("PartitionedCall") == 2
+        assert outer(tf.constant([-8.0, 4.0])).numpy().tolist() == [2.0, 1.0]
+    assert ran == [False]
+
+
+def test_op_by_op_it_is_the_function_itself() -> None:
+    half, ran = halved()
+    assert half(tf.constant([-8.0])).numpy().tolist() == [4.0]
+    assert ran == [True]

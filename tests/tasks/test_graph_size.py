@@ -1,0 +1,25 @@
+"""The graph of a decoder stays small: each node takes time to trace, to load, to run first."""
+
+from __future__ import annotations
+
+import pytest
+import tensorflow as tf
+
+from tests.tasks.suite import Paths, paths_of
+
+# Of one layer and bytes for a tokenizer; a new option costs some dozens of nodes.
+MOST_NODES = 7_000
+
+
+@pytest.fixture(scope="module")
+def paths() -> Paths:
+    return paths_of("decoder")
+
+
+def nodes(graph: tf.Graph) -> int:
+    definition = graph.as_graph_def()
+    return len(definition.node) + sum(len(one.node_def) for one in definition.library.function)
+
+
+def test_generate_holds_no_more_nodes_than_it_did(paths: Paths) -> None:
+    assert nodes(paths.traced("graph", "generate").graph) < MOST_NODES

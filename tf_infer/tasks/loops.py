@@ -1,0 +1,187 @@
+"""A decoder's prefill and its two loops, which all signatures share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import tensorflow as tf
+
+from tf_infer.decoding import record, sampling, stops
+from tf_infer.decoding.constraints import LONGEST, first_only
+from tf_infer.decoding.contracts import SamplingOptions, Start
+from tf_infer.decoding.loop import run
+from tf_infer.decoding.processors import History
+from tf_infer.decoding.shared import Shared
+from tf_infer.networks.contracts import Cache
+from tf_infer.stages import CORE
+from tf_infer.tasks import options
+
+if TYPE_CHECKING:
+    from tf_infer.tasks.causal_lm import CausalLM
+
+Dense = Mapping[str, tf.Tensor]
+DRAWING = (*options.SAMPLING, "draw")
+
+
+class Made(NamedTuple):
+    """What a loop made of N rows.
+
+    Attributes:
+        ids: [N, L] int32, padding behind the end.
+        lengths: [N] int32.
+        scores: [N] float32, nats, of ids and end.
+        finished: [N] bool, not by the limit.
+        log_probs: [N, L] float32, nats, of each id.
+        top_ids, top_log_probs: [N, L, A].
+        cut: [N] int32, bytes from the end of the text back to a stop string, 0 for none.
+        incomplete: [N] bool, the row's constraint asks for more.
+        state: [N] int32, of the named constraint.
+        cache: that the last step left.
+    """
+
+    ids: tf.Tensor
+    lengths: tf.Tensor
+    scores: tf.Tensor
+    finished: tf.Tensor
+    log_probs: tf.Tensor
+    top_ids: tf.Tensor
+    top_log_probs: tf.Tensor
+    cut: tf.Tensor
+    incomplete: tf.Tensor
+    state: tf.Tensor
+    cache: Cache
+
+
+class Plain(NamedTuple):
+    """The first five of `Made`."""
+
+    ids: tf.Tensor
+    lengths: tf.Tensor
+    scores: tf.Tensor
+    finished: tf.Tensor
+    log_probs: tf.Tensor
+
+
+class Loops:
+    """The loops around a task's network, with their options dense.
+
+    A graph holds each once, whatever asks for it; what XLA compiles holds its own.
+    """
+
+    def __init__(self, task: CausalLM) -> None:
+        self.task = task
+
+    # ------------------------------------------------------------------ what is shared
+
+    def prefill(self, ids: tf.Tensor, lengths: tf.Tensor) -> Start:
+        """Read prompts [B, T]; there is room for `config.capacity` tokens more, or all that fit."""
+        found: Start = self._prefill(ids, lengths)
+        return found
+
+    def plainly(self, start: Start, dense: Dense) -> Plain:
+        """Decode with `max_new_tokens`, `options.SAMPLING` and perhaps `draw` of `dense` alone."""
+        given = {"draw": tf.zeros_like(dense["max_new_tokens"]), **dense}
+        found: Plain = self._plainly(start, {name: given[name] for name in self._plain_specs})
+        return found
+
+    def as_asked(self, start: Start, dense: Dense) -> Made:
+        """Decode with every option.
+
+        Args:
+            start: of N rows.
+            dense: what `RowOptions.dense` and `RowConstraints.dense` give (of the last without
+                choices for none); `history` [N, H] and `history_length` [N], what each row holds;
+                `produced` [N], tokens of it that earlier calls produced; `allowed` [N, W], as in
+                `constraints.first_only`; `state` [N], of the named constraint.
+        """
+        none = tf.zeros_like(dense["state"])[:, None][:, :0]                 # [N, 0]
+        given = {"choice_ends": none, "allowed": none,
+                 "choice_tokens": none[..., None] + tf.zeros([LONGEST], tf.int32),
+                 "produced": tf.zeros_like(dense["state"]), **dense}
+        found: Made = self._as_asked(start, {name: given[name] for name in self._asked_specs})
+        return found
+
+    @cached_property
+    def cache_spec(self) -> Cache:
+        """The cache, rows and positions free."""
+        with tf.init_scope():
+            _, cache = self.task.network.prefill(tf.zeros([1, 1], tf.int32), tf.ones([1], tf.int32),
+                                                 capacity=1)
+        return Cache(tuple(tuple(tf.TensorSpec([None, part.shape[1], None, part.shape[3]],
+                                               part.dtype) for part in layer)
+                           for layer in cache.layers), tf.TensorSpec([None], tf.int32))
+
+    @cached_property
+    def _plain_specs(self) -> dict[str, tf.TensorSpec]:
+        found = self.task.row_options.dense_specs()
+        return {name: found[name] for name in ("max_new_tokens", *DRAWING)}
+
+    @cached_property
+    def _asked_specs(self) -> dict[str, tf.TensorSpec]:
+        one, some = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, None], tf.int32)
+        held = self.task.row_constraints.dense_specs()
+        del held["at_start"]
+        return {**self.task.row_options.dense_specs(), **held, "history": some, "allowed": some,
+                "history_length": one, "produced": one, "state": one}
+
+    def _held(self, function: Callable[..., Any], *specs: Callable[[], Any],
+              optimised: bool = True) -> Callable[..., Any]:
+        if self.task.compiled == "xla":
+            return function
+        return Shared(CORE, function, [spec() for spec in specs], optimised=optimised)
+
+    @cached_property
+    def _prefill(self) -> Callable[..., Any]:
+        return self._held(self._prefilled, lambda: tf.TensorSpec([None, None], tf.int32),
+                          lambda: tf.TensorSpec([None], tf.int32))
+
+    @cached_property
+    def _plainly(self) -> Callable[..., Any]:
+        return self._held(self._decoded_plainly, self._start_spec, lambda: self._plain_specs)
+
+    @cached_property
+    def _as_asked(self) -> Callable[..., Any]:
+        return self._held(self._decoded_as_asked, self._start_spec, lambda: self._asked_specs,
+                          optimised=False)
+
+    def _start_spec(self) -> Start:
+        return Start(tf.TensorSpec([None, self.task.network.vocab_size], tf.float32),
+                     self.cache_spec)
+
+    # ------------------------------------------------------------------ the loops themselves
+
+    def _prefilled(self, ids: tf.Tensor, lengths: tf.Tensor) -> Start:
+        network, config = self.task.network, self.task.config
+        capacity = tf.minimum(tf.shape(ids)[1] + config.capacity, network.max_positions)
+        logits, cache = network.prefill(ids, tf.maximum(lengths, 1), capacity=capacity)
+        return Start(tf.cast(logits, tf.float32), cache)
+
+    def _decoded_plainly(self, start: Start, dense: Dense) -> Plain:
+        task, chosen = self.task, SamplingOptions(**{name: dense[name] for name in DRAWING})
+        told = record.watcher(tf.zeros_like(dense["max_new_tokens"]), task.config.capacity, 0)
+        progress, _ = run(
+            task.step, start, task.limits(dense["max_new_tokens"]),
+            lambda values, produced: sampling.choose(values, chosen, produced), (), (told,),
+            compact=task.compiled == "none")
+        return Plain(progress.ids, progress.lengths, progress.scores, progress.finished,
+                     progress.seen[0].log_probs)
+
+    def _decoded_as_asked(self, start: Start, dense: Dense) -> Made:
+        task, held, before = self.task, self.task.row_constraints, dense["produced"]
+        chosen, capacity = task.row_options.sampling(dense), task.config.capacity
+        length = dense["history_length"]
+        history = History(dense["history"], tf.maximum(length - before, 0), length)
+        progress, cache = run(
+            task.step, start, task.limits(dense["max_new_tokens"], dense["stop_ids"]),
+            lambda values, produced: sampling.choose(values, chosen, before + produced),
+            (*task.processors(dense, history, before=before), first_only(dense["allowed"]),
+             *held.processors(dense)),
+            (record.watcher(dense["logprobs"], capacity, task.config.top_logprobs),
+             stops.watcher(task.row_options.spellings, dense["stops"] - 1)),
+            compact=task.compiled == "none")
+        told, search = progress.seen
+        return Made(progress.ids, progress.lengths, progress.scores, progress.finished,
+                    told.log_probs, told.top_ids, told.top_log_probs, search.cut,
+                    held.incomplete(dense, progress), held.state_of(progress), cache)
