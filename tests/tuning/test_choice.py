@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tf_infer.errors import ConfigError
@@ -79,6 +79,7 @@ def test_the_interval_of_a_median_keeps_what_it_promises() -> None:
         assert inside >= 0.93 * 400, count
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=40))
 def test_the_interval_is_of_draws_and_holds_their_median(values: list[float]) -> None:
     low, high = median_interval(values)
@@ -203,6 +204,7 @@ def measured(draw: st.DrawFn) -> tuple[Trial, ...]:
                  for place in range(count))
 
 
+@settings(deadline=None)
 @given(measured(), st.sampled_from(["p50", "throughput", "size"]))
 def test_nothing_outside_the_bounds_is_chosen_and_nothing_inside_leads_it(
         trials: tuple[Trial, ...], kind: Any) -> None:
@@ -225,6 +227,7 @@ def test_nothing_outside_the_bounds_is_chosen_and_nothing_inside_leads_it(
             one.name == found.tied[0] or lead(by_name[found.tied[0]], one, objective)[0] <= SAME))
 
 
+@settings(deadline=None)
 @given(measured(), st.randoms(use_true_random=False))
 def test_the_order_of_rounds_does_not_matter(trials: tuple[Trial, ...], draw: Any) -> None:
     order = list(range(len(trials[0].rounds[1])))
@@ -235,6 +238,7 @@ def test_the_order_of_rounds_does_not_matter(trials: tuple[Trial, ...], draw: An
     assert choice(*trials).name == choice(*shuffled).name
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.5, 2.0), min_size=6, max_size=12), st.randoms(use_true_random=False))
 def test_small_noise_does_not_change_the_choice_among_equals(
         machine: list[float], draw: Any) -> None:

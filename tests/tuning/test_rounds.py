@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tf_infer.errors import ConfigError
@@ -14,6 +14,7 @@ COSTS = st.dictionaries(
         {1: st.floats(1e-5, 10.0), 32: st.floats(1e-4, 100.0)}), min_size=1)
 
 
+@settings(deadline=None)
 @given(COSTS, st.floats(1.0, 3600.0))
 def test_rounds_of_these_calls_fill_the_budget_and_no_more(
         costs: dict[str, dict[int, float]], budget_s: float) -> None:

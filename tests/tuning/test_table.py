@@ -92,8 +92,7 @@ def test_all_of_it_is_json() -> None:
 
 @pytest.mark.parametrize("kind", ["accuracy", "agreement", "loss"])
 def test_the_page_holds_table_and_picture_and_nothing_from_elsewhere(kind: str) -> None:
-    picture = pytest.importorskip("tf_infer.tuning.picture", reason="needs the extra `report`",
-                                  exc_type=ImportError)
+    picture = pytest.importorskip("tf_infer.tuning.picture", reason="needs the extra `report`")
     found = told(kind)
     page = picture.html(found, title="intents <1>")
     assert "intents &lt;1&gt;" in page and "A &amp; B" in page
@@ -107,8 +106,7 @@ def test_the_page_holds_table_and_picture_and_nothing_from_elsewhere(kind: str) 
 
 
 def test_the_picture_marks_the_chosen_form_and_the_bound() -> None:
-    picture = pytest.importorskip("tf_infer.tuning.picture", reason="needs the extra `report`",
-                                  exc_type=ImportError)
+    picture = pytest.importorskip("tf_infer.tuning.picture", reason="needs the extra `report`")
     figure = picture.draw(told())
     first, second, sizes = figure.axes
     assert [axes.get_title() for axes in figure.axes] == ["batch 1", "batch 8", "size"]
@@ -125,8 +123,7 @@ def test_the_picture_marks_the_chosen_form_and_the_bound() -> None:
 
 
 def test_hyper_parameters_are_what_tensorboard_reads(tmp_path: Path) -> None:
-    hparams = pytest.importorskip("tf_infer.tuning.hparams", reason="needs tensorboard",
-                                  exc_type=ImportError)
+    hparams = pytest.importorskip("tf_infer.tuning.hparams", reason="needs tensorboard")
     found = told()
     (tmp_path / "reference").mkdir()  # what is there of an earlier search goes
     (tmp_path / "reference" / "events.out.tfevents.1.search").write_bytes(b"")

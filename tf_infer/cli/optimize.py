@@ -312,11 +312,11 @@ class Bar:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show that so much of `what` is done."""
+        if self._quiet:
+            return
         from tqdm import tqdm
 
         phase = what.split(" ", 1)[0]
-        if self._quiet:
-            return
         if self._bar is None or phase != self._what or self._bar.total != total:
             self._close()
             self._bar = tqdm(total=total, unit="round" if phase == "timing" else "plan",
