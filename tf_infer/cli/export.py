@@ -19,6 +19,7 @@ examples:
   tf-infer export runs/writer --base-dir saved_models/writer --plan bfloat16
   tf-infer export runs/writer --base-dir saved_models/writer --engine litert
   tf-infer export runs/writer --base-dir saved_models/writer --constraints constraints.json
+  tf-infer export runs/writer --base-dir saved_models/writer --guesses 4 --draft runs/small
 """
 
 
@@ -52,6 +53,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="of a decoder: what texts must look like that name one of these; JSON,"
                              " name -> constraint, in place of those of the model directory "
                              "(docs/constraints.md)")
+    parser.add_argument("--guesses", type=int, metavar="N",
+                        help="of a decoder: the signature `speculate`, too: answers of `generate` "
+                             "by guessing N tokens at once (docs/generation.md); 0 leaves it out")
+    parser.add_argument("--draft", type=Path, metavar="MODEL_DIR",
+                        help="beside --guesses: a smaller decoder with the same tokenizer that "
+                             "guesses (default: the last tokens are looked up in the prompt)")
     parser.add_argument("--explain", action="store_true",
                         help="the signature `explain`, too: which tokens made an answer (tf-infer "
                              "explain)")
@@ -87,6 +94,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.explain:
         assert isinstance(task, (CausalLM, Classifier))
         task = task.explaining()
+    if arguments.draft and not arguments.guesses:
+        raise ConfigError("--draft: expected --guesses N beside it. Try --guesses 4.")
+    if arguments.guesses is not None:
+        draft = load(arguments.draft) if arguments.draft else None
+        if not isinstance(task, CausalLM) or not isinstance(draft, (CausalLM, type(None))):
+            raise ConfigError("--guesses, --draft: expected decoders, got a model of kind "
+                              f"{task.config.kind!r}"
+                              f"{f' and one of kind {draft.config.kind!r}' if draft else ''}.")
+        task = task.speculating(arguments.guesses, draft)
     if arguments.constraints:
         if not isinstance(task, CausalLM):
             raise ConfigError("--constraints: expected a decoder, got a model of kind "
