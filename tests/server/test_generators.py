@@ -175,6 +175,32 @@ def test_it_says_which_version_it_is_how_to_chat_and_which_models_generate(stage
     assert stage.users() == 0 and stage.generators.lent() == 0
 
 
+def test_who_counts_generators_does_not_wait_for_one_that_is_being_made(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    making, go_on = threading.Event(), threading.Event()
+
+    def slow(lease: Lease) -> Generator:
+        making.set()
+        assert go_on.wait(10)
+        return FakeGenerator()
+
+    generators = VersionGenerators(stage.versions, slow)
+    caller = threading.Thread(target=lambda: generators.of("writer", None, None).give_back())
+    caller.start()
+    assert making.wait(10)
+    counted: list[int] = []
+    counter = threading.Thread(target=lambda: counted.append(len(generators.made())))
+    counter.start()
+    counter.join(5)
+    go_on.set()
+    caller.join(10)
+    counter.join(10)
+    assert counted == [0]
+    assert len(generators.made()) == 1
+    generators.stop(0.0)
+    stage.versions.stop()
+
+
 def test_an_unload_waits_for_the_requests_of_its_version(stage: Stage) -> None:
     stage.pause_s = 0.05
     heard = asked(stage)

@@ -110,11 +110,14 @@ class VersionGenerators:
                 f"model {lease.name} version {lease.version}: expected a decoder with the "
                 f"signatures {', '.join(NEEDED)}, exported by tf_infer. Ask a decoder, or use "
                 "Predict.")
-        with self._making:
-            made = self._made.get(lease.servable)
+        with self._making:  # which may take long; who only looks does not wait for it
+            with self._changed:
+                made = self._made.get(lease.servable)
             if made is None:
-                made = self._made[lease.servable] = _Made(
-                    lease.name, lease.version, self._make(lease), read_chat(lease.entry.path))
+                made = _Made(lease.name, lease.version, self._make(lease),
+                             read_chat(lease.entry.path))
+                with self._changed:
+                    self._made[lease.servable] = made
             return made
 
     def _returned(self, lease: Lease | None) -> None:
@@ -139,7 +142,7 @@ class VersionGenerators:
 
     def made(self) -> tuple[tuple[str, int, Generator], ...]:
         """Return name, version and generator of every version that has been asked."""
-        with self._making:
+        with self._changed:
             return tuple((one.name, one.version, one.generator) for one in self._made.values())
 
     def lent(self) -> int:
@@ -148,7 +151,7 @@ class VersionGenerators:
 
     def unload(self, servable: Servable) -> None:
         """End the generator of a version that is about to be closed."""
-        with self._making:
+        with self._making, self._changed:
             made = self._made.pop(servable, None)
         if made is not None:
             made.generator.close()
@@ -162,7 +165,7 @@ class VersionGenerators:
         with self._changed:
             self._stopping = True
             ended = self._changed.wait_for(lambda: self._lent == 0, drain_s)
-        with self._making:
+        with self._making, self._changed:
             made = list(self._made.values())
             self._made.clear()
         for one in made:
