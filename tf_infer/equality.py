@@ -38,6 +38,7 @@ class Tolerance:
         excused_by: output of labels [B] -> outputs of scores [B, C], the first of which that the
             reference has decides which other label a row may have. Logits come first: where
             scores round to 1 they say nothing.
+        ignored: outputs that are not compared, since they follow from others that are.
     """
 
     atol: float = FLOAT32_ATOL
@@ -45,6 +46,7 @@ class Tolerance:
     outputs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     excused_by: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {"label": ("logits", "scores")})
+    ignored: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for where, (atol, rtol) in {"": (self.atol, self.rtol), **self.outputs}.items():
@@ -91,6 +93,8 @@ def differences(sample: Sample, outputs: Outputs, tolerance: Tolerance, *, index
     found = []
     names = column_names([sample], tolerance) if names is None else names
     for name, reference in sample.outputs.items():
+        if name in tolerance.ignored:
+            continue
         reason = _unlike(reference, outputs.get(name))
         if reason:
             found.append(_fault(sample, name, index, reason))

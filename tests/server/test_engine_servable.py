@@ -13,11 +13,18 @@ import pytest
 from tf_infer import config
 from tf_infer.config import ClassifierConfig, PackingConfig, ShapeGrid, SmallTransformerConfig
 from tf_infer.engines import encoders
+from tf_infer.equality import Tolerance, differences
 from tf_infer.errors import BackendMissing, DeadlineExceeded, InvalidRequest, NotOffered
-from tf_infer.manifest import EncoderEngineManifest, ModelManifest, SignatureSpec, TensorSpec
+from tf_infer.manifest import (
+    EncoderEngineManifest,
+    ModelManifest,
+    Sample,
+    SignatureSpec,
+    TensorSpec,
+)
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import Arrays, Servable, StageTimes, Traceable
-from tf_infer.server.encoder_engines import bounds_of, engine_of
+from tf_infer.server.encoder_engines import engine_of, within
 from tf_infer.server.engine_servable import EngineServable, texts_in
 from tf_infer.wire.examples import to_example
 
@@ -230,8 +237,13 @@ def test_without_its_library_the_saved_model_serves_unless_the_engine_was_asked_
         engine_of(version, manifest(), "litert")
 
 
-def test_scores_may_move_by_half_of_what_logits_may() -> None:
-    assert bounds_of(ENGINE) == {"logits": (0.5, 0.0), "scores": (0.25, 0.0), "score": (0.25, 0.0)}
+def test_scores_may_move_by_half_of_what_logits_may_and_labels_follow_from_them() -> None:
+    found = within(ENGINE, Tolerance(atol=1e-3, rtol=0.0))
+    assert [found.of(name)[0] for name in ("logits", "scores", "score", "other")] == [
+        0.5, 0.25, 0.25, 1e-3]
+    sample = Sample("serving_default", {}, {"labels": strings(b"a"), "ids": np.ones(1, np.int32)})
+    other = {"labels": strings(b"b"), "ids": np.zeros(1, np.int32)}
+    assert [one.output for one in differences(sample, other, found)] == ["ids"]
 
 
 def test_an_engine_of_no_kind_is_not_taken_for_a_setting() -> None:

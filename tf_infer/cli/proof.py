@@ -310,7 +310,7 @@ def served_engine(version_dir: Path, name: str, kind: EngineKind, golden: Sequen
     """
     from tf_infer.equality import Tolerance as Bounds
     from tf_infer.manifest import ENGINE_FILE, ENGINES_FOLDER, EXTRA_FOLDER, EncoderEngineManifest
-    from tf_infer.server.encoder_engines import bounds_of
+    from tf_infer.server.encoder_engines import within
     from tf_infer.verify.parity import failed, replay
 
     described = load_config(EncoderEngineManifest, version_dir / EXTRA_FOLDER / ENGINES_FOLDER
@@ -320,7 +320,7 @@ def served_engine(version_dir: Path, name: str, kind: EngineKind, golden: Sequen
     except TfInferError as error:
         return failed(f"grpc_{kind}", error)
     try:
-        return replay(served, golden, Bounds(outputs=bounds_of(described)), path=f"grpc_{kind}")
+        return replay(served, golden, within(described, Bounds()), path=f"grpc_{kind}")
     finally:
         served.close()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from tf_infer.config import ClassifierConfig
 from tf_infer.engines import encoders
 from tf_infer.engines.contracts import EncoderEngine
+from tf_infer.equality import Tolerance
 from tf_infer.errors import BackendMissing, NotOffered
 from tf_infer.manifest import (
     ENGINE_FILE,
@@ -66,5 +68,13 @@ def bounds_of(manifest: EncoderEngineManifest) -> dict[str, tuple[float, float]]
 
     A score moves by no more than half of what a logit moves.
     """
-    return {"logits": (manifest.atol, 0.0), "scores": (manifest.atol / 2, 0.0),
-            "score": (manifest.atol / 2, 0.0)}
+    scores = (manifest.atol / 2, 0.0)
+    return {"logits": (manifest.atol, 0.0), "scores": scores, "score": scores}
+
+
+def within(manifest: EncoderEngineManifest, tolerance: Tolerance) -> Tolerance:
+    """Return what counts as equal where an engine computes the network.
+
+    Which of several labels are given follows from the scores; near a threshold either is right.
+    """
+    return replace(tolerance, ignored=frozenset({"labels"}), outputs=bounds_of(manifest))

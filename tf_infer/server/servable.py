@@ -40,7 +40,7 @@ from tf_infer.manifest import (
 from tf_infer.server import cpus
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import Arrays, LoadTimes, Servable, StageTimes
-from tf_infer.server.encoder_engines import bounds_of, engine_of
+from tf_infer.server.encoder_engines import engine_of, within
 from tf_infer.server.engine_servable import EngineServable
 from tf_infer.server.logs import event
 from tf_infer.server.metrics import Metrics, counted
@@ -353,9 +353,8 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         records = warm_up(servable, path, iterations=config.warmup_iterations, metrics=metrics,
                           most_rows=1 if few else None) if config.warmup else 0
         warm = time.perf_counter()
-        samples = replay_golden(
-            servable, path, None if engine is None else bounds_of(engine.manifest),
-        ) if config.golden_replay else 0
+        widened = () if engine is None else (functools.partial(within, engine.manifest),)
+        samples = replay_golden(servable, path, *widened) if config.golden_replay else 0
         proven = time.perf_counter()
         graph.gently = False
     except BaseException:

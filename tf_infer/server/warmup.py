@@ -7,8 +7,7 @@ WU13), and `assets.extra/golden.jsonl` with the reference's outputs. Needs no Te
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,14 +167,13 @@ def _run_record(servable: Servable, record: serving_pb2.PredictionLog, most_rows
 
 
 def replay_golden(servable: Servable, version_dir: Path,
-                  bounds: Mapping[str, tuple[float, float]] | None = None) -> int:
+                  widened: Callable[[Tolerance], Tolerance] = lambda given: given) -> int:
     """Run the golden samples of a version; return how many there were, 0 when there is no file.
 
     Args:
         servable: the version.
         version_dir: its directory.
-        bounds: output -> (atol, rtol), of what an engine computes; all else is held to what the
-            report says of the SavedModel.
+        widened: makes of what counts as equal for its SavedModel what counts for this servable.
 
     Raises:
         InvalidRequest: FAILED_PRECONDITION, an output differs from the reference's by more than
@@ -187,7 +185,7 @@ def replay_golden(servable: Servable, version_dir: Path,
     folder = Path(version_dir) / EXTRA_FOLDER
     if not (folder / GOLDEN_FILE).is_file():
         return 0
-    tolerance = replace(_tolerance(folder / REPORT_FILE), outputs=bounds or {})
+    tolerance = widened(_tolerance(folder / REPORT_FILE))
     samples = read_samples(folder / GOLDEN_FILE)
     names = column_names(samples, tolerance)
     for number, sample in enumerate(samples):
