@@ -126,11 +126,10 @@ class Loops:
         return {**self.task.row_options.dense_specs(), **held, "history": some, "allowed": some,
                 "history_length": one, "produced": one, "state": one}
 
-    def _held(self, function: Callable[..., Any], *specs: Callable[[], Any],
-              optimised: bool = True) -> Callable[..., Any]:
+    def _held(self, function: Callable[..., Any], *specs: Callable[[], Any]) -> Callable[..., Any]:
         if self.task.compiled == "xla":
             return function
-        return Shared(CORE, function, [spec() for spec in specs], optimised=optimised)
+        return Shared(CORE, function, [spec() for spec in specs], optimised=True)
 
     @cached_property
     def _prefill(self) -> Callable[..., Any]:
@@ -143,8 +142,7 @@ class Loops:
 
     @cached_property
     def _as_asked(self) -> Callable[..., Any]:
-        return self._held(self._decoded_as_asked, self._start_spec, lambda: self._asked_specs,
-                          optimised=False)
+        return self._held(self._decoded_as_asked, self._start_spec, lambda: self._asked_specs)
 
     def _start_spec(self) -> Start:
         return Start(tf.TensorSpec([None, self.task.network.vocab_size], tf.float32),
