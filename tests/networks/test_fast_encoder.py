@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.networks.encoders import POSITIONS, classifier, rows
+from tf_infer.config import SmallTransformerConfig
 from tf_infer.networks.encoder_arrays import encoder_arrays_of
 from tf_infer.networks.fast_encoder import EncoderForm, FastClassifier, layer_names
 
@@ -69,6 +70,19 @@ def test_a_row_is_the_same_to_the_last_bit_in_any_company(made: Any, precision: 
     order = np.random.default_rng(0).permutation(len(crowd))
     shuffled = made[precision](**{name: array[order] for name, array in batch.items()})
     np.testing.assert_array_equal(shuffled, crowd[order])
+
+
+@pytest.mark.parametrize("precision", PACKED)
+def test_a_row_of_a_wide_network_is_too(precision: str) -> None:
+    """Sums of some hundred terms, which float32 products add in an order that depends on rows."""
+    wide = SmallTransformerConfig(width=192, layers=1, heads=3, hidden=384, max_positions=POSITIONS)
+    network = in_graph(FastClassifier(encoder_arrays_of(classifier(wide, "first")),
+                                      form(precision)))
+    batch = rows(LENGTHS * 4, 40)
+    crowd = network(**batch)
+    for row, length in enumerate(LENGTHS):
+        alone = {name: array[row:row + 1, :length] for name, array in batch.items()}
+        np.testing.assert_array_equal(network(**alone)[0], crowd[row])
 
 
 @pytest.mark.parametrize("precision", ATOL)
