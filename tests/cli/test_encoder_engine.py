@@ -19,7 +19,7 @@ from tests.tasks import small
 from tf_infer import config
 from tf_infer.cli import engine as cli_engine
 from tf_infer.cli.main import main
-from tf_infer.cli.proof import make_golden
+from tf_infer.cli.proof import export_task, make_golden
 from tf_infer.client.client import Client
 from tf_infer.config import ClassifierConfig, ShapeGrid
 from tf_infer.errors import ExportError, InvalidRequest, VerificationError
@@ -221,3 +221,24 @@ def test_what_has_no_engine_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
                  "--engine", "litert", "--no-xla", "--no-server"]) != 0
     assert "network.encoder: expected a BERT" in capsys.readouterr().err
     assert not list((tmp_path / "served").glob("[0-9]*"))
+
+
+def test_pairs_with_several_labels_are_served_too(tmp_path: Path) -> None:
+    task = build.build(replace(small.MULTI_LABEL_PAIR, network=NETWORK, grid=GRID, pooling="mean",
+                               thresholds=(0.5, 0.5)), seed=3)
+    kind = cli_engine.ENCODERS["litert"]
+    folder, report = export_task(
+        task, tmp_path / "served", name="pairs", xla=False, max_rows=2,
+        engine=cli_engine.EncoderChoice(kind, EncoderSettings()))
+    assert [path.path for path in report.paths if not path.skipped][-2:] == ["litert",
+                                                                             "grpc_litert"]
+    answers = []
+    for engine in ("litert", "saved_model"):
+        one = served(folder, engine)
+        answers.append(one.run("serving_default", {"text": TEXTS, "text_pair": TEXTS[::-1].copy()},
+                               outputs=("scores", "labels", "label"), timeout_s=None))
+        one.close()
+    found, wanted = answers
+    np.testing.assert_allclose(found["scores"], wanted["scores"], atol=0.05)
+    assert found["labels"].shape == wanted["labels"].shape == (len(TEXTS), 2)
+    np.testing.assert_array_equal(found["labels"] != b"", found["scores"] >= 0.5)
