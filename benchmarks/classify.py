@@ -209,7 +209,7 @@ def accuracy_part(name: str, arguments: argparse.Namespace, until_s: float) -> d
     trained = classifiers.form("trained", name, arguments.cache, arguments.peers)
     classes = json.loads((trained / "task.json").read_text(encoding="utf-8"))["classes"]
     rows = classifiers.data_rows(name, "test")
-    labels = np.array([classes.index(row.label) for row in rows])
+    labels = np.array([classes.index(row.labels[0]) for row in rows])
     size = classifiers.ROWS[-1]
     batches = [[row.text for row in rows[i:i + size]] for i in range(0, len(rows), size)]
     left_out: dict[str, str] = {}
