@@ -120,6 +120,20 @@ def test_options_take_their_default_and_a_state_begins_empty_with_one_row(
         assert log.inputs["cache"].ByteSize() < 50
 
 
+def test_a_signature_with_lists_asks_for_them_once_before_its_other_records(
+        task: WordTask, tmp_path: Path) -> None:
+    spec = SignatureSpec(name="generate", outputs=(), inputs=(
+        rows("prompt", "string"), rows("stop", "string", default=""),
+        rows("banned", "string", default="")))
+    signatures = {"encode": task.signatures()["encode"], "generate": Signature(spec, dict)}
+    warmup.write_warmup(tmp_path / "warm", signatures, GRID, model="m")
+    logs = [log.predict_log.request for log in read(tmp_path / "warm")]
+    asked = [[tf.make_ndarray(log.inputs[name]).tolist() for name in ("stop", "banned")]
+             for log in logs if log.model_spec.signature_name == "generate"]
+    assert asked[0] == [[b"a"], [b"a"]]
+    assert len(asked) > 1 and {text for one in asked[1:] for part in one for text in part} == {b""}
+
+
 def test_an_input_that_cannot_be_made_is_named(task: WordTask, tmp_path: Path) -> None:
     spec = SignatureSpec(name="s", outputs=(), inputs=(rows("state", "float32", None),))
     signatures = {"encode": task.signatures()["encode"], "s": Signature(spec, dict)}

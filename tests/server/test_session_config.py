@@ -11,8 +11,9 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 
 from tests.server.test_flags import platform_file  # noqa: E402
+from tf_infer.config import CausalLMConfig, ClassifierConfig, ShapeGrid  # noqa: E402
 from tf_infer.errors import InvalidRequest, NotOffered  # noqa: E402
-from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE  # noqa: E402
+from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, ModelManifest  # noqa: E402
 from tf_infer.server import cpus, flags  # noqa: E402
 from tf_infer.server.app import Server  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
@@ -20,6 +21,7 @@ from tf_infer.server.servable import SavedModelServable, load_version  # noqa: E
 from tf_infer.server.session_config import (  # noqa: E402
     FEW_CPUS,
     MIN_INTER_OP_THREADS,
+    for_version,
     only_ours,
     session_config,
 )
@@ -158,3 +160,17 @@ def test_a_servable_by_itself_has_the_threads_of_a_server_without_flags(version:
     servable = SavedModelServable(version)
     assert servable._session._config == session_config(ServerConfig(models=()))
     servable.close()
+
+
+def test_only_the_session_of_a_plain_decoder_of_ours_goes_without_the_optimiser() -> None:
+    def off(task: Any, compiled: Any = "none", *arguments: str) -> bool:
+        manifest = ModelManifest(name="m", version=1, signatures=(), grid=ShapeGrid(), task=task,
+                                 compiled=compiled)
+        made = for_version(settings(*arguments), manifest)
+        return bool(made.graph_options.rewrite_options.disable_meta_optimizer)
+
+    decoder = CausalLMConfig()
+    assert off(decoder)
+    assert not off(decoder, "xla") and not off(ClassifierConfig(classes=("a", "b")))
+    assert not off(decoder, "none", "--mixed_precision=bfloat16")  # it asks the optimiser
+    assert for_version(settings(), None) == settings()
