@@ -58,7 +58,7 @@ from benchmarks.pipes import Contestant, Running
 from benchmarks.server import say
 
 PLAIN = "KerasHub float32"
-CALLS = {"lines": {1: 16, 8: 4, 32: 2}, "long": {1: 8, 8: 2, 32: 1}}  # of a turn, by rows
+CALLS = {"lines": {1: 32, 8: 4, 32: 2}, "long": {1: 16, 8: 2, 32: 1}}  # of a turn, by rows
 CLEAR, SAME, MAX_DROP = 1.0, 0.9, 0.5
 FIGURES = ("texts_per_s", "ms", "cpu_ms")
 
