@@ -238,9 +238,10 @@ def test_without_its_library_the_saved_model_serves_unless_the_engine_was_asked_
 
 
 def test_scores_may_move_by_half_of_what_logits_may_and_labels_follow_from_them() -> None:
-    found = within(ENGINE, Tolerance(atol=1e-3, rtol=0.0))
+    found = within(ENGINE, 1.0, Tolerance(atol=1e-3, rtol=0.0))
     assert [found.of(name)[0] for name in ("logits", "scores", "score", "other")] == [
         0.5, 0.25, 0.25, 1e-3]
+    assert within(ENGINE, 0.5, Tolerance()).of("scores")[0] == 0.5  # logits are doubled before
     sample = Sample("serving_default", {}, {"labels": strings(b"a"), "ids": np.ones(1, np.int32)})
     other = {"labels": strings(b"b"), "ids": np.zeros(1, np.int32)}
     assert [one.output for one in differences(sample, other, found)] == ["ids"]

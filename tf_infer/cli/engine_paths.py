@@ -97,7 +97,7 @@ def served_within(folder: Path, manifest: ModelManifest | None, tolerance: Toler
     )
     from tf_infer.server.encoder_engines import bounds_of
 
-    if manifest is None or manifest.task.kind != "classifier":
+    if manifest is None or not isinstance(manifest.task, config.ClassifierConfig):
         return tolerance
     engines_dir = folder / EXTRA_FOLDER / ENGINES_FOLDER
     places = (engines_dir / kind / ENGINE_FILE for kind in encoders.KINDS)
@@ -106,7 +106,7 @@ def served_within(folder: Path, manifest: ModelManifest | None, tolerance: Toler
         return tolerance
     described: EncoderEngineManifest = config.load(EncoderEngineManifest, found)
     wider = {name: (max(atol, tolerance.atol), tolerance.rtol)
-             for name, (atol, _) in bounds_of(described).items()}
+             for name, (atol, _) in bounds_of(described, manifest.task.temperature).items()}
     return replace(tolerance, outputs={**tolerance.outputs, **wider})
 
 

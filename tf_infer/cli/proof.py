@@ -308,19 +308,29 @@ def served_engine(version_dir: Path, name: str, kind: EngineKind, golden: Sequen
 
     What the engine does not compute is held to what every path is held to.
     """
+    from tf_infer.config import ClassifierConfig
     from tf_infer.equality import Tolerance as Bounds
-    from tf_infer.manifest import ENGINE_FILE, ENGINES_FOLDER, EXTRA_FOLDER, EncoderEngineManifest
+    from tf_infer.manifest import (
+        ENGINE_FILE,
+        ENGINES_FOLDER,
+        EXTRA_FOLDER,
+        EncoderEngineManifest,
+        read_manifest,
+    )
     from tf_infer.server.encoder_engines import within
     from tf_infer.verify.parity import failed, replay
 
     described = load_config(EncoderEngineManifest, version_dir / EXTRA_FOLDER / ENGINES_FOLDER
                             / kind / ENGINE_FILE)
+    task = read_manifest(version_dir).task
+    assert isinstance(task, ClassifierConfig)
+    allowed = within(described, task.temperature, Bounds())
     try:
         served = ServedPredictor(version_dir, name, engine=kind)
     except TfInferError as error:
         return failed(f"grpc_{kind}", error)
     try:
-        return replay(served, golden, within(described, Bounds()), path=f"grpc_{kind}")
+        return replay(served, golden, allowed, path=f"grpc_{kind}")
     finally:
         served.close()
 

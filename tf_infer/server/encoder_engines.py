@@ -63,18 +63,20 @@ def engine_of(path: Path, manifest: ModelManifest | None, wanted: ClassifierEngi
     return None
 
 
-def bounds_of(manifest: EncoderEngineManifest) -> dict[str, tuple[float, float]]:
+def bounds_of(manifest: EncoderEngineManifest, temperature: float,
+              ) -> dict[str, tuple[float, float]]:
     """Return how far answers may be from the network's, as `Tolerance.outputs`.
 
-    A score moves by no more than half of what a logit moves.
+    A score moves by no more than half of what a logit moves behind the temperature.
     """
-    scores = (manifest.atol / 2, 0.0)
+    scores = (min(1.0, manifest.atol / (2 * temperature)), 0.0)
     return {"logits": (manifest.atol, 0.0), "scores": scores, "score": scores}
 
 
-def within(manifest: EncoderEngineManifest, tolerance: Tolerance) -> Tolerance:
+def within(manifest: EncoderEngineManifest, temperature: float, tolerance: Tolerance) -> Tolerance:
     """Return what counts as equal where an engine computes the network.
 
     Which of several labels are given follows from the scores; near a threshold either is right.
     """
-    return replace(tolerance, ignored=frozenset({"labels"}), outputs=bounds_of(manifest))
+    return replace(tolerance, ignored=frozenset({"labels"}),
+                   outputs=bounds_of(manifest, temperature))

@@ -21,6 +21,7 @@ import tensorflow_text  # noqa: F401  registers TF-Text's ops, as TensorFlow Ser
 from tensorflow.python.client import pywrap_tf_session
 from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
+from tf_infer.config import ClassifierConfig
 from tf_infer.errors import (
     Code,
     InvalidRequest,
@@ -345,15 +346,17 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
     graph.manifest = manifest
     servable: Servable = graph
     try:
+        widened = []
         engine = engine_of(path, manifest, config.classifier_engine)
         if engine is not None and manifest is not None:
+            assert isinstance(manifest.task, ClassifierConfig)
             servable = EngineServable(graph, manifest, engine)
+            widened.append(functools.partial(within, engine.manifest, manifest.task.temperature))
         loaded = time.perf_counter()
         few = gently and manifest is not None and manifest.compiled == "none"
         records = warm_up(servable, path, iterations=config.warmup_iterations, metrics=metrics,
                           most_rows=1 if few else None) if config.warmup else 0
         warm = time.perf_counter()
-        widened = () if engine is None else (functools.partial(within, engine.manifest),)
         samples = replay_golden(servable, path, *widened) if config.golden_replay else 0
         proven = time.perf_counter()
         graph.gently = False
