@@ -20,6 +20,9 @@ from tf_infer.token_bytes import TokenBytes
 
 ROWS = 32  # of one run of `choose` that is asked for end ids
 
+TOO_OLD = ("constraint: this version cannot keep it. Export the model again with this version of "
+           "tf_infer.")
+
 
 class Constraining:
     """The constraints of one version.
@@ -81,9 +84,8 @@ class Constraining:
 
     def _spec(self) -> SignatureSpec:
         spec = next((one for one in self._manifest.signatures if one.name == CHOOSE), None)
-        if spec is None or self._tokens is None:
-            raise NotOffered("constraint: this version cannot keep it. Export the model again "
-                             "with this version of tf_infer.")
+        if spec is None:
+            raise NotOffered(TOO_OLD)
         return spec
 
     def _made(self) -> ConstraintCompiler:
@@ -91,7 +93,8 @@ class Constraining:
             if self._compiler is None:
                 spec = self._spec()
                 size = vocabulary_of(spec)
-                assert self._tokens is not None
+                if self._tokens is None:
+                    raise NotOffered(TOO_OLD)
                 self._compiler = ConstraintCompiler(self._tokens, size, self._end_ids(spec, size))
             return self._compiler
 
