@@ -255,7 +255,8 @@ def test_a_constraint_is_kept_by_an_untrained_model(
 def test_what_comes_through_the_saved_model_is_what_generate_gives(
         version: SavedModelServable, task: Served, table: bool) -> None:
     assert version.manifest is not None
-    drawn = requests(version.manifest, 24, seed=3)
+    drawn = [(prompt, options) for prompt, options in requests(version.manifest, 24, seed=3)
+             if table or "choices" not in options]  # which are kept by the bytes of the tokens
     with engine_over(version, task, table=table, prefix_bytes=2**20) as engine:
         heard = [asked(engine, prompt, options) for prompt, options in drawn]
         for one, (prompt, options) in zip(heard, drawn):
