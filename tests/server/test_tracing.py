@@ -36,3 +36,15 @@ def test_a_graph_without_stages_is_all_model_gaps_included() -> None:
 
 def test_nothing_took_no_time() -> None:
     assert stage_times([]) == StageTimes(tokenize_s=0.0, model_s=0.0, decode_s=0.0)
+
+
+def test_a_call_counts_where_nothing_inside_it_tells_of_itself() -> None:
+    second = 10**9
+    assert stage_times([  # as XLA runs a function
+        Step("call/preprocess/Split", 0, second),
+        Step("call/core/StatefulPartitionedCall", second, 3 * second),
+    ]) == StageTimes(tokenize_s=1.0, model_s=2.0, decode_s=0.0)
+    assert stage_times([
+        Step("call/preprocess/PartitionedCall", 0, 4 * second),
+        Step("call/preprocess/Split", second, 2 * second),
+    ]) == StageTimes(tokenize_s=1.0, model_s=0.0, decode_s=0.0)

@@ -159,3 +159,13 @@ def events(path: Path) -> list[Any]:
         found.append(Event.FromString(data[12:12 + size]))
         data = data[16 + size:]
     return found
+
+
+def test_what_others_wrote_for_tensorboard_stays(tmp_path: Path) -> None:
+    hparams = pytest.importorskip("tf_infer.tuning.hparams", reason="needs tensorboard")
+    training = tmp_path / "events.out.tfevents.1.host.7.v2"
+    training.write_bytes(b"scalars")
+    hparams.write(told(), tmp_path)
+    hparams.write(told(), tmp_path)
+    assert training.read_bytes() == b"scalars"
+    assert len(list(tmp_path.glob("events.*"))) == 2

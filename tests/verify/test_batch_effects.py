@@ -67,3 +67,18 @@ def test_many_callers_at_once_get_the_answers_that_are_expected() -> None:
             return {"y": seen[0] * 2}
 
     assert not in_a_crowd(predictor(mixed_up), [sample], Tolerance()).passed
+
+
+def test_an_error_of_a_row_alone_is_a_difference() -> None:
+    def answer(x: np.ndarray) -> Mapping[str, np.ndarray]:
+        if len(x) == 1:
+            raise ValueError("secret")
+        return {"y": x}
+
+    alone, shuffled = batch_effects(predictor(answer), [SAMPLE], Tolerance())
+    assert shuffled.passed
+    assert not alone.passed
+    assert alone.differences[0].reason == "raised ValueError"
+    crowd = in_a_crowd(predictor(answer), [Sample("s", SAMPLE.inputs, {"y": SAMPLE.inputs["x"]})],
+                       Tolerance())
+    assert not crowd.passed

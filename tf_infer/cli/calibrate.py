@@ -31,7 +31,8 @@ EPILOG = """examples:
 files: as of `tf-infer train`, with labels in every row; texts that the model was not trained on.
 The temperature that fits them best divides the logits; it and, with --thresholds, the score from
 which each of several labels is given are written into task.json, from where the next export takes
-them into the version's manifest. No label changes by a temperature, only how sure it looks. What
+them into the version's manifest. No label changes by a temperature, only how sure it looks (of
+several labels: where thresholds are 0.5, or fitted by --thresholds beside it). What
 is told of afterwards is measured on texts that the fit had not seen: each half by the other.
 """
 

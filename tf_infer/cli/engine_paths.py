@@ -107,7 +107,8 @@ def served_within(folder: Path, manifest: ModelManifest | None, tolerance: Toler
     described: EncoderEngineManifest = config.load(EncoderEngineManifest, found)
     wider = {name: (max(atol, tolerance.atol), tolerance.rtol)
              for name, (atol, _) in bounds_of(described, manifest.task.temperature).items()}
-    return replace(tolerance, outputs={**tolerance.outputs, **wider})
+    return replace(tolerance, ignored=tolerance.ignored | {"labels"},  # which follow from scores
+                   outputs={**tolerance.outputs, **wider})
 
 
 def _within(atol: float) -> Tolerance:

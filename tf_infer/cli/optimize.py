@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tf_infer import config as configs
 from tf_infer.cli import texts
 from tf_infer.config import CausalLMConfig, ClassifierConfig, TaskConfig, check
-from tf_infer.errors import BackendMissing, DataError
+from tf_infer.errors import BackendMissing, ConfigError, DataError
 
 if TYPE_CHECKING:
     from tf_infer.train.data import Example
@@ -39,7 +39,8 @@ examples:
 files: .jsonl or .csv with "text", perhaps "text_pair", "label" or "labels"; .txt, a text a line.
 With labels a form may lose --max-drop points of accuracy. Without, so many of 100 texts may get
 another label than the reference gives. A decoder's perplexity may be so many per cent higher.
-After Ctrl-C, or a crash, the same command goes on where it was. Texts are never shown or kept.
+After Ctrl-C, or a crash, the same command goes on where it was. Texts are never shown; the
+versions that are built hold some of them, as golden samples and warm-up requests.
 """
 
 TEXTS, DECODER_TEXTS = 2000, 64   # that are answered for the metric, at most
@@ -237,6 +238,11 @@ def _search_of(arguments: argparse.Namespace, task: ClassifierConfig | CausalLMC
     from tf_infer.tuning.machine import installed, machine
     from tf_infer.tuning.trial import MetricKind
 
+    for name, path, there in (("--tokenizer", arguments.tokenizer, Path.is_dir),
+                              ("--calibrate", arguments.calibrate, Path.is_file)):
+        if path is not None and not there(path):
+            raise ConfigError(f"{name}: expected a {'folder' if there is Path.is_dir else 'file'} "
+                              f"that is there, got {path}.")
     objective = read_objective(arguments.objective)
     found, left_out = candidates.sensible(task.kind, flags=cpu_flags(), installed=installed(),
                                           xla=not arguments.no_xla, prune=_pruned(arguments),
@@ -377,14 +383,23 @@ def _exported(arguments: argparse.Namespace, folder: Folder, search: Search,
     """
     base_dir = arguments.base_dir or folder.path / order.name
     record = folder.path / EXPORTED
-    if record.is_file():
-        before = json.loads(record.read_text(encoding="utf-8"))
-        if (before["plan"], before["base_dir"]) == (choice.name, str(base_dir)) and Path(
-                before["version"]).is_dir():
-            return Path(before["version"])
+    this = {"plan": choice.name, "base_dir": str(base_dir), "name": order.name}
+    before = _read(record)
+    if this.items() <= before.items() and Path(before["version"]).is_dir():
+        return Path(before["version"])
     bar(f"exporting {choice.name}", 0, 1)
     version = search.export(candidate, base_dir, told, folder.path / VERIFICATION)
     bar(f"exporting {choice.name}", 1, 1)
-    record.write_text(json.dumps({"plan": choice.name, "base_dir": str(base_dir),
-                                  "version": str(version)}) + "\n", encoding="utf-8")
+    staged = record.with_name(f".{record.name}")
+    staged.write_text(json.dumps(this | {"version": str(version)}) + "\n", encoding="utf-8")
+    staged.replace(record)
     return version
+
+
+def _read(record: Path) -> dict[str, str]:
+    """Return what an earlier export left; nothing where it left nothing that can be read."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and "version" in found else {}

@@ -41,10 +41,14 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True) -> LiteRTEncod
     """
     manifest, path = files.read(EncoderEngineManifest, folder)
     engine = LiteRTEncoder(manifest, path, threads=threads)
-    if not engine.keeps_bits():
-        engine.unpack()
-    if warm_up:
-        engine.warm_up()
+    try:
+        if not engine.keeps_bits():
+            engine.unpack()
+        if warm_up:
+            engine.warm_up()
+    except BaseException:
+        engine.close()
+        raise
     return engine
 
 

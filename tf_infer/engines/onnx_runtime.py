@@ -109,7 +109,8 @@ def options(provider: Provider, shapes: Shapes, inputs: Sequence[str], cache: Pa
     if cache is not None:
         tensorrt |= {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(cache),
                      "trt_timing_cache_enable": "True", "trt_timing_cache_path": str(cache)}
-    row = {"tensorrt": tensorrt, "cuda": {}, "cpu": {}}
+    # TF32 would keep 10 bits of a float32's mantissa.
+    row = {"tensorrt": tensorrt, "cuda": {"use_tf32": "0"}, "cpu": {}}
     places = list(PROVIDERS)
     return [(PROVIDERS[one], row[one]) for one in places[places.index(provider):]]
 
@@ -175,8 +176,7 @@ def open_session(path: Path, provider: Provider, shapes: Shapes, inputs: Sequenc
     folder = None
     if provider == "tensorrt":
         versions = {"tensorrt": tensorrt_version(), "onnxruntime": runtime.__version__}
-        folder = engine_cache(cache or cache_root(), gpus.found()[0], versions, sha256)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _made(cache, gpus.found()[0], versions, sha256)
     if provider != "cpu":
         runtime.preload_dlls()
     given = runtime.SessionOptions()
@@ -193,4 +193,15 @@ def open_session(path: Path, provider: Provider, shapes: Shapes, inputs: Sequenc
     if session.get_providers()[0] != PROVIDERS[provider]:
         raise BackendMissing(f"engine onnx: expected {PROVIDERS[provider]} to load its libraries, "
                              f"got a session of {session.get_providers()}. {INSTALL_GPU[provider]}")
+    session.disable_fallback()  # to another provider, whose answers nobody has proven
     return session
+
+
+def _made(cache: Path | None, gpu: Gpu, versions: Mapping[str, str], sha256: str) -> Path | None:
+    """Make the folder of TensorRT's engines; None where nothing can be kept."""
+    try:
+        folder = engine_cache(cache or cache_root(), gpu, versions, sha256)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home, or none that may be written
+        return None
+    return folder

@@ -105,8 +105,7 @@ def take(task: TaskT, kept: Kept) -> TaskT:
         config = replace(task.config, network=network_config)
         network = _blank(config, task.codec.vocab_size)
         cuts.fill(network, task.network, kept)
-        return type(task)(config, task.codec, network, compiled=task.compiled,
-                          tokenizer_dir=task.tokenizer_dir)
+        return task.replaced(config=config, network=network)
     assert task.tokenizer_dir is not None
     folder = Path(tempfile.mkdtemp(prefix="tf_infer_tokenizer_"))
     try:
@@ -118,7 +117,9 @@ def take(task: TaskT, kept: Kept) -> TaskT:
         codec = build_codec(codec_config, folder)
         network = _blank(config, codec.vocab_size)
         cuts.fill(network, task.network, kept)
-        result = type(task)(config, codec, network, compiled=task.compiled, tokenizer_dir=folder)
+        draft = {"draft": None} if isinstance(config, CausalLMConfig) else {}  # of the old ids
+        result = task.replaced(config=config, codec=codec, network=network, tokenizer_dir=folder,
+                               **draft)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

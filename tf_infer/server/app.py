@@ -15,8 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
-from contextlib import nullcontext, suppress
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -296,9 +296,10 @@ def _saved_model_loader(config: ServerConfig, metrics: Metrics, serving: Callabl
     short_turns = ShortTurns()
 
     def load(path: Path) -> tuple[Servable, LoadTimes]:
-        gently = serving()
-        with short_turns if gently else nullcontext():
-            return load_version(path, config, metrics, settings, gently=gently)
+        if not serving():
+            return load_version(path, config, metrics, settings)
+        with short_turns, ThreadPoolExecutor(1, "tf-infer-load") as own:  # it will have given way
+            return own.submit(load_version, path, config, metrics, settings, gently=True).result()
 
     return load
 

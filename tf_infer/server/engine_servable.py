@@ -101,8 +101,10 @@ class EngineServable:
 
     def close(self) -> None:
         """Free the SavedModel and the engine."""
-        self.engine.close()
-        self._graph.close()
+        try:
+            self.engine.close()
+        finally:
+            self._graph.close()
 
     def _texts_of(self, signature: str, inputs: Mapping[str, np.ndarray]
                   ) -> Mapping[str, np.ndarray] | None:

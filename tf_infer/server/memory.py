@@ -12,8 +12,6 @@ import gc
 import resource
 from contextlib import suppress
 
-from tf_infer.server.cpus import give_way
-
 
 def settle() -> None:
     """Set aside all objects there are now: no collection looks at them again."""
@@ -22,13 +20,9 @@ def settle() -> None:
 
 
 def give_back() -> None:
-    """Free what a version has left behind, if this process has settled.
-
-    The thread that calls gives way to others from then on.
-    """
+    """Free what a version has left behind, if this process has settled."""
     if gc.get_freeze_count():
         gc.collect()
-        give_way()  # not before: others need what a collection holds
         with suppress(AttributeError, OSError):  # glibc alone has it
             ctypes.CDLL(None).malloc_trim(0)
 

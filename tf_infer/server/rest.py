@@ -230,7 +230,8 @@ class RestServer:
             return listed or await self._api(request, target)
         if route is not None:
             content = await read_body(request, most=MAX_BODY_BYTES)
-            if encoding := request.headers.get("Content-Encoding", ""):
+            encoding = request.headers.get("Content-Encoding", "")
+            if encoding and len(content) <= MAX_BODY_BYTES:  # else it is refused for its size
                 content = await asyncio.get_running_loop().run_in_executor(
                     self._workers, inflate, content, encoding)
             return await self._openai.answer(route, content, request.headers.get("X-Request-Id"))

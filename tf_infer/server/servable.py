@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -337,17 +337,21 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         manifest = read_manifest(path)
         check_files(path, manifest)
     metrics = metrics or Metrics(page=False)
-    with counted(lambda code, seconds: metrics.load(str(path), code, seconds)):
-        if config.prefer_tflite:
-            _pass_over_lite(Path(path))
-        wanted = for_version(settings or session_config(config), manifest)
-        graph = SavedModelServable(path, tags=config.tags, metrics=metrics, settings=wanted,
-                                   gently=gently)
-    graph.manifest = manifest
-    servable: Servable = graph
-    try:
-        widened = []
+    widened = []
+    with ExitStack() as opened:
+        # Before the graph, whose first run gives way: threads begin with their maker's priority.
         engine = engine_of(path, manifest, config.classifier_engine)
+        if engine is not None:
+            opened.callback(engine.close)
+        with counted(lambda code, seconds: metrics.load(str(path), code, seconds)):
+            if config.prefer_tflite:
+                _pass_over_lite(Path(path))
+            wanted = for_version(settings or session_config(config), manifest)
+            graph = SavedModelServable(path, tags=config.tags, metrics=metrics, settings=wanted,
+                                       gently=gently)
+        opened.callback(graph.close)
+        graph.manifest = manifest
+        servable: Servable = graph
         if engine is not None and manifest is not None:
             assert isinstance(manifest.task, ClassifierConfig)
             servable = EngineServable(graph, manifest, engine)
@@ -360,9 +364,7 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         samples = replay_golden(servable, path, *widened) if config.golden_replay else 0
         proven = time.perf_counter()
         graph.gently = False
-    except BaseException:
-        servable.close()
-        raise
+        opened.pop_all()
     return servable, LoadTimes(load_s=loaded - started, warmup_records=records,
                                warmup_s=warm - loaded, golden_samples=samples,
                                golden_s=proven - warm)

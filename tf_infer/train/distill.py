@@ -90,20 +90,30 @@ class DistilledClassifier(Classifier):
 
     def rows(self, examples: Sequence[Example], *, training: bool, ticker: Ticker) -> RowSet:
         """Read the texts, and what the teacher says to them."""
-        unlabelled = not self.config.multi_label and not any(e.labels for e in examples)
+        unlabelled = not any(e.labels for e in examples)
         if not training and not (unlabelled and self.distill.labels == 0):
             return self._encode(examples, training=training, ticker=ticker)
         said = self._said(examples, ticker)
         if unlabelled and self.distill.labels == 0:
             # Judged by what the teacher decides.
-            best = said[:, :len(self.order)].argmax(axis=1)
-            examples = [e._replace(labels=(self.config.classes[i],))
-                        for e, i in zip(examples, best)]
+            decided = self._decided(said[:, :len(self.order)])
+            examples = [e._replace(labels=tuple(self.config.classes[i] for i in np.nonzero(row)[0]))
+                        for e, row in zip(examples, decided)]
         rows = self._encode(examples, training=training, ticker=ticker)
         if not training:
             return rows
         labels = rows.targets.reshape(len(examples), -1).astype(np.float32)
         return rows._replace(targets=np.concatenate([labels, said], axis=1))
+
+    def _decided(self, logits: np.ndarray) -> np.ndarray:
+        """[N, C] of the teacher, in the student's order -> [N, C] bool, the labels it gives."""
+        if not self.config.multi_label:
+            return np.asarray(np.eye(logits.shape[1], dtype=bool)[logits.argmax(axis=1)])
+        theirs = self.teacher.config
+        assert isinstance(theirs, ClassifierConfig)
+        scores = 1.0 / (1.0 + np.exp(-logits.astype(np.float64) / theirs.temperature))
+        bars = np.broadcast_to(theirs.thresholds, len(theirs.classes))[self.order]
+        return np.asarray(scores >= bars)
 
     def _said(self, examples: Sequence[Example], ticker: Ticker) -> np.ndarray:
         """Return the teacher's logits [N, C], and its pooled vectors beside them if they count."""

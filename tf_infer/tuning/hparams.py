@@ -71,15 +71,18 @@ def _ended(status: Any) -> Any:
 
 
 def _write(folder: Path, summaries: list[Any]) -> None:
-    """Write summaries as the only event file of a run."""
+    """Write summaries in place of those of an earlier search."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
+    earlier = list(folder.glob("events.out.tfevents.*.search"))  # others' stay: a training's
     now_s = time.time()
-    with open(folder / f"events.out.tfevents.{now_s:.0f}.search", "wb") as file:
+    path = folder / f"events.out.tfevents.{now_s:.6f}.search"
+    with open(path, "wb") as file:
         writer = RecordWriter(file)
         writer.write(Event(wall_time=now_s, file_version="brain.Event:2").SerializeToString())
         for one in summaries:
             data = one.SerializeToString()
             writer.write(Event(wall_time=now_s, summary=Summary.FromString(data)
                                ).SerializeToString())
+    for old in earlier:
+        if old != path:
+            old.unlink()

@@ -12,6 +12,7 @@ import numpy as np
 
 from tf_infer.equality import Tolerance, column_names, differences, worst_of_each
 from tf_infer.manifest import OutputDifference, PathReport, Sample
+from tf_infer.verify.parity import raised
 from tf_infer.verify.predictors import Predictor
 
 
@@ -83,9 +84,15 @@ def in_a_crowd(predictor: Predictor, samples: Sequence[Sample], tolerance: Toler
 
 def _differences(predictor: Predictor, crowd: Sample, rows: np.ndarray, *, tolerance: Tolerance,
                  names: Mapping[int, bytes], index: int) -> list[OutputDifference]:
-    """Compare the given rows, asked for by themselves, with the same rows of the crowd."""
+    """Compare the given rows, asked for by themselves, with the same rows of the crowd.
+
+    An error is a difference, as where paths are compared.
+    """
     inputs = {name: array[rows] for name, array in crowd.inputs.items()}
-    answer = predictor(crowd.signature, inputs)
+    try:
+        answer = predictor(crowd.signature, inputs)
+    except Exception as error:
+        return [raised(crowd.signature, index, error)]
     reference, candidate = _of_one_width({n: a[rows] for n, a in crowd.outputs.items()}, answer)
     return differences(replace(crowd, inputs=inputs, outputs=reference), candidate, tolerance,
                        index=index, names=names)

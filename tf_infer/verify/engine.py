@@ -154,15 +154,15 @@ def encoder_samples(samples: Sequence[Sample],
     """Return requests of `ids` for the texts of those of `serving_default`, with logits.
 
     Args:
-        samples: with outputs.
-        run: runs the signature `encode` of the version.
+        samples: requests of any signature; outputs recorded in them are not looked at.
+        run: runs the signatures `encode` and `ids` of the version.
     """
     found = []
     for sample in samples:
         if sample.signature == "serving_default":
             told = run("encode", sample.inputs)
             inputs = {name: told[name] for name in ("ids", "mask", "segments") if name in told}
-            found.append(Sample("ids", inputs, {"logits": sample.outputs["logits"]}))
+            found.append(Sample("ids", inputs, {"logits": run("ids", inputs)["logits"]}))
     return tuple(found)
 
 

@@ -68,7 +68,7 @@ def replay_sets(opener: Callable[[], Predictor], sets: Mapping[str, Sequence[Sam
         try:
             candidate = opener()
         except Exception as error:
-            return (_report(path, 0, tolerance, started_s, [_raised("*", 0, error)]),), error
+            return (_report(path, 0, tolerance, started_s, [raised("*", 0, error)]),), error
         stack.callback(getattr(candidate, "close", lambda: None))
         for name, samples in sets.items():
             report, error_in = _replayed(candidate, samples, tolerance, f"{path} {name}".strip(),
@@ -142,7 +142,7 @@ def _replayed(candidate: Predictor, samples: Sequence[Sample], tolerance: Tolera
         try:
             outputs = candidate(sample.signature, sample.inputs)
         except Exception as error:
-            found.append(_raised(sample.signature, index, error))
+            found.append(raised(sample.signature, index, error))
             first_error = first_error or error
         else:
             found += differences(sample, outputs, tolerance, index=index, names=names)
@@ -176,7 +176,7 @@ def not_compared(path: str, reason: str) -> PathReport:
 
 def failed(path: str, error: Exception) -> PathReport:
     """Return the report of a path that could not be run at all."""
-    return _report(path, 0, Tolerance(), time.perf_counter(), [_raised("*", 0, error)])
+    return _report(path, 0, Tolerance(), time.perf_counter(), [raised("*", 0, error)])
 
 
 def _report(path: str, samples: int, tolerance: Tolerance, started_s: float,
@@ -186,7 +186,7 @@ def _report(path: str, samples: int, tolerance: Tolerance, started_s: float,
                       differences=worst_of_each(found))
 
 
-def _raised(signature: str, index: int, error: Exception) -> OutputDifference:
+def raised(signature: str, index: int, error: Exception) -> OutputDifference:
     """Return an exception as a difference; only our own messages, which never hold text."""
     text = f": {error}" if isinstance(error, TfInferError) else ""
     return OutputDifference(signature=signature, output=ANY_OUTPUT, dtype="", max_abs=0.0,
