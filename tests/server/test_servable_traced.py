@@ -100,7 +100,7 @@ def operations(servable: SavedModelServable, *outputs: str) -> set[str]:
     steps = pywrap_tf_session.TF_NewBuffer()
     options = tf.compat.v1.RunOptions(trace_level=tf.compat.v1.RunOptions.SOFTWARE_TRACE)
     found = servable._run("several", {"x": np.float32([3])}, outputs, options.SerializeToString(),
-                          steps)
+                          steps, whole=True)
     assert list(found) == list(outputs)
     told = tf.compat.v1.RunMetadata.FromString(pywrap_tf_session.TF_GetBuffer(steps))
     pywrap_tf_session.TF_DeleteBuffer(steps)

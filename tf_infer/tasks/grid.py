@@ -157,7 +157,7 @@ def same_rows(inputs: Mapping[str, tf.Tensor]) -> None:
     """Fail with INVALID_ARGUMENT unless every input has as many rows as the first one."""
     leader = next(iter(inputs))
     counts = tf.stack([tf.size(tensor) if tensor.shape.rank == 1 else tf.shape(tensor)[0]
-                       for tensor in inputs.values()])
+                       for tensor in map(tf.convert_to_tensor, inputs.values())])
     wrong = counts != counts[0]
     messages = [f"{name}: expected as many rows as {leader}." for name in inputs]
     _assert(~tf.reduce_any(wrong), [tf.gather(tf.constant(messages), tf.argmax(wrong))])
