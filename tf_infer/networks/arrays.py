@@ -131,10 +131,7 @@ def require_float(network: Any) -> None:
 
 
 def _small(decoder: SmallDecoder, positions: int) -> DecoderArrays:
-    layers = tuple(LayerArrays(
-        layer_norm_of(block.norm), dense_of(block.qkv), dense_of(block.out),
-        layer_norm_of(block.inner_norm), None, dense_of(block.inner), dense_of(block.outer),
-    ) for block in decoder.stack)
+    layers = tuple(map(block_of, decoder.stack))
     words = array_of(decoder.words.embeddings)
     heads = decoder.config.heads
     return DecoderArrays(
@@ -145,23 +142,13 @@ def _small(decoder: SmallDecoder, positions: int) -> DecoderArrays:
 
 def _gpt2(decoder: GPT2Decoder, positions: int) -> DecoderArrays:
     backbone = decoder.backbone
-    layers = []
-    for layer in backbone.transformer_layers:
-        attention = layer._self_attention_layer
-        layers.append(LayerArrays(
-            layer_norm_of(layer._self_attention_layer_norm),
-            joined(*(dense_of(dense) for dense in (
-                attention.query_dense, attention.key_dense, attention.value_dense))),
-            dense_of(attention.output_dense, inputs=2),
-            layer_norm_of(layer._feedforward_layer_norm), None,
-            dense_of(layer._feedforward_intermediate_dense),
-            dense_of(layer._feedforward_output_dense)))
     first = backbone.transformer_layers[0]
     heads = first.num_heads
     return DecoderArrays(
         heads, heads, *_vocabulary(backbone.token_embedding),
         array_of(backbone.position_embedding.position_embeddings)[:positions], None, None,
-        tuple(layers), layer_norm_of(backbone.layer_norm),
+        tuple(map(transformer_layer_of, backbone.transformer_layers)),
+        layer_norm_of(backbone.layer_norm),
         activation_of(first._feedforward_intermediate_dense.activation, KNOWN))
 
 
@@ -189,6 +176,26 @@ def _llama(decoder: LlamaDecoder, positions: int) -> DecoderArrays:
         array_of(angles[0])[0], array_of(angles[1])[0],
         tuple(layers), _rms_norm(backbone.layer_norm),
         activation_of(backbone.transformer_layers[0].activation, KNOWN))
+
+
+def block_of(block: Any) -> LayerArrays:
+    """Read a block of our small transformer."""
+    return LayerArrays(
+        layer_norm_of(block.norm), dense_of(block.qkv), dense_of(block.out),
+        layer_norm_of(block.inner_norm), None, dense_of(block.inner), dense_of(block.outer))
+
+
+def transformer_layer_of(layer: Any) -> LayerArrays:
+    """Read a TransformerEncoder or TransformerDecoder of KerasHub, as BERT and GPT-2 have them."""
+    attention = layer._self_attention_layer
+    return LayerArrays(
+        layer_norm_of(layer._self_attention_layer_norm),
+        joined(*(dense_of(dense) for dense in (
+            attention.query_dense, attention.key_dense, attention.value_dense))),
+        dense_of(attention.output_dense, inputs=2),
+        layer_norm_of(layer._feedforward_layer_norm), None,
+        dense_of(layer._feedforward_intermediate_dense),
+        dense_of(layer._feedforward_output_dense))
 
 
 def array_of(variable: Any) -> np.ndarray:

@@ -18,10 +18,11 @@ from tf_infer.networks.arrays import (
     Norm,
     activation_of,
     array_of,
+    block_of,
     dense_of,
-    joined,
     layer_norm_of,
     require_float,
+    transformer_layer_of,
 )
 from tf_infer.networks.heads import ClassifierNetwork
 from tf_infer.networks.hub import HubEncoder
@@ -138,37 +139,23 @@ def _head(network: ClassifierNetwork) -> HeadArrays:
 
 
 def _small(encoder: SmallTransformer, head: HeadArrays) -> EncoderArrays:
-    layers = tuple(LayerArrays(
-        layer_norm_of(block.norm), dense_of(block.qkv), dense_of(block.out),
-        layer_norm_of(block.inner_norm), None, dense_of(block.inner), dense_of(block.outer),
-    ) for block in encoder.blocks)
     return EncoderArrays(
         encoder.config.size_of_heads, array_of(encoder.words.embeddings),
         array_of(encoder.positions.embeddings), array_of(encoder.segments.embeddings), None,
-        layers, True, layer_norm_of(encoder.norm), True,
+        tuple(map(block_of, encoder.blocks)), True, layer_norm_of(encoder.norm), True,
         _activation(block.inner for block in encoder.blocks), head)
 
 
 def _hub(encoder: HubEncoder, head: HeadArrays) -> EncoderArrays:
     backbone = encoder.backbone
     lookup = backbone if encoder.takes_segments else backbone.embeddings
-    layers = []
-    for layer in backbone.transformer_layers:
-        attention = layer._self_attention_layer
-        layers.append(LayerArrays(
-            layer_norm_of(layer._self_attention_layer_norm),
-            joined(*(dense_of(dense) for dense in (
-                attention.query_dense, attention.key_dense, attention.value_dense))),
-            dense_of(attention.output_dense, inputs=2),
-            layer_norm_of(layer._feedforward_layer_norm), None,
-            dense_of(layer._feedforward_intermediate_dense),
-            dense_of(layer._feedforward_output_dense)))
     first = backbone.transformer_layers[0]._self_attention_layer
     return EncoderArrays(
         int(first.key_dim), array_of(lookup.token_embedding.embeddings),
         array_of(lookup.position_embedding.position_embeddings)[:encoder.max_positions],
         array_of(backbone.segment_embedding.embeddings) if encoder.takes_segments else None,
-        layer_norm_of(backbone.embeddings_layer_norm), tuple(layers), False, None, False,
+        layer_norm_of(backbone.embeddings_layer_norm),
+        tuple(map(transformer_layer_of, backbone.transformer_layers)), False, None, False,
         _activation(layer._feedforward_intermediate_dense
                     for layer in backbone.transformer_layers), head)
 
