@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tf_infer import config
 from tf_infer.errors import ExportError
 from tf_infer.manifest import ENGINE_FILE, EngineManifest, hash_file
 
 M = TypeVar("M", bound=EngineManifest)
+
+
+class Closes(Protocol):
+    """An engine, as far as it can be freed."""
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+
+
+E = TypeVar("E", bound=Closes)
+
+
+@contextmanager
+def made_ready(engine: E) -> Iterator[E]:
+    """Free an engine where what makes it ready fails: its model is not Python's to collect."""
+    try:
+        yield engine
+    except BaseException:
+        engine.close()
+        raise
 
 
 def read(kind: type[M], folder: Path) -> tuple[M, Path]:

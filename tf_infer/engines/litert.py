@@ -37,10 +37,10 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True) -> LiteRTEngin
         ExportError: the model file is not the one that was exported, or cannot be run.
     """
     described, path = files.read(StepEngineManifest, folder)
-    engine = LiteRTEngine(described, path, threads=threads)
-    if warm_up:
-        engine.warm_up()
-    return engine
+    with files.made_ready(LiteRTEngine(described, path, threads=threads)) as engine:
+        if warm_up:
+            engine.warm_up()
+        return engine
 
 
 @dataclass(frozen=True, slots=True)

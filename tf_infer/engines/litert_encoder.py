@@ -40,16 +40,12 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True) -> LiteRTEncod
         ExportError: the model file is not the one that was exported, or cannot be run.
     """
     manifest, path = files.read(EncoderEngineManifest, folder)
-    engine = LiteRTEncoder(manifest, path, threads=threads)
-    try:
+    with files.made_ready(LiteRTEncoder(manifest, path, threads=threads)) as engine:
         if not engine.keeps_bits():
             engine.unpack()
         if warm_up:
             engine.warm_up()
-    except BaseException:
-        engine.close()
-        raise
-    return engine
+        return engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,10 +42,11 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True,
     """
     described, path = files.read(EncoderEngineManifest, folder)
     chosen = provider_of(described.precision, fixed_ranges=described.fixed_ranges, wanted=provider)
-    engine = OnnxEngine(described, path, chosen, threads=threads, cache=cache)
-    if warm_up:
-        engine.warm_up()
-    return engine
+    with files.made_ready(OnnxEngine(described, path, chosen, threads=threads, cache=cache)
+                          ) as engine:
+        if warm_up:
+            engine.warm_up()
+        return engine
 
 
 def provider_of(precision: str, *, fixed_ranges: bool, wanted: Provider | None = None) -> Provider:
