@@ -6,6 +6,7 @@ Stages do not import each other; here they are put in a row.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,16 @@ from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
     from tf_infer.engines.contracts import EncoderEngine
-    from tf_infer.manifest import EncoderEngineManifest, EngineKind, PathReport, Sample
+    from tf_infer.manifest import (
+        EncoderEngineManifest,
+        EngineKind,
+        EngineManifest,
+        PathReport,
+        Sample,
+    )
     from tf_infer.optimize.litert import EngineSettings
     from tf_infer.tasks.base import Task
+    from tf_infer.verify.predictors import Predictor
 
 KIND = "litert"
 TEXTS = 200  # to take ids from
@@ -175,35 +183,25 @@ def write_engine(task: Task, extra: Path, settings: EngineSettings, texts: Seque
     """
     import numpy as np
 
-    from tf_infer import config
     from tf_infer.engines import litert, litert_runtime
-    from tf_infer.equality import Tolerance
-    from tf_infer.manifest import ENGINE_FILE, ENGINES_FOLDER, Report
+    from tf_infer.manifest import ENGINES_FOLDER
     from tf_infer.optimize.litert import write
     from tf_infer.tasks.causal_lm import CausalLM
     from tf_infer.verify.engine import EnginePredictor, samples, spread
-    from tf_infer.verify.parity import replay, require
 
     assert isinstance(task, CausalLM)
     release = litert_runtime.release()  # before a minute's work
     folder = extra / ENGINES_FOLDER / KIND
     manifest = write(task.network, folder, settings, positions=task.positions, progress=progress)
     progress(f"comparing the engine under given tokens, up to {manifest.positions} positions")
-    engine = litert.load(folder)
-    try:
-        def logits(ids: np.ndarray) -> np.ndarray:
-            return np.asarray(task.network(ids, np.ones(ids.shape, bool)), np.float32)
 
+    def logits(ids: np.ndarray) -> np.ndarray:
+        return np.asarray(task.network(ids, np.ones(ids.shape, bool)), np.float32)
+
+    with contextlib.closing(litert.load(folder)) as engine:
         wanted = samples(_ids(task, texts), engine, logits)
-        report = replay(EnginePredictor(engine), wanted,
-                        Tolerance(atol=settings.allowed * spread(wanted), rtol=0.0), path=KIND)
-    finally:
-        engine.close()
-    require(Report(reference="eager", paths=(report,)))
-    config.dump(replace(
-        manifest, atol=report.atol, library=f"{litert_runtime.PACKAGE} {release}",
-        max_abs=max(one.max_abs for one in report.differences)), folder / ENGINE_FILE)
-    return report
+        return _proven(EnginePredictor(engine), wanted, settings.allowed * spread(wanted), folder,
+                       replace(manifest, library=f"{litert_runtime.PACKAGE} {release}"))
 
 
 def write_encoder_engine(task: Task, extra: Path, choice: EncoderChoice, golden: Sequence[Sample],
@@ -229,11 +227,8 @@ def write_encoder_engine(task: Task, extra: Path, choice: EncoderChoice, golden:
     """
     import numpy as np
 
-    from tf_infer import config
-    from tf_infer.equality import Tolerance
-    from tf_infer.manifest import ENGINE_FILE, ENGINES_FOLDER, Report
+    from tf_infer.manifest import ENGINES_FOLDER
     from tf_infer.verify.engine import EncoderPredictor
-    from tf_infer.verify.parity import replay, require
 
     library = choice.kind.library()  # before a minute's work
     folder = extra / ENGINES_FOLDER / choice.kind.kind
@@ -242,14 +237,26 @@ def write_encoder_engine(task: Task, extra: Path, choice: EncoderChoice, golden:
     wanted = [sample for sample in golden if sample.signature == "ids" and len(
         sample.inputs["ids"])]
     spread = np.mean([np.ptp(sample.outputs["logits"], axis=1).mean() for sample in wanted])
-    tolerance = Tolerance(atol=choice.settings.allowed * float(spread), rtol=0.0)
-    engine = choice.kind.open(folder)
-    try:
-        report = replay(EncoderPredictor(engine), wanted, tolerance, path=choice.kind.kind)
-    finally:
-        engine.close()
+    with contextlib.closing(choice.kind.open(folder)) as engine:
+        return _proven(EncoderPredictor(engine), wanted, choice.settings.allowed * float(spread),
+                       folder, replace(manifest, library=library))
+
+
+def _proven(predictor: Predictor, wanted: Sequence[Sample], atol: float, folder: Path,
+            manifest: EngineManifest) -> PathReport:
+    """Compare an engine with the network's answers, and write what was found beside its model.
+
+    Raises:
+        VerificationError: a difference is above `atol`; carries the report.
+    """
+    from tf_infer import config
+    from tf_infer.equality import Tolerance
+    from tf_infer.manifest import ENGINE_FILE, Report
+    from tf_infer.verify.parity import replay, require
+
+    report = replay(predictor, wanted, Tolerance(atol=atol, rtol=0.0), path=manifest.kind)
     require(Report(reference="eager", paths=(report,)))
-    config.dump(replace(manifest, atol=report.atol, library=library,
+    config.dump(replace(manifest, atol=report.atol,
                         max_abs=max(one.max_abs for one in report.differences)),
                 folder / ENGINE_FILE)
     return report
