@@ -381,6 +381,8 @@ def _exported(arguments: argparse.Namespace, folder: Folder, search: Search,
     Raises:
         VerificationError: its paths differ; names the report. Nothing is exported then.
     """
+    from tf_infer.tuning.state import write
+
     base_dir = arguments.base_dir or folder.path / order.name
     record = folder.path / EXPORTED
     this = {"plan": choice.name, "base_dir": str(base_dir), "name": order.name}
@@ -390,9 +392,7 @@ def _exported(arguments: argparse.Namespace, folder: Folder, search: Search,
     bar(f"exporting {choice.name}", 0, 1)
     version = search.export(candidate, base_dir, told, folder.path / VERIFICATION)
     bar(f"exporting {choice.name}", 1, 1)
-    staged = record.with_name(f".{record.name}")
-    staged.write_text(json.dumps(this | {"version": str(version)}) + "\n", encoding="utf-8")
-    staged.replace(record)
+    write(this | {"version": str(version)}, record)
     return version
 
 
