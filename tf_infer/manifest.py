@@ -12,9 +12,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,7 @@ FILL_SIZE = 64  # elements; fewer are written one by one even when all are the s
 PACKED_TOKENS = 64  # of the longest rows that hold several texts
 EngineKind: TypeAlias = Literal["litert", "onnx"]
 ENGINE_KINDS: tuple[EngineKind, ...] = ("litert", "onnx")
+EngineT = TypeVar("EngineT", bound="EngineManifest")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,6 +245,13 @@ class Sample:
     outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+def rows_with_nan(outputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return the outputs that hold NaN, and the first row of each that does."""
+    return {name: int(np.argwhere(np.isnan(np.atleast_1d(array)))[0, 0])
+            for name, array in outputs.items()
+            if array.dtype.kind in "fc" and np.isnan(array).any()}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputDifference:
     """How far one output of the candidate is from the reference's, over all samples.
@@ -359,6 +367,24 @@ def hash_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def engine_folder(version_dir: Path, kind: str) -> Path:
+    """Return where an engine of a version lies, whether there is one or not."""
+    return Path(version_dir) / EXTRA_FOLDER / ENGINES_FOLDER / kind
+
+
+def write_engine(manifest: EngineT, model: bytes | bytearray, folder: Path) -> EngineT:
+    """Write model file and description of an engine into `folder`, which is made.
+
+    Returns:
+        The description, with the model's digest.
+    """
+    folder.mkdir(parents=True)
+    (folder / manifest.file).write_bytes(model)
+    manifest = replace(manifest, sha256=hash_file(folder / manifest.file))
+    configs.dump(manifest, folder / ENGINE_FILE)
+    return manifest
 
 
 def check_files(version_dir: Path, manifest: ModelManifest) -> None:

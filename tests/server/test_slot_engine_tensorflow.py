@@ -26,7 +26,7 @@ from tf_infer.config import (
 )
 from tf_infer.errors import InvalidRequest
 from tf_infer.export import saved_model
-from tf_infer.manifest import EXTRA_FOLDER, ModelManifest
+from tf_infer.manifest import ModelManifest, engine_folder
 from tf_infer.networks.contracts import Cache
 from tf_infer.optimize import litert
 from tf_infer.server import slot_engines
@@ -36,7 +36,7 @@ from tf_infer.server.generation import Constraint, GenerationRequest
 from tf_infer.server.saved_form import SavedForm
 from tf_infer.server.servable import SavedModelServable
 from tf_infer.server.slot_engine import EngineLimits, SlotEngine
-from tf_infer.server.slot_engines import ENGINES_FOLDER, LITERT
+from tf_infer.server.slot_engines import LITERT
 from tf_infer.tasks.base import Signature
 from tf_infer.tasks.build import build
 from tf_infer.tasks.causal_lm import CausalLM
@@ -217,7 +217,7 @@ def test_what_comes_through_a_LiteRT_engine_is_what_generate_gives(
     pytest.importorskip("ai_edge_litert")
     manifest = version.manifest
     assert manifest is not None
-    folder = tmp_path / EXTRA_FOLDER / ENGINES_FOLDER / LITERT
+    folder = engine_folder(tmp_path, LITERT)
     litert.write(task.network, folder, litert.EngineSettings(
         precision="float32", rows=(1, 2, 4), chunks=(4, 16)), positions=56)
     form = slot_engines._form(DecodeConfig(slots=3), version, manifest, tmp_path)

@@ -13,7 +13,7 @@ import pytest
 from tests.server.serverkit import make_versions, running
 from tests.server.slotkit import Heard, alone, same, until
 from tf_infer.errors import ConfigError, NotOffered, Overloaded, ServerUnavailable
-from tf_infer.manifest import EXTRA_FOLDER
+from tf_infer.manifest import EXTRA_FOLDER, engine_folder
 from tf_infer.server import slot_engines
 from tf_infer.server.app import Server
 from tf_infer.server.config import DecodeConfig, ModelConfig, Monitoring
@@ -86,7 +86,7 @@ def test_a_decoder_is_prepared_when_it_is_loaded_only_where_it_carries_an_engine
         tmp_path: Path, engine: str, carries: bool, early: bool) -> None:
     make_versions(tmp_path, "writer/1")
     if carries:
-        (tmp_path / "writer" / "1" / slot_engines.LITERT_FOLDER).mkdir(parents=True)
+        engine_folder(tmp_path / "writer" / "1", slot_engines.LITERT).mkdir(parents=True)
     models = (ModelConfig(name="writer", base_path=str(tmp_path / "writer")),)
     with running(models, load, decode=DecodeConfig(engine=engine)) as (server, _):
         assert [name for name, _, _ in server.generators.made()] == ["writer"] * early

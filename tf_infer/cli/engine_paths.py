@@ -88,23 +88,16 @@ def served_within(folder: Path, manifest: ModelManifest | None, tolerance: Toler
     from dataclasses import replace
 
     from tf_infer import config
-    from tf_infer.engines import encoders
-    from tf_infer.manifest import (
-        ENGINE_FILE,
-        ENGINES_FOLDER,
-        EXTRA_FOLDER,
-        EncoderEngineManifest,
-    )
-    from tf_infer.server.encoder_engines import bounds_of
+    from tf_infer.manifest import ENGINE_FILE, EncoderEngineManifest, engine_folder
+    from tf_infer.server.encoder_engines import bounds_of, kinds_in
 
     if manifest is None or not isinstance(manifest.task, config.ClassifierConfig):
         return tolerance
-    engines_dir = folder / EXTRA_FOLDER / ENGINES_FOLDER
-    places = (engines_dir / kind / ENGINE_FILE for kind in encoders.KINDS)
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    kinds = kinds_in(folder)
+    if not kinds:
         return tolerance
-    described: EncoderEngineManifest = config.load(EncoderEngineManifest, found)
+    described: EncoderEngineManifest = config.load(
+        EncoderEngineManifest, engine_folder(folder, kinds[0]) / ENGINE_FILE)
     wider = {name: (max(atol, tolerance.atol), tolerance.rtol)
              for name, (atol, _) in bounds_of(described, manifest.task.temperature).items()}
     return replace(tolerance, ignored=tolerance.ignored | {"labels"},  # which follow from scores

@@ -50,10 +50,8 @@ def prove_labels(reference: Task, task: Task, plan: OptimizationPlan, words: np.
 
 def require_answers(sample: Sample, number: int) -> None:
     """Raise DataError where the model before its plan answers with NaN; names output and row."""
-    import numpy as np
+    from tf_infer.manifest import rows_with_nan
 
-    for output, array in sample.outputs.items():
-        if array.dtype.kind == "f" and np.isnan(array).any():
-            row = int(np.argwhere(np.isnan(array))[0, 0])
-            raise DataError(f"plan: expected numbers from the model before its plan, got NaN in "
-                            f"output {output!r} of sample {number}, row {row}. Train it again.")
+    for output, row in rows_with_nan(sample.outputs).items():
+        raise DataError(f"plan: expected numbers from the model before its plan, got NaN in "
+                        f"output {output!r} of sample {number}, row {row}. Train it again.")

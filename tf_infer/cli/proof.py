@@ -312,16 +312,15 @@ def served_engine(version_dir: Path, name: str, kind: EngineKind, golden: Sequen
     from tf_infer.equality import Tolerance as Bounds
     from tf_infer.manifest import (
         ENGINE_FILE,
-        ENGINES_FOLDER,
-        EXTRA_FOLDER,
         EncoderEngineManifest,
+        engine_folder,
         read_manifest,
     )
     from tf_infer.server.encoder_engines import within
     from tf_infer.verify.parity import failed, replay
 
-    described = load_config(EncoderEngineManifest, version_dir / EXTRA_FOLDER / ENGINES_FOLDER
-                            / kind / ENGINE_FILE)
+    described = load_config(EncoderEngineManifest,
+                            engine_folder(version_dir, kind) / ENGINE_FILE)
     task = read_manifest(version_dir).task
     assert isinstance(task, ClassifierConfig)
     allowed = within(described, task.temperature, Bounds())

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tf_infer import config
@@ -39,6 +38,7 @@ from tf_infer.manifest import (
     Report,
     Sample,
     hash_files,
+    rows_with_nan,
     write_samples,
 )
 from tf_infer.tasks.base import Signature, Task
@@ -193,18 +193,10 @@ def check_golden(golden: Sequence[Sample], signatures: Mapping[str, Signature]) 
             faults.append(f"sample {index} ({sample.signature}) has the outputs "
                           f"{sorted(sample.outputs)} instead of {sorted(wanted)}")
         faults += [f"sample {index} ({sample.signature}) has NaN in output {output!r}, row {row}"
-                   for output, row in _first_nan(sample)]
+                   for output, row in rows_with_nan(sample.outputs).items()]
     if faults:
         raise ExportError(f"golden: expected samples of every signature with the reference's "
                           f"outputs, got: {'; '.join(faults)}.")
-
-
-def _first_nan(sample: Sample) -> list[tuple[str, int]]:
-    found = []
-    for output, array in sample.outputs.items():
-        if array.dtype.kind in "fc" and np.isnan(array).any():
-            found.append((output, int(np.argwhere(np.isnan(array))[0, 0])))
-    return found
 
 
 def _without_large_outputs(sample: Sample) -> Sample:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tf_infer import config
 from tf_infer.config import check
-from tf_infer.manifest import ENGINE_FILE, StepEngineManifest, hash_file
+from tf_infer.manifest import StepEngineManifest, write_engine
 from tf_infer.networks.arrays import arrays_of
 from tf_infer.optimize.litert_decoder import DecoderFile, Precision
 
@@ -105,8 +104,4 @@ def write(network: Any, folder: Path, settings: EngineSettings, *, positions: in
         kind="litert", precision=settings.precision, vocab_size=len(arrays.vocabulary),
         positions=positions, slots=settings.rows[-1], rows=settings.rows, chunks=settings.chunks,
         pages=pages, layers=len(arrays.layers), groups=arrays.groups, head_size=arrays.head_size)
-    folder.mkdir(parents=True)
-    (folder / manifest.file).write_bytes(decoder.file.write())
-    manifest = replace(manifest, sha256=hash_file(folder / manifest.file))
-    config.dump(manifest, folder / ENGINE_FILE)
-    return manifest
+    return write_engine(manifest, decoder.file.write(), folder)

@@ -7,14 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tf_infer import config
 from tf_infer.config import ShapeGrid, check
-from tf_infer.manifest import (
-    ENGINE_FILE,
-    EncoderEngineManifest,
-    hash_file,
-    row_texts,
-)
+from tf_infer.manifest import EncoderEngineManifest, row_texts, write_engine
 from tf_infer.networks.encoder_arrays import encoder_arrays_of
 from tf_infer.optimize.litert_encoder import EncoderFile, Precision
 
@@ -92,8 +86,4 @@ def write(network: Any, folder: Path, settings: EncoderSettings, *, grid: ShapeG
         kind="litert", precision=settings.precision, vocab_size=len(arrays.words),
         positions=positions, classes=len(arrays.head.logits.kernel), shapes=shapes,
         segments=arrays.segments is not None, packed=encoder.packed)
-    folder.mkdir(parents=True)
-    (folder / manifest.file).write_bytes(encoder.file.write())
-    manifest = replace(manifest, sha256=hash_file(folder / manifest.file))
-    config.dump(manifest, folder / ENGINE_FILE)
-    return manifest
+    return write_engine(manifest, encoder.file.write(), folder)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tf_infer import config
 from tf_infer.config import ShapeGrid, check
 from tf_infer.errors import BackendMissing
-from tf_infer.manifest import ENGINE_FILE, EncoderEngineManifest, EngineKind, hash_file
+from tf_infer.manifest import EncoderEngineManifest, EngineKind, write_engine
 from tf_infer.networks.encoder_arrays import EncoderArrays, encoder_arrays_of
 
 if TYPE_CHECKING:
@@ -101,12 +100,7 @@ def write(network: Any, folder: Path, settings: OnnxSettings, *, grid: ShapeGrid
         positions=positions, classes=len(arrays.head.logits.kernel),
         shapes=tuple((rows, size) for rows in grid.rows for size in tokens),
         segments=arrays.segments is not None, fixed_ranges=limits is not None)
-    model = model_of(arrays, settings.precision, limits=limits)
-    folder.mkdir(parents=True)
-    (folder / FILE).write_bytes(model)
-    manifest = replace(manifest, sha256=hash_file(folder / FILE))
-    config.dump(manifest, folder / ENGINE_FILE)
-    return manifest
+    return write_engine(manifest, model_of(arrays, settings.precision, limits=limits), folder)
 
 
 def _limits(arrays: EncoderArrays, batches: Sequence[Mapping[str, np.ndarray]],

@@ -13,10 +13,10 @@ from tf_infer.equality import Tolerance
 from tf_infer.errors import BackendMissing, NotOffered
 from tf_infer.manifest import (
     ENGINE_FILE,
-    ENGINES_FOLDER,
-    EXTRA_FOLDER,
     EncoderEngineManifest,
+    EngineKind,
     ModelManifest,
+    engine_folder,
 )
 from tf_infer.server import cpus
 from tf_infer.server.config import ClassifierEngine
@@ -44,15 +44,13 @@ def engine_of(path: Path, manifest: ModelManifest | None, wanted: ClassifierEngi
     if wanted == "saved_model" or manifest is None or not isinstance(
             manifest.task, ClassifierConfig):
         return None
-    folder = Path(path) / EXTRA_FOLDER / ENGINES_FOLDER
-    kinds = [kind for kind in encoders.KINDS if wanted in ("auto", kind)
-             and (folder / kind / ENGINE_FILE).is_file()]
+    kinds = [kind for kind in kinds_in(path) if wanted in ("auto", kind)]
     if not kinds and wanted != "auto":
         raise NotOffered(f"--classifier_engine={wanted}: expected a version with an engine of this "
                          "kind, got one without. Export it with its engine, or leave the flag out.")
     for kind in kinds:
         try:
-            engine = encoders.load(folder / kind, threads=cpus.usable())
+            engine = encoders.load(engine_folder(path, kind), threads=cpus.usable())
         except BackendMissing as error:
             if wanted != "auto":
                 raise
@@ -61,6 +59,11 @@ def engine_of(path: Path, manifest: ModelManifest | None, wanted: ClassifierEngi
         event("load", path=path, engine=kind, precision=engine.manifest.precision)
         return engine
     return None
+
+
+def kinds_in(path: Path) -> list[EngineKind]:
+    """Return the kinds of engines that a version of a classifier carries; the first is taken."""
+    return [kind for kind in encoders.KINDS if (engine_folder(path, kind) / ENGINE_FILE).is_file()]
 
 
 def bounds_of(manifest: EncoderEngineManifest, temperature: float,

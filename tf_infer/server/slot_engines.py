@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tf_infer import token_bytes
 from tf_infer.errors import BackendMissing, NotOffered
-from tf_infer.manifest import ENGINES_FOLDER, EXTRA_FOLDER, ModelManifest
+from tf_infer.manifest import EXTRA_FOLDER, ModelManifest, engine_folder
 from tf_infer.server import cpus
 from tf_infer.server.config import DecodeConfig
 from tf_infer.server.contracts import Servable
@@ -25,7 +25,6 @@ from tf_infer.token_bytes import TokenBytes
 
 MIB = 2**20
 LITERT = "litert"
-LITERT_FOLDER = Path(EXTRA_FOLDER) / ENGINES_FOLDER / LITERT
 
 
 class Told(Watch):
@@ -74,7 +73,7 @@ def prepares(config: DecodeConfig) -> Callable[[Lease], bool]:
 
 
 def _may_have_engine(config: DecodeConfig, path: Path) -> bool:
-    return config.engine != "saved_model" and (path / LITERT_FOLDER).is_dir()
+    return config.engine != "saved_model" and engine_folder(path, LITERT).is_dir()
 
 
 def tokens_of(path: Path) -> TokenBytes | None:
@@ -103,7 +102,7 @@ def _form(config: DecodeConfig, servable: Servable, manifest: ModelManifest, pat
 def _engine(config: DecodeConfig, servable: Servable, manifest: ModelManifest, path: Path,
             ) -> EngineForm | None:
     """Return the engine of a version; None where it has none, or its library is missing."""
-    folder = path / LITERT_FOLDER
+    folder = engine_folder(path, LITERT)
     there = folder.is_dir() and any(spec.name == CHOOSE for spec in manifest.signatures)
     if not there:
         if config.engine == LITERT:

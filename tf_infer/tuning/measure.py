@@ -16,21 +16,16 @@ import numpy as np
 
 from tf_infer.config import CausalLMConfig, ClassifierConfig
 from tf_infer.errors import ServingError
-from tf_infer.manifest import (
-    ENGINES_FOLDER,
-    EXTRA_FOLDER,
-    ModelManifest,
-    SignatureSpec,
-    read_manifest,
-)
+from tf_infer.manifest import ModelManifest, SignatureSpec, engine_folder, read_manifest
 from tf_infer.server import cpus
 from tf_infer.server.config import DecodeConfig, ModelConfig, ServerConfig
 from tf_infer.server.contracts import Servable
 from tf_infer.server.generation import GenerationRequest, Generator, Piece
 from tf_infer.server.metrics import Metrics
-from tf_infer.server.slot_engines import slot_engines
+from tf_infer.server.slot_engines import LITERT, slot_engines
 from tf_infer.server.versions import Lease
 from tf_infer.tuning.judge import COUNTS, LABELS, LOG_PROBS, LOGITS, Answers, joined
+from tf_infer.verify.engine import log_probs
 
 ROWS = 32        # texts of a call when answers are collected
 STEP_ROWS = 8    # slots in which an engine is given tokens at once
@@ -76,7 +71,7 @@ def open_version(path: Path, *, new_tokens: int) -> Opened:
     if isinstance(manifest.task, ClassifierConfig):
         return OpenedClassifier(servable, manifest.task)
     asked = min(new_tokens, manifest.task.capacity)
-    if not (path / EXTRA_FOLDER / ENGINES_FOLDER).is_dir():
+    if not engine_folder(path, LITERT).is_dir():
         return OpenedDecoder(servable, manifest, asked)
     lease = Lease(name, manifest.version, servable, cast(Any, SimpleNamespace(path=path)))
     generator = slot_engines(config.decode, Metrics(page=False))(lease)
@@ -189,8 +184,7 @@ class OpenedEngine(OpenedDecoder):
         from tf_infer.engines.litert import load
 
         rows = self._rows(asked)
-        kind = next(iter(sorted((self._path / EXTRA_FOLDER / ENGINES_FOLDER).iterdir())))
-        engine = load(kind, threads=cpus.usable(), warm_up=False)
+        engine = load(engine_folder(self._path, LITERT), threads=cpus.usable(), warm_up=False)
         try:
             size = min(STEP_ROWS, engine.slots)
             return [one for start in range(0, len(rows), size)
@@ -268,9 +262,7 @@ def stepped(engine: Any, rows: Sequence[tuple[np.ndarray, np.ndarray]]
         for slot in active:
             ids, counted = rows[slot]
             if counted[place + 1]:
-                row = logits[slot].astype(np.float64)
-                row -= row.max()
-                found[slot].append(float(row[ids[place + 1]] - np.log(np.exp(row).sum())))
+                found[slot].append(float(log_probs(logits[slot])[ids[place + 1]]))
     return [(np.array(one, np.float32), len(one)) for one in found]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tf_infer.equality import Tolerance, column_names, differences, worst_of_each
 from tf_infer.errors import TfInferError, VerificationError
-from tf_infer.manifest import OutputDifference, PathReport, Report, Sample
+from tf_infer.manifest import OutputDifference, PathReport, Report, Sample, rows_with_nan
 from tf_infer.verify.predictors import Predictor
 
 ANY_OUTPUT = "*"
@@ -157,11 +157,12 @@ def not_numbers(sets: Mapping[str, Sequence[Sample]]) -> tuple[PathReport, ...]:
     found = []
     for name, samples in sets.items():
         faults = [OutputDifference(
-            signature=sample.signature, output=output, dtype=array.dtype.name, max_abs=0.0,
-            max_rel=0.0, mismatches=int(np.isnan(array).sum()), elements=int(array.size),
-            first_sample=index, reason=f"NaN in row {int(np.argwhere(np.isnan(array))[0, 0])}")
-            for index, sample in enumerate(samples) for output, array in sample.outputs.items()
-            if array.dtype.kind in "fc" and array.ndim and np.isnan(array).any()]
+            signature=sample.signature, output=output, dtype=sample.outputs[output].dtype.name,
+            max_abs=0.0, max_rel=0.0, mismatches=int(np.isnan(sample.outputs[output]).sum()),
+            elements=int(sample.outputs[output].size), first_sample=index,
+            reason=f"NaN in row {row}")
+            for index, sample in enumerate(samples)
+            for output, row in rows_with_nan(sample.outputs).items()]
         if faults:
             found.append(_report(f"numbers {name}".strip(), len(samples), Tolerance(),
                                  time.perf_counter(), faults))
