@@ -166,3 +166,17 @@ def test_files_round_trip_and_faults_name_file_line_and_column(tmp_path: Path) -
         config.load(config.TaskConfig, path)
     with pytest.raises(ConfigError, match=r"missing\.json: cannot be read"):
         config.load(config.TaskConfig, tmp_path / "missing.json")
+
+
+def test_what_is_written_whole_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "task.json"
+    config.dump_whole(CLASSIFIER, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="JSON"):
+        config.dump_whole({"x": float("nan")}, path)
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["task.json"]
+    (tmp_path / ".task.json.new").symlink_to("/dev/full")  # a disk without room
+    with pytest.raises(OSError, match="No space"):
+        config.dump_whole({"x": 1}, path)
+    assert path.read_bytes() == before

@@ -12,6 +12,7 @@ import difflib
 import itertools
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -754,3 +755,16 @@ def dump(value: Any, path: Path) -> None:
     """Write a configuration as indented JSON with a final newline."""
     text = json.dumps(to_json(value), indent=2, ensure_ascii=False, allow_nan=False)
     Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def dump_whole(value: Any, path: Path) -> None:
+    """Write a configuration whole or not at all, over what may be there; forced to disk."""
+    staged = path.with_name(f".{path.name}.new")
+    try:
+        dump(value, staged)
+        with open(staged, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise

@@ -129,9 +129,7 @@ def _write(arguments: argparse.Namespace, config: ClassifierConfig) -> Path:
 
     if not arguments.output:
         folder: Path = arguments.model_dir
-        with tempfile.TemporaryDirectory(prefix=".task.", dir=folder) as staged:
-            configs.dump(config, Path(staged) / TASK_FILE)
-            os.replace(Path(staged) / TASK_FILE, folder / TASK_FILE)
+        configs.dump_whole(config, folder / TASK_FILE)
         return folder
     parent = arguments.output.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)

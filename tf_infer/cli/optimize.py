@@ -381,8 +381,6 @@ def _exported(arguments: argparse.Namespace, folder: Folder, search: Search,
     Raises:
         VerificationError: its paths differ; names the report. Nothing is exported then.
     """
-    from tf_infer.tuning.state import write
-
     base_dir = arguments.base_dir or folder.path / order.name
     record = folder.path / EXPORTED
     this = {"plan": choice.name, "base_dir": str(base_dir), "name": order.name}
@@ -392,7 +390,7 @@ def _exported(arguments: argparse.Namespace, folder: Folder, search: Search,
     bar(f"exporting {choice.name}", 0, 1)
     version = search.export(candidate, base_dir, told, folder.path / VERIFICATION)
     bar(f"exporting {choice.name}", 1, 1)
-    write(this | {"version": str(version)}, record)
+    configs.dump_whole(this | {"version": str(version)}, record)
     return version
 
 

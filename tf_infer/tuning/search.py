@@ -23,7 +23,7 @@ from tf_infer.tuning.build import BuildOrder
 from tf_infer.tuning.candidates import REFERENCE_CANDIDATE, Candidate
 from tf_infer.tuning.judge import judge, read
 from tf_infer.tuning.process import Hired, WorkerFailed
-from tf_infer.tuning.state import Answered, Built, Folder, Round, Settings, trials, write
+from tf_infer.tuning.state import Answered, Built, Folder, Round, Settings, trials
 from tf_infer.tuning.trial import Times, Trial
 
 ANSWERS_FILE, REPORT_FILE, VERSIONS = "answers.npz", "report.json", "versions"
@@ -123,7 +123,7 @@ class Search:
                 raise ExportError(f"{candidate.name}: expected to be exported, got: "
                                   f"{failure.reason}") from failure
             report: Report = config.from_json(Report, failure.report, where="report")
-            write(report, report_path)
+            config.dump_whole(report, report_path)
             raise VerificationError(f"{candidate.name}: {failure.reason} Nothing was exported. "
                                     f"Report: {report_path}", report=report) from failure
         finally:
@@ -161,7 +161,7 @@ class Search:
         reason, path = failure.reason, self._folder.of(candidate) / REPORT_FILE
         if failure.report is not None:
             report: Report = config.from_json(Report, failure.report, where="report")
-            write(report, path)
+            config.dump_whole(report, path)
             reason = f"{reason} Report: {path}"
             if candidate == REFERENCE_CANDIDATE:
                 raise VerificationError(f"reference: {reason}", report=report)

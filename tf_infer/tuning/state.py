@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tf_infer import config
 from tf_infer.config import to_json
@@ -141,7 +141,7 @@ class Folder:
                 raise ConfigError(f"{self.path}: expected a search of the same {', '.join(differ)},"
                                   " got another one. Name another --output, or remove it.")
             return True
-        write(settings, path)
+        config.dump_whole(settings, path)
         return False
 
     def of(self, candidate: Candidate) -> Path:
@@ -158,7 +158,7 @@ class Folder:
 
     def learn(self, candidate: Candidate, what: Built | Answered) -> None:
         """Write it."""
-        write(what, self.of(candidate) / _FILES[type(what)])
+        config.dump_whole(what, self.of(candidate) / _FILES[type(what)])
 
     def rounds(self) -> list[Round]:
         """Return every round that is whole on disk."""
@@ -182,15 +182,6 @@ class Folder:
 
 
 _FILES: dict[type, str] = {Built: "built.json", Answered: "judged.json"}
-
-
-def write(value: Any, path: Path) -> None:
-    """Write a configuration whole or not at all."""
-    staged = path.with_name(f".{path.name}.new")
-    config.dump(value, staged)
-    with open(staged, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(staged, path)
 
 
 def difference(found: Settings, wanted: Settings) -> list[str]:
