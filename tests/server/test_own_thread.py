@@ -1,0 +1,99 @@
+"""Runs that end long before their deadline are done by the thread that asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+
+from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
+from tf_infer.manifest import ModelManifest  # noqa: E402
+from tf_infer.server import servable  # noqa: E402
+from tf_infer.server.servable import SavedModelServable, sure  # noqa: E402
+
+ROWS = 8
+OURS = ModelManifest(name="m", version=1, signatures=(), grid=ShapeGrid(rows=(1, ROWS)),
+                     compiled="none", task=ClassifierConfig(classes=("a", "b")))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    module = tf.Module()
+    function = tf.function(lambda x: {"y": x * 2.0}, input_signature=[
+        tf.TensorSpec([None], tf.float32, name="x")])
+    folder = tmp_path_factory.mktemp("model") / "1"
+    tf.saved_model.save(module, str(folder), signatures={
+        "serving_default": function.get_concrete_function()})
+    return folder
+
+
+@pytest.fixture
+def loaded(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SavedModelServable]:
+    monkeypatch.setattr(servable.cpus, "usable", lambda **_: 2)
+    one = SavedModelServable(path)
+    one.manifest = OURS
+    yield one
+    one.close()
+
+
+def here(monkeypatch: pytest.MonkeyPatch, one: SavedModelServable, *, rows: int = 1,
+         timeout_s: float | None = None) -> bool:
+    """Run once; return whether the own thread did it."""
+    seen: list[bool] = []
+    make = servable._run_options
+
+    def options(milliseconds: int, *, here: bool = False, **more: Any) -> bytes:
+        seen.append(here)
+        return make(milliseconds, here=here, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(servable, "_run_options", options)
+        found = one.run("serving_default", {"x": np.ones(rows, np.float32)}, outputs=("y",),
+                        timeout_s=timeout_s)
+    np.testing.assert_array_equal(found["y"], np.full(rows, 2, np.float32))
+    return seen == [True]
+
+
+def test_the_first_run_is_the_pools_and_later_ones_are_the_own_threads(
+        loaded: SavedModelServable, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [here(monkeypatch, loaded) for _ in range(3)] == [False, True, True]
+    assert here(monkeypatch, loaded, rows=ROWS, timeout_s=60)
+
+
+def test_a_run_that_its_deadline_may_have_to_stop_is_the_pools(
+        loaded: SavedModelServable, monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch, loaded)
+    loaded._slowest_s["serving_default"] = 1.0
+    assert not here(monkeypatch, loaded, timeout_s=9.0)
+    assert here(monkeypatch, loaded, timeout_s=11.0)
+
+
+def test_more_rows_than_the_grid_has_are_the_pools_and_say_nothing_of_others(
+        loaded: SavedModelServable, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not here(monkeypatch, loaded, rows=ROWS + 1)
+    assert not loaded._slowest_s
+    here(monkeypatch, loaded)
+    assert not here(monkeypatch, loaded, rows=ROWS + 1)
+
+
+def test_models_of_others_and_many_cpus_keep_the_pool(
+        path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpus, manifest in ((2, None), (16, OURS)):
+        monkeypatch.setattr(servable.cpus, "usable", lambda cpus=cpus, **_: cpus)
+        one = SavedModelServable(path)
+        one.manifest = manifest
+        assert [here(monkeypatch, one) for _ in range(3)] == [False] * 3
+        one.close()
+
+
+@pytest.mark.parametrize("slowest_s, timeout_s, expected", [
+    (None, None, False), (None, 9.0, False), (1.0, None, True), (1.0, 10.0, False),
+    (1.0, 10.1, True)])
+def test_a_deadline_is_far_where_it_is_ten_times_the_slowest_run_away(
+        slowest_s: float | None, timeout_s: float | None, *, expected: bool) -> None:
+    assert sure(slowest_s, timeout_s) is expected
