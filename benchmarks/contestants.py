@@ -74,9 +74,10 @@ max_enqueued_batches {{ value: 1000 }} num_batch_threads {{ value: {threads} }}
 """
 
 
-def in_arrival_order(model: Path, *, wait_us: int = 2000, threads: int = 2) -> Contestant:
+def in_arrival_order(model: Path, *flags: str, wait_us: int = 2000, threads: int = 2) -> Contestant:
     """Return our server with TensorFlow Serving's batching: whoever comes next, padded together."""
-    return ours(model, "--enable_batching", "--batching_parameters_file={folder}/batching.txt",
+    return ours(model, *flags, "--enable_batching",
+                "--batching_parameters_file={folder}/batching.txt",
                 name="tf_infer gRPC --enable_batching",
                 files={"batching.txt": BATCHING.format(wait_us=wait_us, threads=threads)})
 

@@ -78,9 +78,11 @@ def exported(cache: Path, name: str) -> Path:
 
 def _export_classifier(folder: Path, name: str) -> None:
     from tf_infer import config
+    from tf_infer.cli.engine import ENCODERS, EncoderChoice
     from tf_infer.cli.proof import export_task
     from tf_infer.tasks import build
 
+    engine = None
     codec: config.CodecConfig = config.BytesConfig()
     network: config.NetworkConfig = config.EmbeddingBagConfig(width=16, hash_buckets=1000)
     if name != BAG:
@@ -89,13 +91,15 @@ def _export_classifier(folder: Path, name: str) -> None:
             backbone="BertBackbone", arguments={
                 "vocabulary_size": 30522, "num_layers": layers, "num_heads": heads,
                 "hidden_dim": width, "intermediate_dim": 4 * width, "max_sequence_length": 512})
+        litert = ENCODERS["litert"]
+        engine = EncoderChoice(litert, litert.settings("float32", "found"))
     task = build.build(config.ClassifierConfig(
         name=name, classes=CLASSES, codec=codec, network=network,
         packing=config.PackingConfig(max_tokens=TOKENS[-1]),
         grid=config.ShapeGrid(rows=ROWS, tokens=TOKENS)),
         tokenizer_dir=None if name == BAG else SHARED / "weights/tokenizers/bert_uncased")
-    export_task(task, folder, name=name, xla=False, server=False, max_rows=ROWS[1],
-                texts=[text.encode() for text in mixed_texts()[:200]])
+    export_task(task, folder, name=name, engine=engine, xla=False, server=False,
+                max_rows=ROWS[1], texts=[text.encode() for text in mixed_texts()[:200]])
 
 
 def _export_trivial(folder: Path) -> None:

@@ -13,6 +13,8 @@ median of the rounds' ratios, within a round against the best peer at that load.
     closed 1, 16, 64    callers that each wait for their answer
     open 50 %, 80 %     random arrivals at a share of what the best peer did with 64 callers
     cpu_ms              processor time of the server (all its processes) by call
+    engine              our server with the LiteRT engine of the version, in float32 as all others;
+                        the rest of ours and every peer run the SavedModel beside it
     trivial             x * 2 in our server alone: what a call costs when the model costs nothing
 
 How to install the peers, and their settings: benchmarks/contestants.py, benchmarks/peers/.
@@ -194,16 +196,20 @@ def say(line: str) -> None:
 
 
 TEXT, REST = "tf_infer gRPC", "tf_infer REST"
+ENGINE_TEXT, ENGINE_REST = "tf_infer engine gRPC", "tf_infer engine REST"
 ARRIVAL, ALONE = "tf_infer gRPC --enable_batching", "tf_infer gRPC --scheduler=none"
 
 
 def texts_part(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare all servers on texts."""
     model = models.exported(arguments.cache, arguments.model)
-    group = [contestants.ours(model, name=TEXT),
-             contestants.ours(model, name=REST, rest=True),
-             contestants.ours(model, "--scheduler=none", name=ALONE),
-             contestants.in_arrival_order(model)]
+    plain = "--classifier_engine=saved_model"
+    group = [contestants.ours(model, name=ENGINE_TEXT),
+             contestants.ours(model, name=ENGINE_REST, rest=True),
+             contestants.ours(model, plain, name=TEXT),
+             contestants.ours(model, plain, name=REST, rest=True),
+             contestants.ours(model, plain, "--scheduler=none", name=ALONE),
+             contestants.in_arrival_order(model, plain)]
     if arguments.peers:
         group += [contestants.peer(name, model, arguments.peers, best) for name, (best, *_)
                   in contestants.SETTINGS.items() if (arguments.peers / name).is_dir()]
