@@ -3,9 +3,9 @@
     python -m benchmarks.own_thread > benchmarks/results/own_thread.json
     python -m benchmarks.own_thread minilm
 
-Prints one JSON object. One small BERT (benchmarks/models.py) is loaded as the server loads it; calls
-of short texts are made in both ways in turn, the same texts for both. Medians over the rounds of
-milliseconds and processor milliseconds a call, and of the rounds' ratios, own thread / pool.
+Prints one JSON object. One small BERT (benchmarks/models.py) is loaded as the server loads it;
+calls of short texts are made in both ways in turn, the same texts for both. Medians over the rounds
+of milliseconds and processor milliseconds a call, and of the rounds' ratios, own thread / pool.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def main() -> None:
                 for mine, theirs in zip(zip(*ways["own thread"]), zip(*ways["pool"])))))}
         print(rows, found[f"{rows} rows"], file=sys.stderr)
     loaded.close()
-    print(json.dumps({"model": model, "machine": machine(), "rounds": ROUNDS, "calls": CALLS, **found}, indent=1))
+    print(json.dumps({"model": model, "machine": machine(), "rounds": ROUNDS, "calls": CALLS,
+                      **found}, indent=1))
 
 
 if __name__ == "__main__":
