@@ -129,6 +129,41 @@ def asking(tmp_path: Path, model: TextModel) -> Iterator[Asking]:
         yield Asking(server, model)
 
 
+class ExclusiveModel(TextModel):
+    exclusive = True
+
+
+def test_a_version_that_computes_one_run_at_a_time_takes_the_next_batch_when_that_has_ended(
+        tmp_path: Path) -> None:
+    model = ExclusiveModel(hold=True)
+    with serving(tmp_path, model, batch_workers=2) as (server, _):
+        asking = Asking(server, model)
+        asking.hold()
+        asking.ask(b"1", b"22")
+        time.sleep(0.1)  # in which the second worker would take it
+        asking.ask(b"333")
+        assert asking.release() == [[1, 2], [3]]
+    assert model.runs == [[b"first"], [b"1", b"22", b"333"]]
+
+
+def test_other_versions_are_asked_while_one_that_computes_a_run_at_a_time_is_busy(
+        tmp_path: Path) -> None:
+    busy, other = ExclusiveModel(hold=True), TextModel()
+    folders = {name: str(make_versions(tmp_path / name, "1")) for name in ("m", "n")}
+    models = tuple(ModelConfig(name=name, base_path=path) for name, path in folders.items())
+    with running(models, lambda path: (busy if path.parent.name == "m" else other, LoadTimes()),
+                 batch_workers=2) as (server, _):
+        asking, ended = Asking(server, busy), threading.Event()
+        asking.hold()
+        asking.ask(b"22")
+        run = Run("serving_default", {"text": np.array([b"333"], object)}, ("size",))
+        server.pipeline.submit(Call("Predict", ModelRef("n"), lambda _: Plan(
+            (run,), lambda found: found[0]["size"]), None), lambda outcome: ended.set())
+        assert ended.wait(WAIT_S)
+        assert other.runs == [[b"333"]] and busy.runs == [[b"first"]]
+        assert asking.release() == [[2]]
+
+
 def test_what_waits_behind_a_busy_worker_runs_together_and_each_gets_its_rows(
         asking: Asking, model: TextModel) -> None:
     asking.hold()

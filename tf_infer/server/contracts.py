@@ -92,6 +92,17 @@ class Traceable(Protocol):
         """Do what `Servable.run` does, slower, and return how long its stages took as well."""
 
 
+@runtime_checkable
+class Exclusive(Protocol):
+    """A servable that computes one run at a time: a second one would wait inside it.
+
+    Attributes:
+        exclusive: True.
+    """
+
+    exclusive: bool
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadTimes:
     """How long one version took to become available, in seconds, and what was replayed."""

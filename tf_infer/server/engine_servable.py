@@ -54,6 +54,8 @@ class EngineServable:
         engine: its network.
     """
 
+    exclusive = True  # an engine takes all CPUs for one call, and a larger batch is cheaper
+
     def __init__(self, graph: Graph, manifest: ModelManifest, engine: EncoderEngine) -> None:
         assert isinstance(manifest.task, ClassifierConfig)
         self.signatures: Signatures = graph.signatures

@@ -15,7 +15,6 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -25,6 +24,7 @@ from tf_infer.server.config import Monitoring, ServerConfig
 from tf_infer.server.generation import Generators
 from tf_infer.server.grpc_service import Service
 from tf_infer.server.http_server import HttpServer, Reply, Streamed, read_body
+from tf_infer.server.mailbox import Mailbox
 from tf_infer.server.metrics import REST, respond
 from tf_infer.server.openai_service import MAX_BODY_BYTES, OpenAIService
 from tf_infer.server.pipeline import Answer, Pipeline, Progress, Ticket
@@ -92,12 +92,13 @@ class _Exchange:
         submit: hands a call to the pipeline.
         workers: read what is large, and write it.
         record: hears of the progress.
+        mailbox: of the loop.
     """
 
     def __init__(self, submit: Callable[..., Ticket], workers: concurrent.futures.Executor,
-                 record: _Record) -> None:
+                 record: _Record, mailbox: Mailbox) -> None:
         self._submit, self._workers, self._record = submit, workers, record
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._mailbox = asyncio.get_running_loop(), mailbox
         self._thread = threading.get_ident()
         self._outcome: asyncio.Future[Outcome] = self._loop.create_future()
         self._ticket: Ticket | None = None
@@ -163,8 +164,7 @@ class _Exchange:
         if threading.get_ident() == self._thread:
             self._settle(outcome)
         else:
-            with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._settle, outcome)
+            self._mailbox.put(self._settle, outcome)
 
     def _settle(self, outcome: Outcome) -> None:
         if not self._outcome.done():
@@ -197,6 +197,7 @@ class RestServer:
         self._service, self._pipeline = service, pipeline
         self._timeout_s = timeout_s
         self._headers = CORS if cors else {}
+        self._mailbox: Mailbox | None = None  # of the loop, which there is with the first request
         self._monitoring = monitoring or Monitoring()
         self._workers = ElasticExecutor(1, max(1, threads - 1), name="tf-infer-rest")
         self._openai = OpenAIService(generators, pipeline.metrics, self._workers,
@@ -281,7 +282,9 @@ class RestServer:
         def begin() -> RestCall | bytes:
             return self._service.begin(route, inflate(content, encoding), deadline)
 
-        exchange = _Exchange(self._pipeline.submit, self._workers, record)
+        if self._mailbox is None:
+            self._mailbox = Mailbox(asyncio.get_running_loop())
+        exchange = _Exchange(self._pipeline.submit, self._workers, record, self._mailbox)
         return await exchange.run(begin, large=len(content) > INLINE_BYTES or bool(encoding),
                                   timeout_s=self._timeout_s)
 

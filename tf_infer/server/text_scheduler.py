@@ -30,7 +30,7 @@ from tf_infer.server.batching import (
     limits_for,
     next_batch,
 )
-from tf_infer.server.contracts import Servable
+from tf_infer.server.contracts import Exclusive, Servable
 from tf_infer.server.pace import Pace
 from tf_infer.server.scheduler import (
     TIMED_OUT,
@@ -54,13 +54,14 @@ class _Kind:
 
     Attributes:
         manifest: of the version.
+        exclusive: whether no two batches of the version run at once.
         limits: of a batch, as far as its runs have shown what they cost.
     """
 
-    __slots__ = ("_pace", "limits", "manifest")
+    __slots__ = ("_pace", "exclusive", "limits", "manifest")
 
-    def __init__(self, manifest: ModelManifest) -> None:
-        self.manifest, self._pace = manifest, Pace()
+    def __init__(self, manifest: ModelManifest, *, exclusive: bool) -> None:
+        self.manifest, self.exclusive, self._pace = manifest, exclusive, Pace()
         self.limits = self._limits()
 
     def _limits(self) -> TextLimits:
@@ -96,6 +97,7 @@ class TextScheduler:
         self._tickets = itertools.count()
         self._places: dict[int, _Place] = {}  # by ticket, in the order of arrival
         self._numbers: dict[Job, int] = {}
+        self._held: set[Servable] = set()  # that run a batch and take no other meanwhile
         self._kinds: weakref.WeakKeyDictionary[Servable, dict[Hashable, _Kind]] = (
             weakref.WeakKeyDictionary())
         self._changed = threading.Condition(threading.Lock())
@@ -126,7 +128,7 @@ class TextScheduler:
         if key not in kinds:
             if len(kinds) >= MAX_KINDS:  # the forms of inputs are the callers' choice
                 kinds.clear()
-            kinds[key] = _Kind(manifest)
+            kinds[key] = _Kind(manifest, exclusive=isinstance(servable, Exclusive))
         return kinds[key]
 
     def give_up(self, job: Job, error: ServingError) -> bool:
@@ -150,25 +152,44 @@ class TextScheduler:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._places and not self._closed:
+                while (first := self._first()) is None and not (self._closed and not self._places):
                     self._changed.wait()
-                if not self._places:
+                if first is None:
                     return
-                taken, batch = self._take()
+                taken, batch = self._take(first)
             for place in taken:
                 self._counts.remove(place.job.model)
-            self._run(taken, batch)
+            try:
+                self._run(taken, batch)
+            finally:
+                self._let_go(first.job.servable)
 
-    def _take(self) -> tuple[list[_Place], Batch]:
-        """Take the next batch out of those that wait; called with the lock held."""
-        first = next(iter(self._places.values()))
-        batch = next_batch((place.waiting for place in self._places.values()),
-                           _kind_of(first).limits)
+    def _first(self) -> _Place | None:
+        """Return who has waited longest of those whose version takes a batch now; None for nobody.
+
+        Called with the lock held, as `_take` is.
+        """
+        return next((place for place in self._places.values()
+                     if place.job.servable not in self._held), None)
+
+    def _take(self, first: _Place) -> tuple[list[_Place], Batch]:
+        """Take the next batch out of those that wait, `first` in it."""
+        kind = _kind_of(first)
+        batch = next_batch((place.waiting for ticket, place in self._places.items()
+                            if ticket >= first.waiting.ticket), kind.limits)
         assert batch is not None
         taken = [self._places.pop(ticket) for ticket in batch.tickets]
         for place in taken:
             del self._numbers[place.job]
+        if kind.exclusive:
+            self._held.add(first.job.servable)
         return taken, batch
+
+    def _let_go(self, servable: Servable) -> None:
+        if servable in self._held:
+            with self._changed:
+                self._held.discard(servable)
+                self._changed.notify_all()
 
     def _run(self, taken: Sequence[_Place], batch: Batch) -> None:
         now_s = time.monotonic()

@@ -6,6 +6,7 @@ PR17 of TensorFlow Serving's observed behaviour.
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -94,7 +95,12 @@ def by_array(dtype: np.dtype) -> DType:
     Raises:
         ShapeError: a dtype that cannot be sent (dates, records, ...).
     """
-    return _BY_NAME["string"] if dtype.kind in "OSU" else by_name(dtype.name)
+    return _BY_NAME["string"] if dtype.kind in "OSU" else _by_number(dtype)
+
+
+@functools.lru_cache(maxsize=256)  # a dtype takes longer to tell its name than to be looked up
+def _by_number(dtype: np.dtype) -> DType:
+    return by_name(dtype.name)
 
 
 def label(enum: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 import struct
 from collections.abc import Sequence
@@ -265,7 +266,7 @@ def nested(texts: Sequence[str], shape: Sequence[int]) -> list[str]:
     """
     rows = list(texts)
     for axis in range(len(shape) - 1, 0, -1):
-        size, count = shape[axis], int(np.prod(shape[:axis]))
+        size, count = shape[axis], math.prod(shape[:axis])
         rows = ["[" + ", ".join(rows[row * size:(row + 1) * size]) + "]" for row in range(count)]
     return rows
 
