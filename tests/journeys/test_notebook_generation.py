@@ -10,6 +10,7 @@ import pytest
 from tests.journeys.notebookkit import execute, pictures, printed
 
 
+@pytest.mark.notebook
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_generation_notebook_draws_what_it_computes(

@@ -10,6 +10,7 @@ import pytest
 from tests.journeys.notebookkit import execute, pictures, printed
 
 
+@pytest.mark.notebook
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_optimisation_notebook_tries_forms_and_compares_them(

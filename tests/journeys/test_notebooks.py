@@ -10,6 +10,7 @@ import pytest
 from tests.journeys.notebookkit import ROOT, execute, nbformat, printed
 
 
+@pytest.mark.notebook
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_classifier_notebook_trains_proves_serves_and_asks(
