@@ -156,6 +156,7 @@ class StepEngineManifest(EngineManifest):
         slots: S, rows of the largest step.
         rows: sizes of a step, ascending.
         chunks: sizes of a read, ascending.
+        joined: (rows, ids of each) of reads of several slots that hold nothing yet.
         pages: positions of each page of the cache, which together hold P or more.
         layers, groups, head_size: of the cache.
     """
@@ -169,6 +170,7 @@ class StepEngineManifest(EngineManifest):
     layers: int
     groups: int
     head_size: int
+    joined: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         EngineManifest.__post_init__(self)  # super() does not know a class with slots

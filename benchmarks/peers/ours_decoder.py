@@ -54,15 +54,15 @@ def engine(settings: dict[str, Any]) -> common.Generate:
 
 
 def greedy(engine: Any, ids: np.ndarray, new_tokens: int) -> common.Ids:
-    """Read [B, P] prompts slot by slot, then step all of them together."""
+    """Read [B, P] prompts, then step all of them, together."""
+    from tf_infer.engines.contracts import Part
+
     rows, width = ids.shape
     tokens = np.zeros(engine.slots, np.int32)
     lengths = np.zeros(engine.slots, np.int32)
     active = list(range(rows))
-    for row in active:
-        for start in range(0, width, engine.chunk):
-            logits = engine.read(row, ids[row, start:start + engine.chunk], start)
-        tokens[row], lengths[row] = logits.argmax(), width
+    tokens[:rows] = engine.read_many([Part(row, ids[row]) for row in active]).argmax(1)
+    lengths[:rows] = width
     found = [tokens[:rows].tolist()]
     while len(found) < new_tokens:
         tokens[:rows] = engine.step(tokens, lengths, active)[:rows].argmax(1)

@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from tf_infer.config import HubConfig, SmallTransformerConfig
 from tf_infer.engines import litert
+from tf_infer.engines.contracts import Part
+from tf_infer.engines.reading import cuts
 from tf_infer.networks import build
 from tf_infer.optimize.litert import EngineSettings, write
 
@@ -52,3 +54,12 @@ def texts(count: int = 4) -> np.ndarray:
 def whole(decoder: Any, ids: np.ndarray) -> np.ndarray:
     """Return the network's logits [B, T, V] of whole rows."""
     return np.array(decoder(tf.constant(ids), tf.ones(ids.shape, bool)))
+
+
+def pieces(read: litert.LiteRTEngine, part: Part) -> list[Part]:
+    """Return the parts that a part is read in, by sizes that its length alone decides."""
+    found = []
+    for size in cuts(len(part.ids), read.manifest.chunks):
+        found.append(Part(part.slot, part.ids[:size], part.start))
+        part = Part(part.slot, part.ids[size:], part.start + size)
+    return found

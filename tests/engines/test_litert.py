@@ -12,7 +12,7 @@ import pytest
 
 from tests.engines import small
 from tf_infer.engines import litert, litert_runtime
-from tf_infer.engines.contracts import StepEngine
+from tf_infer.engines.contracts import Part, StepEngine
 from tf_infer.errors import BackendMissing, ConfigError, ExportError
 
 pytest.importorskip("ai_edge_litert", reason="needs the extra `server`")
@@ -150,6 +150,58 @@ def test_a_slots_logits_are_the_same_bits_beside_longer_neighbours(
     np.testing.assert_array_equal(crowd, alone)
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_prompts_read_together_are_the_same_bits_as_each_alone(
+        llama: Case, precision: str, tmp_path: Path) -> None:
+    """Whatever the others' lengths, in whichever slots, and also in what is written down."""
+    engine = llama.engine if precision == "float32" else small.engine(
+        llama.network, tmp_path / "litert", precision)
+    lengths = (3, 16, 9, 4, 97, 60)
+    alone = {}
+    for length in lengths:
+        for part in small.pieces(engine, Part(1, llama.ids[1, :length])):
+            alone[length] = engine.read(*part).copy()
+        alone[-length] = np.concatenate([page[0] for page in engine.save(1, length).pages], 2)
+    for crowd in [(3, 16), (16, 3, 9, 4), (9, 3), (97, 4, 3), (60, 97, 4, 3), (4,)]:
+        slots = np.random.default_rng(len(crowd)).permutation(engine.slots)[:len(crowd)].tolist()
+        parts = [Part(slot, llama.ids[1, :length]) for slot, length in zip(slots, crowd)]
+        found = engine.read_many(parts).copy()
+        for slot, length, logits in zip(slots, crowd, found):
+            np.testing.assert_array_equal(logits, alone[length])
+            keys = np.concatenate([page[0] for page in engine.save(slot, length).pages], 2)
+            np.testing.assert_array_equal(keys, alone[-length])
+
+
+def test_prompts_are_read_together_in_few_calls(llama: Case) -> None:
+    engine = llama.engine
+    calls: list[int] = []
+    parts = [Part(slot, llama.ids[slot, :length]) for slot, length in enumerate((3, 12, 4, 20))]
+    with pytest.MonkeyPatch.context() as patch:
+        whole = engine._read
+        patch.setattr(engine, "_read", lambda read, parts: (
+            calls.append(len(parts)), whole(read, parts)))
+        logits = engine.read_many(parts)
+        assert sorted(calls) == [1, 1, 3], "16 and 4 of the last, which a read of 96 would cost"
+        for part, found in zip(parts, logits):
+            wanted = llama.wanted[part.slot, len(part.ids) - 1]
+            np.testing.assert_allclose(found, wanted, atol=FLOAT_ATOL)
+        more = [Part(slot, llama.ids[slot, start:start + 9], start)
+                for slot, start in enumerate((3, 12, 4))]
+        for part, found in zip(more, engine.read_many(more)):
+            wanted = llama.wanted[part.slot, part.start + 8]
+            np.testing.assert_allclose(found, wanted, atol=FLOAT_ATOL)
+
+
+@pytest.mark.parametrize(("parts", "text"), [
+    ([], "one or more of different slots"), ([(1, 3, 0), (1, 2, 3)], r"got \[1, 1\]"),
+    ([(0, 0, 0)], "got 0 at 0"), ([(0, 4, 97)], "got 4 at 97"), ([(0, 4, -1)], "got 4 at -1")])
+def test_parts_that_cannot_be_read_are_refused(
+        llama: Case, parts: list[tuple[int, int, int]], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        llama.engine.read_many([Part(slot, llama.ids[0, :count], start)
+                                for slot, count, start in parts])
+
+
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 99])
 def test_what_is_saved_goes_on_in_any_slot(llama: Case, length: int) -> None:
     engine = llama.engine
@@ -172,6 +224,7 @@ def test_warming_up_meets_every_graph_and_changes_no_slot(llama: Case) -> None:
     manifest = engine.manifest
     assert len(engine._steps) == len(manifest.rows) * len(manifest.pages)
     assert len(engine._reads) == len(manifest.chunks) * (len(manifest.pages) + 1)
+    assert set(engine._joined) == {(2, 4), (4, 4), (2, 16), (4, 16)}
     llama.engine.warm_up()
     logits = llama.engine.step(llama.ids[:, 50], np.array([0, 50, 0, 0]), [1])
     np.testing.assert_allclose(logits[1], llama.wanted[1, 50], atol=FLOAT_ATOL)

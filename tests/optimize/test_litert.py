@@ -7,7 +7,7 @@ import pytest
 
 from tf_infer.errors import ConfigError
 from tf_infer.optimize import litert_file
-from tf_infer.optimize.litert import EngineSettings, page_sizes
+from tf_infer.optimize.litert import EngineSettings, joined_shapes, page_sizes
 
 
 @pytest.mark.parametrize(("positions", "pages"), [
@@ -25,6 +25,13 @@ def test_a_quantised_row_is_within_half_a_step_of_its_numbers() -> None:
     assert np.abs(values).max() == 127
     assert (np.abs(values * scales[:, None] - array) <= scales[:, None] * 0.5001).all()
     assert not values[3].any()
+
+
+@pytest.mark.parametrize(("slots", "shapes"), [
+    (1, ()), (3, ((2, 16), (2, 32))), (64, ((2, 16), (4, 16), (2, 32)))])
+def test_joined_reads_have_no_more_rows_than_slots_and_no_more_ids_than_the_longest(
+        slots: int, shapes: tuple[tuple[int, int], ...]) -> None:
+    assert joined_shapes(slots, (16, 32, 64)) == shapes
 
 
 @pytest.mark.parametrize("wrong", [{"rows": (8, 1)}, {"rows": ()}, {"chunks": (1, 16)},

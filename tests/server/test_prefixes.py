@@ -46,6 +46,13 @@ def test_what_is_saved_already_is_not_worth_saving_again() -> None:
     assert Prefixes(0, BLOCK).to_save(ids("aaaabbbb")) == 0
 
 
+def test_prompts_that_share_their_first_block_are_told_by_a_key() -> None:
+    prefixes, _ = holding(1000)
+    keys = [prefixes.beginning(ids(text)) for text in ("aaaab", "aaaacccc", "aaab", "aaa")]
+    assert keys[0] == keys[1] != keys[2] and keys[3] is None
+    assert Prefixes(0, BLOCK).beginning(ids("aaaa")) is None
+
+
 def test_a_longer_one_takes_the_place_of_what_it_covers() -> None:
     prefixes, kept = holding(1000, "aaaa", "aaaabbbb")
     assert len(prefixes) == 1 and prefixes.nbytes == 80

@@ -22,7 +22,6 @@ from tf_infer.errors import (
 )
 from tf_infer.server import gauges
 from tf_infer.server.fake_decoder import WORDS
-from tf_infer.server.forms import cuts
 from tf_infer.server.generation import Constraint, GenerationRequest, Piece
 from tf_infer.server.saved_form import SavedForm
 from tf_infer.server.slot_engine import Watch
@@ -370,15 +369,6 @@ def test_a_crashed_step_leaves_a_prompt_alone_that_is_still_read() -> None:
         same(reading.answer(), alone(LONG, max_new_tokens=4))
 
 
-@pytest.mark.parametrize(("count", "sizes", "wanted"), [
-    (7, (), (7,)), (1, (16, 64), (1,)), (64, (16, 64, 256), (64,)), (100, (16, 64, 256), (64, 36)),
-    (128, (16, 64, 256), (64, 64)), (200, (16, 64, 256), (200,)), (256, (16, 64, 256), (256,)),
-    (17, (16, 64), (16, 1)), (40, (16, 64), (40,))])
-def test_a_prompt_is_cut_where_padding_costs_least(
-        count: int, sizes: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    assert cuts(count, sizes) == wanted
-
-
 def test_a_form_that_cannot_be_made_fails_who_asks_and_is_tried_again() -> None:
     tries: list[int] = []
 
@@ -432,6 +422,40 @@ def test_two_that_come_together_read_their_shared_beginning_once(form: str) -> N
         for one, tail in zip(heard, (b"a", b"b", b"c")):
             same(one.answer(), alone(LONG[:40] + tail, max_new_tokens=2))
         assert [one.pieces[-1].cached_tokens for one in heard] == [0, 40, 40]
+
+
+@FORMS
+def test_short_prompts_that_come_together_are_read_in_one_call(form: str) -> None:
+    gate = threading.Event()
+    prompts = (b"ab", b"c", b"def", b"gh")  # 8 ids with their starts, but the last of each
+    with stand(form, before=lambda what: what in HOST or gate.wait(10)) as there:
+        heard = [there.ask(prompt, max_new_tokens=6) for prompt in prompts]
+        gate.set()
+        for one, prompt in zip(heard, prompts):
+            same(one.answer(), alone(prompt, max_new_tokens=6))
+        assert there.stepper.most_joined == (4 if form == "engine" else 0)
+
+
+def test_a_reading_that_fails_ends_those_it_was_for_and_nobody_else() -> None:
+    gate, crash = threading.Event(), threading.Event()
+
+    def before(what: str) -> None:
+        assert what in HOST or gate.wait(10)
+        if what == "read" and crash.is_set():
+            crash.clear()
+            raise RuntimeError("once")
+
+    with stand(slots=3, before=before) as there:
+        running = there.ask(b"", min_new_tokens=CAPACITY)
+        gate.set()
+        running.started()
+        gate.clear()
+        broken = [there.ask(prompt, max_new_tokens=4) for prompt in (b"ab", b"cd")]
+        crash.set()
+        gate.set()
+        assert all(isinstance(one.failure(), ServerFailure) for one in broken)
+        same(there.ask(b"ab", max_new_tokens=4).answer(), alone(b"ab", max_new_tokens=4))
+        same(running.answer(), alone(b"", min_new_tokens=CAPACITY))
 
 
 def test_a_form_with_fewer_slots_than_wished_is_not_overfilled() -> None:

@@ -24,6 +24,7 @@ from tf_infer.config import (
     PackingConfig,
     ShapeGrid,
 )
+from tf_infer.engines.contracts import Part
 from tf_infer.errors import InvalidRequest
 from tf_infer.export import saved_model
 from tf_infer.manifest import ModelManifest, engine_folder
@@ -166,6 +167,9 @@ class NetworkEngine:
 
     def read(self, slot: int, ids: np.ndarray, start: int) -> np.ndarray:
         return self._extend(np.tile(ids, (self.slots, 1)), {slot: len(ids)}, {slot: start})[slot]
+
+    def read_many(self, parts: Sequence[Part]) -> np.ndarray:
+        return np.stack([self.read(*part) for part in parts])
 
     def step(self, tokens: np.ndarray, lengths: np.ndarray, active: Sequence[int]) -> np.ndarray:
         return self._extend(tokens[:, None], dict.fromkeys(active, 1),

@@ -23,9 +23,10 @@ def come(line: Board[str], key: str, length: int = 4) -> bool:
 def read_turn(line: Board[str]) -> list[Read[str]]:
     """Read as the loop does in one turn."""
     reads: list[Read[str]] = []
-    while (read := line.next_read(sum(one.stop - one.start for one in reads))) is not None:
-        line.did_read(read.key, read.stop)
-        reads.append(read)
+    while found := line.next_reads(sum(one.stop - one.start for one in reads)):
+        for read in found:
+            line.did_read(read.key, read.stop)
+        reads += found
     return reads
 
 
@@ -70,6 +71,27 @@ def test_a_long_prompt_is_read_in_chunks_while_others_produce() -> None:
     assert read_turn(line) == [Read("long", 1, 13, 18)], "nobody waits for more than one reading"
     line.did_read("long", 20)  # the rest was restored
     assert read_turn(line) == [] and line.producing() == ("long",)
+
+
+def test_prompts_that_fit_into_a_turn_are_read_together() -> None:
+    line = board(slots=5, queue=9, chunk=8, read=20)
+    for key, length in (("a", 6), ("b", 7), ("c", 5), ("d", 9)):
+        come(line, key, length)
+    line.join()
+    assert line.next_reads() == (Read("a", 0, 0, 6), Read("b", 1, 0, 7), Read("c", 2, 0, 5))
+    assert len(read_turn(line)) == 3, "d is not begun for the 2 ids that are left"
+    come(line, "e", 3)
+    line.join()
+    assert read_turn(line) == [Read("d", 3, 0, 8)]
+    assert line.next_reads() == (Read("d", 3, 8, 9), Read("e", 4, 0, 3))
+
+
+def test_a_prompt_that_does_not_fit_fills_the_turn_no_further_than_those_who_run_may_wait() -> None:
+    line = board(chunk=8, read=20)
+    come(line, "a", 3)
+    come(line, "b", 50)
+    line.join()
+    assert read_turn(line) == [Read("a", 0, 0, 3), Read("b", 1, 0, 5)]
 
 
 def test_slots_come_and_go_only_before_anybody_sits() -> None:
@@ -141,16 +163,17 @@ def test_no_call_is_lost_or_doubled_and_no_slot_holds_two(
         elif kind == "turn":
             joined += [join.key for join in line.join()]
             spent, waited = 0, False
-            while (read := line.next_read(spent)) is not None:
-                assert read.start == done[read.key] < read.stop <= lengths[read.key]
-                assert read.stop - read.start <= limits.read
-                assert read.slot == line.slot(read.key)
-                older = [key for key in line.seated() if key < read.key]
-                assert all(done[key] == lengths[key] for key in older)
+            while reads := line.next_reads(spent):
                 waited |= any(done[key] == lengths[key] for key in line.seated())
-                spent += read.stop - read.start
-                done[read.key] = read.stop
-                line.did_read(read.key, read.stop)
+                for read in reads:
+                    assert read.start == done[read.key] < read.stop <= lengths[read.key]
+                    assert read.stop - read.start <= limits.read
+                    assert read.slot == line.slot(read.key)
+                    older = [key for key in line.seated() if key < read.key]
+                    assert all(done[key] == lengths[key] for key in older)
+                    spent += read.stop - read.start
+                    done[read.key] = read.stop
+                    line.did_read(read.key, read.stop)
             assert spent <= (limits.chunk if waited else limits.read)
             unread = sum(lengths[key] - done[key] for key in line.seated())
             assert unread == 0 or spent >= min(limits.chunk, limits.read)

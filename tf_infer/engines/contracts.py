@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from tf_infer.manifest import EncoderEngineManifest
+
+
+class Part(NamedTuple):
+    """Ids of a prompt, to be read into a slot.
+
+    Attributes:
+        slot: 0 .. slots - 1.
+        ids: [n] int32, n >= 1.
+        start: positions that the slot holds already; start + n <= positions.
+    """
+
+    slot: int
+    ids: np.ndarray
+    start: int = 0
 
 
 class StepEngine(Protocol):
@@ -38,6 +52,17 @@ class StepEngine(Protocol):
 
         Returns:
             [V] float32, logits of the id after the last one; valid until the next call.
+        """
+
+    def read_many(self, parts: Sequence[Part]) -> np.ndarray:
+        """Read parts of several prompts, joined into as few calls of the model as pays.
+
+        Args:
+            parts: at least one, of different slots; of any length that their slots have room for.
+
+        Returns:
+            [parts, V] float32, logits of the id after the last one of each; valid until the next
+            call.
         """
 
     def step(self, tokens: np.ndarray, lengths: np.ndarray, active: Sequence[int]) -> np.ndarray:

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from tf_infer.engines import files
+from tf_infer.engines.contracts import Part
 from tf_infer.engines.litert_runtime import Call, Model, aligned
+from tf_infer.engines.reading import cuts, groups
 from tf_infer.errors import ConfigError
 from tf_infer.manifest import StepEngineManifest, row_blocks
 
@@ -68,14 +70,14 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A read of T ids over some pages of one row, and the arrays it reads and writes."""
+    """A read of N rows of T ids, of one over some pages, and the arrays it reads and writes."""
 
     call: Call
     ids: np.ndarray
     positions: np.ndarray
     mask: np.ndarray | None
-    last: np.ndarray
-    new: tuple[np.ndarray, np.ndarray]  # keys and values [layers, 1, G, T, d]
+    last: np.ndarray                    # [N, 1, T]
+    new: tuple[np.ndarray, np.ndarray]  # keys and values [layers, N, G, T, d]
 
 
 class LiteRTEngine:
@@ -107,7 +109,11 @@ class LiteRTEngine:
         self._out = np.zeros((self.slots, self.vocab_size), np.float32)
         self._steps: dict[tuple[int, int], _Step] = {}
         self._reads: dict[tuple[int, int, int], _Read] = {}
-        self._new: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._joined: dict[tuple[int, int], _Read] = {}
+        self._shapes = (*((1, tokens) for tokens in manifest.chunks), *manifest.joined)
+        largest = max(self.slots, *(rows * tokens for rows, tokens in self._shapes))
+        self._new = tuple(aligned((manifest.layers * manifest.groups * largest,
+                                   manifest.head_size)) for _ in KINDS)
 
     @property
     def cache_bytes(self) -> int:
@@ -118,27 +124,70 @@ class LiteRTEngine:
 
     def read(self, slot: int, ids: np.ndarray, start: int) -> np.ndarray:
         """Read part of a prompt into a slot; see `StepEngine`."""
-        count = len(ids)
-        if not (1 <= count <= self.chunk and start >= 0 and start + count <= self.positions):
+        if not (1 <= len(ids) <= self.chunk and start >= 0 and start + len(ids) <= self.positions):
             raise ConfigError(
                 f"ids: expected 1 to {self.chunk} of them, with start >= 0 and start + ids <= "
-                f"{self.positions}, got {count} at {start}.")
-        row = int(self._row_of[slot])
-        size = next(size for size in self.manifest.chunks if size >= count)
-        read = self._reading(row, size, self._pages_for(start))
-        read.ids[:count], read.ids[count:] = ids, 0
-        # Ids behind the last one that counts are computed and thrown away.
-        np.minimum(np.arange(start, start + size), self.positions - 1, out=read.positions,
-                   casting="unsafe")
-        read.last.fill(0.0)
-        read.last[0, count - 1] = 1.0
-        if read.mask is not None:
-            read.mask[...] = np.where(self._places[:read.mask.shape[-1]] < start, 0.0, MASKED)
-        read.call()
-        self._filled[row] = max(self._filled[row], start + count)
-        self._keep_chunk(row, start, count, read)
+                f"{self.positions}, got {len(ids)} at {start}.")
+        size = next(size for size in self.manifest.chunks if size >= len(ids))
+        self._read(self._reading(int(self._row_of[slot]), size, self._pages_for(start)),
+                   [Part(slot, ids, start)])
         logits: np.ndarray = self._logits[0]
         return logits
+
+    def read_many(self, parts: Sequence[Part]) -> np.ndarray:
+        """Read parts of several prompts; see `StepEngine`.
+
+        A part is cut as it would be if it were alone. Of all parts the first cuts are read, then
+        the second ones, and so on: together those that begin a slot, the others one by one.
+        """
+        self._check(parts)
+        left = {place: (part, cuts(len(part.ids), self.manifest.chunks))
+                for place, part in enumerate(parts)}
+        while left:
+            now = {place: Part(part.slot, part.ids[:sizes[0]], part.start)
+                   for place, (part, sizes) in left.items()}
+            fresh = [place for place, part in now.items() if not part.start]
+            counts = tuple(len(now[place].ids) for place in fresh)
+            for shape, places in groups(counts, self._shapes):
+                if shape[0] > 1:
+                    some = [fresh[place] for place in places]
+                    self._read(self._joining(shape), [now.pop(place) for place in some])
+                    self._out[some] = self._logits[:len(some)]
+            for place, part in now.items():
+                self._out[place] = self.read(*part)
+            left = {place: (Part(part.slot, part.ids[sizes[0]:], part.start + sizes[0]), sizes[1:])
+                    for place, (part, sizes) in left.items() if len(sizes) > 1}
+        return self._out[:len(parts)]
+
+    def _check(self, parts: Sequence[Part]) -> None:
+        slots = [part.slot for part in parts]
+        if not slots or len(set(slots)) < len(slots):
+            raise ConfigError(f"parts: expected one or more of different slots, got {slots}.")
+        for part in parts:
+            if not (len(part.ids) and 0 <= part.start <= self.positions - len(part.ids)):
+                raise ConfigError(
+                    f"ids: expected one or more of them, with start >= 0 and start + ids <= "
+                    f"{self.positions}, got {len(part.ids)} at {part.start}.")
+
+    def _read(self, read: _Read, parts: Sequence[Part]) -> None:
+        """Read the ids of parts, one a row, and write down what comes of them."""
+        rows, _, size = read.last.shape
+        ids, positions = read.ids.reshape(rows, size), read.positions.reshape(rows, size)
+        ids.fill(0)  # those behind the last one that counts are computed and thrown away
+        read.last.fill(0.0)
+        for place, part in enumerate(parts):
+            ids[place, :len(part.ids)] = part.ids
+            np.minimum(np.arange(part.start, part.start + size), self.positions - 1,
+                       out=positions[place], casting="unsafe")
+            read.last[place, 0, len(part.ids) - 1] = 1.0
+        if read.mask is not None:
+            read.mask[...] = np.where(self._places[:read.mask.shape[-1]] < parts[0].start, 0.0,
+                                      MASKED)
+        read.call()
+        for place, part in enumerate(parts):
+            row = int(self._row_of[part.slot])
+            self._filled[row] = max(self._filled[row], part.start + len(part.ids))
+            self._keep_chunk(row, part, [new[:, place] for new in read.new])
 
     def step(self, tokens: np.ndarray, lengths: np.ndarray, active: Sequence[int]) -> np.ndarray:
         """Read one more token of each active slot; see `StepEngine`."""
@@ -190,11 +239,13 @@ class LiteRTEngine:
                 self._stepping(rows, max(count, 1)).call()
             for tokens in self.manifest.chunks:
                 self._reading(0, tokens, count).call()
+        for shape in self.manifest.joined:
+            self._joining(shape).call()
 
     def close(self) -> None:
         """Free the model; no call follows."""
         self._model.close()
-        self._steps, self._reads = {}, {}
+        self._steps, self._reads, self._joined = {}, {}, {}
 
     # ------------------------------------------------------------------ graphs and their arrays
 
@@ -218,26 +269,38 @@ class LiteRTEngine:
         if not pages:
             row = 0  # it looks at no slot: one for all
         if (row, tokens, pages) not in self._reads:
-            new = self._new_arrays(1, tokens)
-            ids, positions = aligned((tokens,), np.int32), aligned((tokens,), np.int32)
-            last = aligned((1, tokens))
-            arrays = {"ids": ids, "positions": positions, "last": last,
-                      "logits": self._logits[:1], **self._named(new)}
-            mask = None
+            arrays: dict[str, np.ndarray] = {}
             if pages:
-                mask = arrays["mask"] = aligned((1, 1, 1, int(self._begins[pages])))
-                arrays |= self._cached(row, 1, pages)
-            call = self._model.bind(f"read_{tokens}_{pages}", arrays)
-            self._reads[row, tokens, pages] = _Read(call, ids, positions, mask, last, new)
+                arrays = {"mask": aligned((1, 1, 1, int(self._begins[pages]))),
+                          **self._cached(row, 1, pages)}
+            self._reads[row, tokens, pages] = self._reader(
+                f"read_{tokens}_{pages}", 1, tokens, arrays)
         return self._reads[row, tokens, pages]
 
+    def _joining(self, shape: tuple[int, int]) -> _Read:
+        if shape not in self._joined:
+            rows, tokens = shape
+            self._joined[shape] = self._reader(f"read_{rows}x{tokens}", rows, tokens, {})
+        return self._joined[shape]
+
+    def _reader(self, name: str, rows: int, tokens: int, cached: dict[str, np.ndarray]) -> _Read:
+        """Bind a read to arrays of its own and to what it sees of the cache."""
+        new = self._new_arrays(rows, tokens)
+        ids, positions = (aligned((rows * tokens,), np.int32) for _ in range(2))
+        last = aligned((rows, 1, tokens))
+        call = self._model.bind(name, {
+            "ids": ids, "positions": positions, "last": last, "logits": self._logits[:rows],
+            **self._named(new), **cached})
+        return _Read(call, ids, positions, cached.get("mask"), last, new)
+
     def _new_arrays(self, rows: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return where graphs of this size put keys and values: [layers, rows, G, tokens, d]."""
-        if (rows, tokens) not in self._new:
-            shape = (self.manifest.layers, rows, self.manifest.groups, tokens,
-                     self.manifest.head_size)
-            self._new[rows, tokens] = aligned(shape), aligned(shape)
-        return self._new[rows, tokens]
+        """Return where graphs of this size put keys and values: [layers, rows, G, tokens, d].
+
+        One memory for all sizes: what a call hands out is kept before the next.
+        """
+        shape = (self.manifest.layers, rows, self.manifest.groups, tokens)
+        keys, values = (array[:np.prod(shape)].reshape(*shape, -1) for array in self._new)
+        return keys, values
 
     def _named(self, new: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
         return {f"{kind}_{layer}": array[layer] for kind, array in zip(KINDS, new)
@@ -263,15 +326,15 @@ class LiteRTEngine:
                     # Two index arrays with a slice between: [rows, layers, G, d] on both sides.
                     array[:, some, :, places] = new[:, some, :, 0]
 
-    def _keep_chunk(self, row: int, start: int, count: int, read: _Read) -> None:
-        """Write what a read handed out into the pages that it reaches."""
+    def _keep_chunk(self, row: int, part: Part, read: Sequence[np.ndarray]) -> None:
+        """Write what a read handed out, [layers, G, T, d] each, into the pages that it reaches."""
+        start, stop = part.start, part.start + len(part.ids)
         for page, begin in enumerate(self._begins[:-1]):
-            first = max(start, int(begin))
-            end = min(start + count, int(self._begins[page + 1]))
+            first, end = max(start, int(begin)), min(stop, int(self._begins[page + 1]))
             if first < end:
-                for array, new in zip(self._pages[page], read.new):
+                for array, new in zip(self._pages[page], read):
                     array[:, row, :, first - begin:end - begin] = new[
-                        :, 0, :, first - start:end - start]
+                        :, :, first - start:end - start]
 
     def _bring_together(self, slots: np.ndarray, size: int) -> None:
         """Make the rows of `slots` lie among the first `size`."""

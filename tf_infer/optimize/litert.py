@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,18 @@ def row_sizes(slots: int) -> tuple[int, ...]:
     return (*(2**n for n in range(slots.bit_length()) if 2**n < slots), slots)
 
 
+def joined_shapes(slots: int, chunks: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return (rows, ids of each) of reads of several slots: 2, 4, 8, ... rows of each size.
+
+    Args:
+        slots: most rows.
+        chunks: sizes of a read, ascending; together rows have no more ids than the last.
+    """
+    rows = [2**power for power in range(1, slots.bit_length()) if 2**power <= slots]
+    return tuple((count, tokens) for tokens in chunks for count in rows
+                 if count * tokens <= chunks[-1])
+
+
 def page_sizes(positions: int) -> tuple[int, ...]:
     """Return pages that hold `positions` together, each about half of those before it.
 
@@ -99,9 +111,13 @@ def write(network: Any, folder: Path, settings: EngineSettings, *, positions: in
             decoder.add_step(f"step_{rows}_{count}", rows, pages[:count])
     for tokens in settings.chunks:
         for count in range(len(pages) + 1):
-            decoder.add_read(f"read_{tokens}_{count}", tokens, pages[:count])
+            decoder.add_read(f"read_{tokens}_{count}", 1, tokens, pages[:count])
+    joined = joined_shapes(settings.rows[-1], settings.chunks)
+    for rows, tokens in joined:
+        decoder.add_read(f"read_{rows}x{tokens}", rows, tokens, ())
     manifest = StepEngineManifest(
         kind="litert", precision=settings.precision, vocab_size=len(arrays.vocabulary),
         positions=positions, slots=settings.rows[-1], rows=settings.rows, chunks=settings.chunks,
-        pages=pages, layers=len(arrays.layers), groups=arrays.groups, head_size=arrays.head_size)
+        pages=pages, layers=len(arrays.layers), groups=arrays.groups, head_size=arrays.head_size,
+        joined=joined)
     return write_engine(manifest, decoder.file.write(), folder)

@@ -29,7 +29,7 @@ class _Block(NamedTuple):
 
 
 class Attention:
-    """Attention of one graph: N rows of T ids, of which one is 1.
+    """Attention of one graph: N rows of T ids; one row, or one id of each, or no pages.
 
     Makes the inputs `mask`, `keys_i_j_k` and `values_i_j_k`, and the outputs `keys_i`, `values_i`.
     """

@@ -119,22 +119,26 @@ class DecoderFile:
         hidden = graph.run()
         graph.to_logits(hidden)
 
-    def add_read(self, name: str, tokens: int, pages: Sequence[int]) -> None:
-        """Add the graph that reads T ids into one slot.
+    def add_read(self, name: str, rows: int, tokens: int, pages: Sequence[int]) -> None:
+        """Add the graph that reads T ids into each of N slots; of several without pages.
 
-        Inputs: `ids`, `positions` [T]; `mask` [1, 1, 1, sum of pages] (absent without pages);
-        `last` [1, T], 1 on the last id that counts, 0 elsewhere;
+        Inputs: `ids`, `positions` [N T]; `mask` [1, 1, 1, sum of pages] (absent without pages);
+        `last` [N, 1, T], 1 on the last id of each row that counts, 0 elsewhere;
         `keys_i_j_0`, `values_i_j_0` [1, G, C, d].
-        Outputs: `keys_i`, `values_i` [1, G, T, d]; `logits` [1, V].
+        Outputs: `keys_i`, `values_i` [N, G, T, d]; `logits` [N, V].
         """
-        graph = _Graph(self, self.file.graph(name), 1, tokens, pages)
-        last = graph.writer.input("last", [1, tokens])
+        assert rows == 1 or not pages
+        graph = _Graph(self, self.file.graph(name), rows, tokens, pages)
+        writer = graph.writer
+        last = writer.input("last", [rows, 1, tokens])
         hidden = graph.run()
-        graph.to_logits(graph.writer.batch_matmul(last, hidden))
+        width = hidden.shape[1]
+        hidden = writer.batch_matmul(last, writer.reshape(hidden, [rows, tokens, width]))
+        graph.to_logits(writer.reshape(hidden, [rows, width]))
 
 
 class _Graph:
-    """One graph: N rows of T ids, of which one is 1."""
+    """One graph: N rows of T ids."""
 
     def __init__(self, decoder: DecoderFile, writer: GraphWriter, rows: int, tokens: int,
                  pages: Sequence[int]) -> None:

@@ -20,6 +20,7 @@ from tf_infer.config import (
     PackingConfig,
     ShapeGrid,
 )
+from tf_infer.engines.contracts import Part
 from tf_infer.errors import InvalidRequest
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
 from tf_infer.server import quick_choice
@@ -304,7 +305,7 @@ class FakeStepEngine:
         self.slots, self.positions, self.chunk = slots, POSITIONS, chunk
         self._states = np.zeros((slots, POSITIONS), np.uint64)
         self._pause_s, self._before = pause_s, before or (lambda what: None)
-        self.read_ids = self.steps = 0
+        self.read_ids = self.steps = self.most_joined = 0
         self.closed = False
 
     def _put(self, slot: int, number: int, place: int) -> int:
@@ -322,6 +323,12 @@ class FakeStepEngine:
         for place, number in enumerate(ids.tolist(), start):
             state = self._put(slot, number, place)
         return logits_of(state)
+
+    def read_many(self, parts: Sequence[Part]) -> np.ndarray:
+        """See `StepEngine.read_many`."""
+        assert len({part.slot for part in parts}) == len(parts) > 0
+        self.most_joined = max(self.most_joined, len(parts))
+        return np.stack([self.read(*part) for part in parts])
 
     def step(self, tokens: np.ndarray, lengths: np.ndarray, active: Sequence[int]) -> np.ndarray:
         """See `StepEngine.step`."""

@@ -7,14 +7,13 @@ prompt is produced like every other. Needs no TensorFlow.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from tf_infer.engines.contracts import StepEngine
+from tf_infer.engines.contracts import Part, StepEngine
 from tf_infer.errors import NotOffered
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
 from tf_infer.server import quick_choice
@@ -83,7 +82,7 @@ class Form(Protocol):
     Attributes:
         slots: rows at once.
         positions: ids of a prompt and what follows it, at most.
-        chunk: most ids of one `read`.
+        chunk: most ids of a part in one `read`, and of all parts while nobody waits for tokens.
     """
 
     slots: int
@@ -93,8 +92,8 @@ class Form(Protocol):
     def check(self, rows: Sequence[Row]) -> None:
         """Let the graph hold the options of rows against its rules; raise its error."""
 
-    def read(self, slot: int, ids: np.ndarray, start: int) -> None:
-        """Read ids [n] int32, 1 <= n <= chunk, behind the `start` positions that a slot holds."""
+    def read(self, parts: Sequence[Part]) -> None:
+        """Read parts of prompts, at least one, of different slots, each of at most `chunk` ids."""
 
     def produce(self, rows: Sequence[Row], *, hurry: bool) -> list[list[Choice]]:
         """Produce one token or several of each row; nothing behind an end.
@@ -189,32 +188,6 @@ def positions_of(manifest: ModelManifest) -> int:
     return int(spec.shape[POSITIONS] or 0)
 
 
-READ_IDS = 32  # what a read costs beside its ids, in ids: the weights pass through memory once
-
-
-@functools.lru_cache(maxsize=4096)
-def cuts(count: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return how `count` ids are best cut for an engine that pads each read to one of some sizes.
-
-    Args:
-        count: >= 1, at most the largest size.
-        sizes: ascending; empty for an engine that does not pad.
-    """
-    return _cheapest(count, sizes)[1] if sizes else (count,)
-
-
-@functools.lru_cache(maxsize=4096)
-def _cheapest(count: int, sizes: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """Return the cost, in ids, and the cuts."""
-    options: list[tuple[int, tuple[int, ...]]] = [
-        (READ_IDS + min(size for size in sizes if size >= count), (count,))]
-    for size in sizes:
-        if size < count:
-            cost, rest = _cheapest(count - size, sizes)
-            options.append((READ_IDS + size + cost, (size, *rest)))
-    return min(options)
-
-
 class EngineForm:
     """A StepEngine, and the signature `choose` of the version it belongs to.
 
@@ -223,14 +196,13 @@ class EngineForm:
         servable: runs `choose`.
         manifest: of the version.
         most_slots: of the engine's; 0 for all.
-        sizes: of ids that the engine reads without padding, ascending; empty for any.
     """
 
     KNOWN = frozenset({"logits", "ids", "prompt_length", "length", "allowed", "state"})
 
     def __init__(self, engine: StepEngine, servable: Servable, manifest: ModelManifest,
-                 most_slots: int = 0, sizes: tuple[int, ...] = ()) -> None:
-        self._engine, self._servable, self._sizes = engine, servable, sizes
+                 most_slots: int = 0) -> None:
+        self._engine, self._servable = engine, servable
         self.slots = min(most_slots or engine.slots, engine.slots)
         self.chunk = engine.chunk
         self.positions = min(engine.positions, positions_of(manifest))
@@ -246,11 +218,9 @@ class EngineForm:
         """See `Form.check`."""
         self._choose(rows, np.zeros((len(rows), self._engine.vocab_size), np.float32))
 
-    def read(self, slot: int, ids: np.ndarray, start: int) -> None:
+    def read(self, parts: Sequence[Part]) -> None:
         """See `Form.read`."""
-        for size in cuts(len(ids), self._sizes):
-            self._engine.read(slot, ids[:size], start)
-            ids, start = ids[size:], start + size
+        self._engine.read_many(parts)
 
     def produce(self, rows: Sequence[Row], *, hurry: bool) -> list[list[Choice]]:
         """See `Form.produce`: one token of each row."""

@@ -75,6 +75,10 @@ class Prefixes(Generic[S]):
         self._entries.move_to_end(owner)
         return Found(self._entries[owner].saved, length)
 
+    def beginning(self, ids: np.ndarray) -> bytes | None:
+        """Return a key of a prompt's first block; None where nothing of it can be shared."""
+        return next(self._keys(ids[:self._block]), None) if self._most_bytes else None
+
     def to_save(self, ids: np.ndarray) -> int:
         """Return how many of a prompt's first ids are worth saving; 0 for none, or all saved."""
         keys = list(self._keys(ids)) if self._most_bytes else []

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_infer.engines.contracts import Part
 from tf_infer.errors import NotOffered
 from tf_infer.manifest import ModelManifest
 from tf_infer.server.contracts import Arrays, Servable
@@ -72,12 +73,13 @@ class SavedForm:
         cache = np.broadcast_to(self._nothing, (len(rows), *self._nothing.shape))
         self._run(rows, cache, np.zeros((len(rows), 1), np.int32), nothing, nothing, nothing)
 
-    def read(self, slot: int, ids: np.ndarray, start: int) -> None:
-        """See `Form.read`."""
-        row = Row(slot, ids, len(ids), len(ids), {})
-        out = self._run([row], self._apart.get(slot, self._nothing)[None], ids[None],
-                        [len(ids)], [start], [0])
-        self._apart[slot] = out["cache"][0]
+    def read(self, parts: Sequence[Part]) -> None:
+        """See `Form.read`: one by one."""
+        for slot, ids, start in parts:
+            row = Row(slot, ids, len(ids), len(ids), {})
+            out = self._run([row], self._apart.get(slot, self._nothing)[None], ids[None],
+                            [len(ids)], [start], [0])
+            self._apart[slot] = out["cache"][0]
 
     def produce(self, rows: Sequence[Row], *, hurry: bool) -> list[list[Choice]]:
         """See `Form.produce`."""

@@ -18,6 +18,7 @@ import numpy as np
 from tf_infer.config import BytesConfig, CausalLMConfig
 from tf_infer.constraints.automaton import TokenAutomaton
 from tf_infer.constraints.compiler import Matcher
+from tf_infer.engines.contracts import Part
 from tf_infer.errors import (
     Code,
     DeadlineExceeded,
@@ -390,19 +391,33 @@ class SlotEngine:
             call.row.slot = slot
 
     def _read(self, form: Form) -> None:
-        """Read a turn's worth of prompts."""
+        """Read a turn's worth of prompts, several at once."""
         spent = 0
         while True:
             with self._changed:
-                reading = self._board.next_read(spent)
-            if reading is None:
+                readings = self._unlike(self._board.next_reads(spent))
+            if not readings:
                 return
             try:
-                if self._restored(form, reading):
-                    continue
-                spent += self._read_some(form, reading)
+                # Who finds a beginning has less to read: then it is asked for anew.
+                if not any(self._restored(form, reading) for reading in readings):
+                    spent += self._read_some(form, readings)
             except Exception as error:
-                self._fail([reading.key], as_serving_error(error, "the reading of a prompt"))
+                self._fail([reading.key for reading in readings],
+                           as_serving_error(error, "the reading of a prompt"))
+
+    def _unlike(self, readings: Sequence[Read[_Call]]) -> Sequence[Read[_Call]]:
+        """Return those in front of the first that begins like one before: it waits for that one."""
+        beginnings: set[bytes] = set()
+        for place, reading in enumerate(readings):
+            row = reading.key.row
+            assert row is not None
+            beginning = self._prefixes.beginning(row.ids[:row.prompt_length - 1])
+            if beginning is not None and beginning in beginnings:
+                return readings[:place]
+            if beginning is not None:
+                beginnings.add(beginning)
+        return readings
 
     def _restored(self, form: Form, reading: Read[_Call]) -> bool:
         """Take what is saved of a prompt's beginning into its slot, before anything is read."""
@@ -419,17 +434,22 @@ class SlotEngine:
             self._board.did_read(call, found.length)
         return True
 
-    def _read_some(self, form: Form, reading: Read[_Call]) -> int:
-        """Read a part of a prompt; save its beginning when all is read. Return how many ids."""
-        call, row = reading.key, reading.key.row
-        assert row is not None
-        form.read(reading.slot, row.ids[reading.start:reading.stop], reading.start)
+    def _read_some(self, form: Form, readings: Sequence[Read[_Call]]) -> int:
+        """Read parts of prompts; save the beginnings of those read whole. Return how many ids."""
+        parts = []
+        for call, slot, start, stop in readings:
+            assert call.row is not None
+            parts.append(Part(slot, call.row.ids[start:stop], start))
+        form.read(parts)
         with self._changed:
-            self._board.did_read(call, reading.stop)
-        ids = row.ids[:row.prompt_length - 1]
-        if reading.stop == len(ids) and (length := self._prefixes.to_save(ids)):
-            self._prefixes.add(ids[:length], form.save(reading.slot, length))
-        return reading.stop - reading.start
+            for reading in readings:
+                self._board.did_read(reading.key, reading.stop)
+        for call, slot, _, stop in readings:
+            assert call.row is not None
+            ids = call.row.ids[:call.row.prompt_length - 1]
+            if stop == len(ids) and (length := self._prefixes.to_save(ids)):
+                self._prefixes.add(ids[:length], form.save(slot, length))
+        return sum(len(part.ids) for part in parts)
 
     # ------------------------------------------------------------------ tokens
 

@@ -118,7 +118,7 @@ def _engine(config: DecodeConfig, servable: Servable, manifest: ModelManifest, p
             raise
         event("decode", logging.WARNING, path=path, passed_over=LITERT, error=str(error))
         return None
-    return EngineForm(engine, servable, manifest, config.slots, engine.manifest.chunks)
+    return EngineForm(engine, servable, manifest, config.slots)
 
 
 def register(metrics: Metrics, generators: VersionGenerators) -> None:

@@ -8,6 +8,7 @@ of those that are not read yet, and lets every row that has been read produce.
  2. While somebody produces, a turn reads at most `chunk` ids of prompts, whoever they belong to:
     that is the longest that running rows wait for the prompts of others between two of their
     tokens. A prompt of n ids that is first in the line has been read after ceil(n / chunk) turns.
+    Prompts that fit are read together; one that does not fills the turn up to `chunk` ids.
  3. A call that comes is refused when `queue` calls wait beside those that free slots will take.
  4. A slot holds one call or none, and a call waits, or has one slot, or is gone.
 """
@@ -32,8 +33,8 @@ class SlotLimits:
         slots: rows that run at once.
         queue: calls that may wait for a slot.
         chunk: prompt ids read in a turn in which somebody produces.
-        read: prompt ids of one reading, what the form can do at once; of a turn in which nobody
-            does.
+        read: ids of one prompt in one reading, what the form can do at once; of all prompts in a
+            turn in which nobody produces.
     """
 
     slots: int
@@ -125,19 +126,28 @@ class Board(Generic[K]):
 
     # ------------------------------------------------------------------ reading, producing
 
-    def next_read(self, spent: int = 0) -> Read[K] | None:
-        """Return what to read next in this turn, None when the turn has read enough, or all.
+    def next_reads(self, spent: int = 0) -> tuple[Read[K], ...]:
+        """Return what to read next in this turn, all at once; nothing when it has read enough.
 
         Args:
             spent: ids that this turn has read already.
         """
         most = self.limits.chunk if self._anybody_produces() else self.limits.read
-        budget = min(most - spent, self.limits.read)
+        found: list[Read[K]] = []
         for key, seat in self._seated.items():
-            if seat.read < seat.length:
-                stop = min(seat.length, seat.read + budget)
-                return Read(key, seat.slot, seat.read, stop) if budget > 0 else None
-        return None
+            left = seat.length - seat.read
+            if not left:
+                continue
+            whole = left <= min(most - spent, self.limits.read)
+            if not whole and spent:  # a part of it, to fill the turn: whoever is read now waits
+                most = min(most, self.limits.chunk)
+            count = min(left, most - spent, self.limits.read)
+            if count > 0:
+                found.append(Read(key, seat.slot, seat.read, seat.read + count))
+                spent += count
+            if not whole:
+                break
+        return tuple(found)
 
     def _anybody_produces(self) -> bool:
         return any(seat.read == seat.length for seat in self._seated.values())
