@@ -128,6 +128,7 @@ def processes(words: str) -> list[str]:
     return [line for line in found if words in line]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_it_starts_proves_and_passes_a_signal_on(
         tmp_path: Path, binary: Path, models: Path, number: int, code: int) -> None:
@@ -159,6 +160,7 @@ def test_it_starts_proves_and_passes_a_signal_on(
     assert not Path(socket).parent.exists()
 
 
+@pytest.mark.process
 def test_another_answer_than_the_golden_one_ends_the_server(
         tmp_path: Path, binary: Path, models: Path) -> None:
     (models / "n" / "3" / "wrong").touch()
@@ -174,6 +176,7 @@ def test_another_answer_than_the_golden_one_ends_the_server(
         assert "n version 3: available, no golden" in one.read_until("  n version 3")
 
 
+@pytest.mark.process
 def test_a_server_that_dies_at_its_start_is_reported(
         tmp_path: Path, binary: Path, models: Path) -> None:
     with launched(tmp_path, f"--saved_models={models}", STAND_IN_MODE="die") as one:
@@ -183,6 +186,7 @@ def test_a_server_that_dies_at_its_start_is_reported(
     assert printed.endswith("one line\nFailed to start server. Error: UNKNOWN: the reason\n")
 
 
+@pytest.mark.process
 def test_a_server_that_never_gets_ready_is_ended(
         tmp_path: Path, binary: Path, models: Path) -> None:
     with launched(tmp_path, f"--saved_models={models}", "--ready_seconds=1",
@@ -193,6 +197,7 @@ def test_a_server_that_never_gets_ready_is_ended(
     assert not processes(str(binary))
 
 
+@pytest.mark.process
 def test_a_signal_while_it_starts_ends_both(tmp_path: Path, binary: Path, models: Path) -> None:
     with launched(tmp_path, f"--saved_models={models}", STAND_IN_MODE="hang") as one:
         one.read_until("hanging")
@@ -235,6 +240,7 @@ def test_a_signal_that_comes_while_the_process_is_made_reaches_it(
         signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.process
 def test_the_code_of_a_server_that_ends_is_ours(tmp_path: Path, binary: Path, models: Path) -> None:
     with launched(tmp_path, f"--model_base_path={models}/n", "--model_name=n",
                   STAND_IN_MODE="end") as one:
@@ -243,6 +249,7 @@ def test_the_code_of_a_server_that_ends_is_ours(tmp_path: Path, binary: Path, mo
         assert f"--model_base_path={models}/n" in one.told()
 
 
+@pytest.mark.process
 def test_a_server_of_an_unknown_release_starts_with_a_word_about_it(
         tmp_path: Path, binary: Path, models: Path) -> None:
     with launched(tmp_path, f"--saved_models={models}", "--ready_seconds=0",
@@ -251,6 +258,7 @@ def test_a_server_of_an_unknown_release_starts_with_a_word_about_it(
         assert "no list of operations of tensorflow_model_server 99.0.0" in printed
 
 
+@pytest.mark.process
 def test_TL05_it_is_asked_over_mutual_TLS(tmp_path: Path, binary: Path, models: Path) -> None:
     pem = {name: (TLS / f"{name}.pem").read_text() for name in ("ca", "server")}
     (tmp_path / "ssl.config").write_text(text_format.MessageToString(pb.SSLConfig(

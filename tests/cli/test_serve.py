@@ -157,6 +157,7 @@ def failed_start(*arguments: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.process
 def test_FL13_FL21_FL25_FL30_a_start_that_fails_ends_the_process(tmp_path: Path) -> None:
     (tmp_path / "m" / "1").mkdir(parents=True)
     model = ["--model_name=m", f"--model_base_path={tmp_path}/m"]
@@ -175,6 +176,7 @@ def test_FL13_FL21_FL25_FL30_a_start_that_fails_ends_the_process(tmp_path: Path)
         *model, "--port=0", f"--grpc_socket_path={tmp_path}/s", "--max_num_load_retries=0")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_LI07_LI08_a_signal_drains_and_ends(tmp_path: Path, number: int) -> None:
     with process(tmp_path, "--nonsense=1", "--verbose") as (child, printed):
@@ -193,6 +195,7 @@ def test_LI07_LI08_a_signal_drains_and_ends(tmp_path: Path, number: int) -> None
         assert "secret" not in out + log
 
 
+@pytest.mark.process
 def test_logs_as_json_are_one_object_a_line(tmp_path: Path) -> None:
     with process(tmp_path, "--log_format=json", "--verbose") as (child, _):
         with grpc.insecure_channel(f"unix:{tmp_path}/s") as channel:
@@ -208,6 +211,7 @@ def test_logs_as_json_are_one_object_a_line(tmp_path: Path) -> None:
     assert "secret" not in log
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_full_disk_for_logs_and_output_stops_nobody(tmp_path: Path, form: str) -> None:
     (tmp_path / "m" / "1").mkdir(parents=True)
@@ -227,6 +231,7 @@ def test_a_full_disk_for_logs_and_output_stops_nobody(tmp_path: Path, form: str)
             child.wait()
 
 
+@pytest.mark.process
 def test_what_cannot_be_written_at_the_end_does_not_hold_up_the_end() -> None:
     code = ("import sys\nfrom tf_infer.server import app\nsys.stdout.write('buffered')\n"
             "app._end(0)")
@@ -235,6 +240,7 @@ def test_what_cannot_be_written_at_the_end_does_not_hold_up_the_end() -> None:
                               env={**os.environ, "PYTHONUNBUFFERED": ""}).returncode == 0
 
 
+@pytest.mark.process
 def test_a_drain_is_bounded(tmp_path: Path) -> None:
     with (process(tmp_path, "--drain_seconds=0.2") as (child, _),
           grpc.insecure_channel(f"unix:{tmp_path}/s") as channel):
@@ -245,6 +251,7 @@ def test_a_drain_is_bounded(tmp_path: Path) -> None:
         assert slow.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
 
 
+@pytest.mark.process
 def test_killing_the_server_in_mid_call_is_UNAVAILABLE(tmp_path: Path) -> None:
     with (process(tmp_path) as (child, _),
           grpc.insecure_channel(f"unix:{tmp_path}/s") as channel):
@@ -254,6 +261,7 @@ def test_killing_the_server_in_mid_call_is_UNAVAILABLE(tmp_path: Path) -> None:
         assert slow.code() is grpc.StatusCode.UNAVAILABLE
 
 
+@pytest.mark.process
 def test_a_signal_ends_a_server_that_still_waits_for_its_models(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ECHO, "--port=0", "--model_base_path=/none",
                               f"--grpc_socket_path={tmp_path}/s"],

@@ -44,6 +44,7 @@ def verified(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dic
     return code, {path["path"]: path for path in report["paths"]}
 
 
+@pytest.mark.process
 def test_the_real_server_is_started_asked_and_ended(
         version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +65,7 @@ def _processes() -> list[str]:
             for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
 
 
+@pytest.mark.process
 def test_other_answers_of_the_real_server_are_a_difference(
         version: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (version / "wrong").touch()
@@ -73,6 +75,7 @@ def test_other_answers_of_the_real_server_are_a_difference(
     assert paths["grpc"]["differences"][0]["first_sample"] is None
 
 
+@pytest.mark.process
 def test_a_server_that_ends_or_would_not_run_the_version_is_told(
         version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN_MODE", "die")

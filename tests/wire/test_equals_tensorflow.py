@@ -25,6 +25,7 @@ WITHOUT_COUNTERPART = {"BatchingParameters", "PrometheusConfig", "MonitoringConf
                        "HealthCheckRequest", "HealthCheckResponse"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("order", ["ours first", "tensorflow first"])
 def test_fields_and_bytes_are_those_of_tensorflow(order: str) -> None:
     done = subprocess.run([sys.executable, "-m", "tests.wire.test_equals_tensorflow", order],
