@@ -100,9 +100,9 @@ def process(tmp_path: Path) -> Iterator[Process]:
         yield made
 
 
+@pytest.mark.process
 def test_a_process_builds_fails_in_words_and_dies_with_a_name(
         process: Process, tmp_path: Path) -> None:
-@pytest.mark.process
     def build(model: str) -> Path:
         return process.build(BuildOrder(model=model, candidate=REFERENCE_CANDIDATE,
                                         base_dir=str(tmp_path), name="m", texts="t"))
