@@ -186,7 +186,7 @@ class EncoderEngineManifest(EngineManifest):
     """What an engine of a classifier is: encoder and head, ids to logits.
 
     Attributes:
-        vocab_size: V.
+        vocab_size: V, ids of the tokenizer; the network may have rows for more.
         positions: P, ids of the longest row.
         classes: C, logits of a row.
         shapes: (rows, tokens) of its graphs where shapes are fixed, else those it was warmed up

@@ -205,6 +205,44 @@ def test_an_engine_too_far_from_its_network_is_not_exported(tmp_path: Path) -> N
         cli_engine.write_encoder_engine(task, tmp_path, choice, make_golden(task))
 
 
+def test_ids_that_only_the_network_has_rows_for_are_refused_as_by_the_graph(
+        tmp_path: Path) -> None:
+    task = build.build(MODEL, seed=3)
+
+    class Padded(cli_engine._LiteRT):
+        """Writes as if the network had 64 rows of vectors more than the tokenizer has ids."""
+
+        def write(self, *given: Any) -> EncoderEngineManifest:
+            found = super().write(*given)
+            return replace(found, vocab_size=found.vocab_size + 64)
+
+    padded = cli_engine.EncoderChoice(Padded(), EncoderSettings())
+    cli_engine.write_encoder_engine(task, tmp_path, padded, make_golden(task))
+    described: EncoderEngineManifest = config.load(
+        EncoderEngineManifest, tmp_path / "engines" / "litert" / "engine.json")
+    assert described.vocab_size == task.codec.vocab_size
+
+
+def test_an_engine_of_another_network_is_not_served_though_it_is_within_what_was_allowed(
+        version: Path, tmp_path: Path) -> None:
+    described: EncoderEngineManifest = config.load(
+        EncoderEngineManifest, version / ENGINE / "engine.json")
+    target = changed(version, tmp_path / "served" / "2")
+    task = build.build(MODEL, seed=3)
+    bias = task.network.logits.bias
+    bias.assign(bias + np.array([3 * described.max_abs, 0, 0], np.float32))  # a wrong file
+    shutil.rmtree(target / ENGINE)
+    kind = cli_engine.ENCODERS["litert"]
+    kind.write(task, target / ENGINE, kind.settings("int8", "found"), (), lambda line: None)
+    path = target / ENGINE / "engine.json"
+    config.dump(replace(config.load(EncoderEngineManifest, path), atol=described.atol,
+                        max_abs=described.max_abs), path)
+    sign(target)
+    assert 4 * described.max_abs + 1e-4 < described.atol
+    with pytest.raises(InvalidRequest, match=r"golden sample \d+, signature 'serving_default'"):
+        served(target)
+
+
 def test_float32_is_within_rounding_of_its_network(tmp_path: Path) -> None:
     task = build.build(MODEL, seed=3)
     kind = cli_engine.ENCODERS["litert"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tf_infer import config
 from tf_infer.config import EmbeddingBagConfig, ShapeGrid, SmallTransformerConfig
 from tf_infer.engines import encoders, litert_runtime
 from tf_infer.engines.litert_encoder import LiteRTEncoder, load
-from tf_infer.errors import BackendMissing, ConfigError, ExportError
+from tf_infer.errors import BackendMissing, ConfigError, DeadlineExceeded, ExportError
 from tf_infer.networks.encoder_arrays import encoder_arrays_of
 from tf_infer.optimize.litert_classifier import EncoderSettings, write
 
@@ -165,6 +166,26 @@ def test_several_threads_may_call_it_at_once(bert: Case) -> None:
     assert len(found) == 20
     for got in found:
         np.testing.assert_array_equal(got, wanted)
+
+
+def test_whoever_waits_for_its_turn_gives_up_in_time_and_nothing_is_computed_for_it(
+        bert: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = bert.engines["int8"]
+    wanted = engine.run(**bert.batch)
+    computed: list[object] = []
+    compute = engine._compute
+    monkeypatch.setattr(engine, "_compute", lambda *given: (computed.append(given),
+                                                            compute(*given)))
+    with engine._lock:  # as long as another call computes
+        began_s = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match="expected its turn before the deadline"):
+            engine.run(**bert.batch, timeout_s=0.05)
+        assert 0.05 <= time.monotonic() - began_s < 5.0
+    assert not computed
+    with pytest.raises(DeadlineExceeded):
+        engine.run(**bert.batch, timeout_s=0.0)
+    assert not computed
+    np.testing.assert_array_equal(engine.run(**bert.batch, timeout_s=600.0), wanted)
 
 
 def test_warming_up_runs_every_graph_and_changes_no_answer(bert: Case) -> None:

@@ -18,7 +18,7 @@ from tests.networks.encoders import logits as network_logits
 from tf_infer import config
 from tf_infer.config import ShapeGrid
 from tf_infer.engines import gpus, onnx
-from tf_infer.errors import BackendMissing, ConfigError, ExportError
+from tf_infer.errors import BackendMissing, ConfigError, DeadlineExceeded, ExportError
 from tf_infer.manifest import ENGINE_FILE, EncoderEngineManifest, hash_file
 from tf_infer.optimize.onnx import OnnxSettings, write
 
@@ -198,6 +198,33 @@ def test_float16_wants_a_gpu_unless_the_cpu_is_asked_for(
     with pytest.raises(BackendMissing, match=r"onnxruntime-gpu|got none"):
         onnx.load(folder / "float32", provider="tensorrt")
     onnx.load(folder / "float16", provider="cpu").close()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of ONNX Runtime: a provider it has not
+def test_listed_providers_that_cannot_be_loaded_are_passed_over_and_named(
+        folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(gpus, "found", lambda: (gpus.Gpu("a GPU", "9.0"),))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [
+        "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    engine = onnx.load(folder / "float32")
+    assert engine.provider == "cpu" and engine.as_proven
+    engine.close()
+    assert "pip install 'onnxruntime-gpu[cuda,cudnn]'" in caplog.text
+    assert len(caplog.records) == 2 and "tensorrt" in caplog.records[0].message.lower()
+    with pytest.raises(BackendMissing, match=r"pip install 'onnxruntime-gpu\[cuda"):
+        onnx.load(folder / "float32", provider="cuda")
+    with pytest.raises(BackendMissing, match=r"pip install 'onnxruntime-gpu\[cuda"):
+        onnx.load(folder / "float16")
+
+
+def test_a_call_whose_time_is_up_is_given_up_between_rows(engine: onnx.OnnxEngine) -> None:
+    batch = rows([3, 9], 16)
+    with pytest.raises(DeadlineExceeded, match="expected its turn before the deadline"):
+        engine.run(**batch, timeout_s=0.0)
+    assert engine.run(**batch, timeout_s=60.0).shape == (2, 3)
 
 
 def test_int8_is_the_cpus(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,49 @@ ALL = ["TensorrtExecutionProvider", *CUDA]
 
 
 @pytest.mark.parametrize(("wanted", "available", "found", "chosen"), [
-    (None, ALL, [H100], "tensorrt"), (None, CUDA, [H100], "cuda"), (None, ALL, [], "cpu"),
-    (None, CPU_ONLY, [H100], "cpu"), ("cpu", ALL, [H100], "cpu"), ("cuda", ALL, [H100], "cuda"),
-    ("tensorrt", ALL, [H100], "tensorrt")])
-def test_the_fastest_that_is_there_computes(
-        wanted: Provider | None, available: list[str], found: list[Gpu], chosen: str) -> None:
+    (None, ALL, [H100], ("tensorrt", "cuda", "cpu")), (None, CUDA, [H100], ("cuda", "cpu")),
+    (None, ALL, [], ("cpu",)), (None, CPU_ONLY, [H100], ("cpu",)), ("cpu", ALL, [H100], ("cpu",)),
+    ("cuda", ALL, [H100], ("cuda",)), ("tensorrt", ALL, [H100], ("tensorrt",))])
+def test_the_fastest_that_is_there_goes_first_and_what_is_asked_for_alone(
+        wanted: Provider | None, available: list[str], found: list[Gpu],
+        chosen: tuple[Provider, ...]) -> None:
     assert onnx_runtime.choose(wanted, available, found) == chosen
+
+
+def test_what_only_a_gpu_computes_does_not_end_at_the_cpu() -> None:
+    assert onnx_runtime.choose(None, ALL, [H100], on_cpu=False) == ("tensorrt", "cuda")
+
+
+@pytest.mark.parametrize(("wanted", "lacking", "computes"), [
+    (None, [], "tensorrt"), (None, ["tensorrt"], "cuda"), (None, ["tensorrt", "cuda"], "cpu"),
+    ("cuda", [], "cuda")])
+def test_a_provider_whose_libraries_are_not_there_is_passed_over(
+        wanted: Provider | None, lacking: list[str], computes: str) -> None:
+    told: list[str] = []
+    found = onnx_runtime.first_that_loads(
+        onnx_runtime.choose(wanted, ALL, [H100]), loader(lacking),
+        passed_over=lambda error: told.append(str(error)))
+    assert found == computes
+    assert told == [f"{name}: install it" for name in lacking]
+
+
+@pytest.mark.parametrize(("wanted", "on_cpu", "named"), [
+    ("tensorrt", True, "tensorrt"), ("cuda", True, "cuda"), (None, False, "cuda")])
+def test_what_was_asked_for_is_missing_where_it_cannot_be_loaded(
+        wanted: Provider | None, on_cpu: bool, named: str) -> None:
+    with pytest.raises(BackendMissing, match=f"{named}: install it"):
+        onnx_runtime.first_that_loads(
+            onnx_runtime.choose(wanted, ALL, [H100], on_cpu=on_cpu), loader(["tensorrt", "cuda"]),
+            passed_over=lambda error: None)
+
+
+def loader(lacking: list[str]) -> Callable[[Provider], str]:
+    def load(provider: Provider) -> str:
+        if provider in lacking:
+            raise BackendMissing(f"{provider}: install it")
+        return provider
+
+    return load
 
 
 @pytest.mark.parametrize(("wanted", "available", "found", "message"), [

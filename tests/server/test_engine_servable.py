@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from tf_infer.manifest import (
 )
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import Arrays, Servable, StageTimes, Traceable
-from tf_infer.server.encoder_engines import engine_of, within
+from tf_infer.server.encoder_engines import engine_of, replay_atol, within
 from tf_infer.server.engine_servable import EngineServable, texts_in
 from tf_infer.wire.examples import to_example
 
 ENGINE = EncoderEngineManifest(kind="litert", precision="int8", vocab_size=50, positions=8,
-                               classes=2, shapes=((1, 16),), atol=0.5)
+                               classes=2, shapes=((1, 16),), atol=0.5, max_abs=0.01)
+BUSY_S = 1.0  # so long others are before every call of the engine
 
 
 def tensor(name: str, dtype: str, *axes: int | None) -> TensorSpec:
@@ -88,12 +90,18 @@ class Engine:
     """Logits [sum of the ids that count, sum of their segments]."""
 
     manifest = ENGINE
+    as_proven = True
 
     def __init__(self) -> None:
         self.closed = False
+        self.timeouts: list[float | None] = []
 
-    def run(self, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    def run(self, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray, *,
+            timeout_s: float | None = None) -> np.ndarray:
         assert mask.dtype == bool
+        self.timeouts.append(timeout_s)
+        if timeout_s is not None and timeout_s < BUSY_S:
+            raise DeadlineExceeded("engine: expected its turn")
         return np.stack([(ids * mask).sum(1), (segments * mask).sum(1)], 1).astype(np.float32)
 
     def close(self) -> None:
@@ -177,6 +185,19 @@ def test_after_its_time_the_engine_is_not_begun() -> None:
                      timeout_s=1e-9)
 
 
+def test_the_time_that_is_left_goes_with_the_call_and_the_servers_words_come_back() -> None:
+    servable, _, engine = served()
+    ids = {"ids": np.ones((1, 2), np.int32), "mask": np.ones((1, 2), np.int32)}
+    for signature, inputs in (("serving_default", {"text": strings(b"a")}), ("ids", ids)):
+        servable.run(signature, inputs, outputs=("logits",), timeout_s=60.0)
+        assert engine.timeouts[-1] is not None and 50.0 < engine.timeouts[-1] < 60.0
+        for run in (servable.run, servable.run_traced):
+            with pytest.raises(DeadlineExceeded, match=r": Timed out waiting for notification$"):
+                run(signature, inputs, outputs=("logits",), timeout_s=BUSY_S / 2)
+    servable.run("ids", ids, outputs=("logits",), timeout_s=None)
+    assert engine.timeouts[-1] is None
+
+
 def test_the_engines_time_is_the_models() -> None:
     servable, _, _ = served()
     found, times = servable.run_traced("serving_default", {"text": strings(b"\1")},
@@ -198,6 +219,11 @@ def test_closing_it_closes_both() -> None:
 
 def test_an_example_without_text_has_none() -> None:
     assert texts_in(strings(b""), ("text",)) is None
+    good = to_example({"text": b"a"}).SerializeToString()
+    assert texts_in(strings(good), ("text",)) is not None
+    assert texts_in(strings(good + good), ("text",)) is not None  # a context before an example
+    for unknown in (good + b"\x1a\x01x", good + b"\x18\x01"):  # fields that no tf.Example has
+        assert texts_in(strings(unknown), ("text",)) is None
     found = texts_in(strings(), ("text",))
     assert found is not None and len(found["text"]) == 0
 
@@ -238,13 +264,27 @@ def test_without_its_library_the_saved_model_serves_unless_the_engine_was_asked_
 
 
 def test_scores_may_move_by_half_of_what_logits_may_and_labels_follow_from_them() -> None:
-    found = within(ENGINE, 1.0, Tolerance(atol=1e-3, rtol=0.0))
+    found = within(0.5, 1.0, Tolerance(atol=1e-3, rtol=0.0))
     assert [found.of(name)[0] for name in ("logits", "scores", "score", "other")] == [
         0.5, 0.25, 0.25, 1e-3]
-    assert within(ENGINE, 0.5, Tolerance()).of("scores")[0] == 0.5  # logits are doubled before
+    assert within(0.5, 0.5, Tolerance()).of("scores")[0] == 0.5  # logits are doubled before
     sample = Sample("serving_default", {}, {"labels": strings(b"a"), "ids": np.ones(1, np.int32)})
     other = {"labels": strings(b"b"), "ids": np.zeros(1, np.int32)}
     assert [one.output for one in differences(sample, other, found)] == ["ids"]
+
+
+def test_golden_samples_are_held_to_what_the_export_found_and_not_to_all_it_allowed() -> None:
+    engine = Engine()
+    assert replay_atol(engine) == pytest.approx(2 * 0.01 + 1e-4)
+    sample = Sample("serving_default", {}, {"logits": np.array([[3.0, 1.0]], np.float32)})
+    for moved, wrong in ((0.015, False), (0.03, True), (0.4, True)):
+        answer = {"logits": sample.outputs["logits"] + np.float32(moved)}
+        found = differences(sample, answer, within(replay_atol(engine), 1.0, Tolerance()))
+        assert (found[0].mismatches > 0) == wrong
+    engine.manifest = replace(ENGINE, max_abs=0.4)
+    assert replay_atol(engine) == 0.5  # never beyond what was allowed
+    engine.manifest, engine.as_proven = ENGINE, False
+    assert replay_atol(engine) == 0.5  # a GPU rounds otherwise than the CPU that proved it
 
 
 def test_an_engine_of_no_kind_is_not_taken_for_a_setting() -> None:

@@ -233,13 +233,15 @@ def write_encoder_engine(task: Task, extra: Path, choice: EncoderChoice, golden:
     library = choice.kind.library()  # before a minute's work
     folder = extra / ENGINES_FOLDER / choice.kind.kind
     manifest = choice.kind.write(task, folder, choice.settings, texts, progress)
+    # A network may have rows for more ids than its tokenizer gives; `ids` refuses those.
+    manifest = replace(manifest, library=library, vocab_size=task.codec.vocab_size)
     progress(f"comparing the engine on texts of up to {manifest.positions} tokens")
     wanted = [sample for sample in golden if sample.signature == "ids" and len(
         sample.inputs["ids"])]
     spread = np.mean([np.ptp(sample.outputs["logits"], axis=1).mean() for sample in wanted])
     with contextlib.closing(choice.kind.open(folder)) as engine:
         return _proven(EncoderPredictor(engine), wanted, choice.settings.allowed * float(spread),
-                       folder, replace(manifest, library=library))
+                       folder, manifest)
 
 
 def _proven(predictor: Predictor, wanted: Sequence[Sample], atol: float, folder: Path,

@@ -44,11 +44,11 @@ class OnnxKind:
 
     def lacking(self, settings: Any) -> str:
         """Return what this machine lacks to serve it; "" for nothing."""
-        from tf_infer.engines.onnx import provider_of
+        from tf_infer.engines.onnx import providers_of
         from tf_infer.errors import BackendMissing
 
         try:
-            provider_of(settings.precision, fixed_ranges=settings.ranges != "found")
+            providers_of(settings.precision, fixed_ranges=settings.ranges != "found")
         except BackendMissing as error:
             return str(error)
         return ""

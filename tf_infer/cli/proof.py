@@ -323,7 +323,7 @@ def served_engine(version_dir: Path, name: str, kind: EngineKind, golden: Sequen
                             engine_folder(version_dir, kind) / ENGINE_FILE)
     task = read_manifest(version_dir).task
     assert isinstance(task, ClassifierConfig)
-    allowed = within(described, task.temperature, Bounds())
+    allowed = within(described.atol, task.temperature, Bounds())
     try:
         served = ServedPredictor(version_dir, name, engine=kind)
     except TfInferError as error:

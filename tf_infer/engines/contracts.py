@@ -95,16 +95,22 @@ class EncoderEngine(Protocol):
     """A classifier's encoder and head outside the graph: ids to logits.
 
     Any thread may call it, several at once too: it lets them wait for each other where it has to.
-    While it computes, other Python threads run. The logits of a row depend on that row alone, bit
-    for bit: not on its neighbours, its place among them, or the width it is padded to.
+    While it computes, other Python threads run. The logits of a row depend on that row alone: not
+    on its neighbours, its place among them, or the width it is padded to. On a CPU that holds bit
+    for bit. On a GPU a row meets other kernels in other company, and its sums are added in another
+    order: there it holds within what `verify.batch_effects` allows.
 
     Attributes:
         manifest: what it was made as; `positions`, `vocab_size`, `classes`.
+        as_proven: it computes as the export computed that proved it, on a CPU. A GPU rounds
+            otherwise, so that there only what the export allows says how far it may be off.
     """
 
     manifest: EncoderEngineManifest
+    as_proven: bool
 
-    def run(self, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    def run(self, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray, *,
+            timeout_s: float | None = None) -> np.ndarray:
         """Compute the logits of rows.
 
         Any B >= 0 and any T: the engine cuts and pads rows to sizes of its own.
@@ -113,12 +119,15 @@ class EncoderEngine(Protocol):
             ids: [B, T] int32, 0 <= id < vocab_size.
             mask: [B, T] bool, True where an id counts. No row has one behind `positions`.
             segments: [B, T] int32, 0 or 1; a network without segments does not look at them.
+            timeout_s: the caller waits no longer; None for ever.
 
         Returns:
             [B, classes] float32, the caller's own.
 
         Raises:
             ConfigError: a row is longer than `positions`, or shapes do not fit each other.
+            DeadlineExceeded: the time was up while the call waited for its turn, of which nothing
+                is computed then, or between two groups of its rows.
         """
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tf_infer.engines import files
+from tf_infer.engines.deadline import Deadline
 from tf_infer.engines.litert_runtime import Call, Model, aligned
 from tf_infer.engines.packing import Group, Sizes, lengths_of
 from tf_infer.errors import ConfigError
@@ -65,6 +66,8 @@ class LiteRTEncoder:
         threads: that compute one call.
     """
 
+    as_proven = True
+
     def __init__(self, manifest: EncoderEngineManifest, path: Path, *, threads: int = 2) -> None:
         self.manifest = manifest
         self._model = Model(path, threads=threads)
@@ -72,8 +75,10 @@ class LiteRTEncoder:
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._lock = threading.Lock()  # arrays are bound to graphs: one call at a time
 
-    def run(self, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    def run(self, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray, *,
+            timeout_s: float | None = None) -> np.ndarray:
         """Compute the logits of rows; see `EncoderEngine`."""
+        deadline = Deadline(timeout_s)
         if not (ids.ndim == 2 and ids.shape == mask.shape == segments.shape):
             raise ConfigError("ids: expected [B, T], and mask and segments of the same shape, got "
                               f"{ids.shape}, {mask.shape} and {segments.shape}.")
@@ -87,9 +92,13 @@ class LiteRTEncoder:
                               f"{lengths.max()}.")
         places = segments * self.manifest.positions if self.manifest.segments else 0 * segments
         places = places + np.arange(ids.shape[1], dtype=np.int32)
-        with self._lock:
+        deadline.acquire(self._lock)
+        try:
             for group in self._sizes.groups(lengths.tolist()):
+                deadline.check()
                 self._compute(group, lengths, ids, mask, places, logits)
+        finally:
+            self._lock.release()
         return logits
 
     def keeps_bits(self) -> bool:

@@ -7,17 +7,20 @@ padded to the shapes that its engine was built for.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tf_infer.engines import files, gpus, onnx_runtime
+from tf_infer.engines.deadline import Deadline
 from tf_infer.engines.onnx_runtime import Provider, Shapes
 from tf_infer.engines.packing import Group, Placed, Sizes, lengths_of
 from tf_infer.errors import ConfigError
 from tf_infer.manifest import EncoderEngineManifest
 
+LOG = logging.getLogger(__name__)
 INPUTS = ("ids", "mask", "segments")
 
 
@@ -29,9 +32,9 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True,
         folder: `<version>/assets.extra/engines/onnx`.
         threads: that compute one call, on the CPU.
         warm_up: run every shape once, so that no later call is the first of its size.
-        provider: of ONNX Runtime; None takes TensorRT or CUDA where both the library and a GPU are
-            there, else the CPU. int8 whose ranges are found as it runs is computed on the CPU
-            alone, and float16 on a GPU, unless the CPU is asked for.
+        provider: of ONNX Runtime; None takes TensorRT, CUDA or the CPU, the first of them that is
+            there and can be loaded; what was passed over is logged. int8 whose ranges are found as
+            it runs is computed on the CPU alone, and float16 on a GPU, unless the CPU is asked for.
         cache: where engines of TensorRT are kept; None takes the user's own cache.
 
     Raises:
@@ -41,16 +44,19 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True,
         ExportError: the model file is not the one that was exported, or cannot be run.
     """
     described, path = files.read(EncoderEngineManifest, folder)
-    chosen = provider_of(described.precision, fixed_ranges=described.fixed_ranges, wanted=provider)
-    with files.made_ready(OnnxEngine(described, path, chosen, threads=threads, cache=cache)
-                          ) as engine:
+    engine = onnx_runtime.first_that_loads(
+        providers_of(described.precision, fixed_ranges=described.fixed_ranges, wanted=provider),
+        lambda one: OnnxEngine(described, path, one, threads=threads, cache=cache),
+        passed_over=lambda error: LOG.warning("passed over: %s", error))
+    with files.made_ready(engine):
         if warm_up:
             engine.warm_up()
         return engine
 
 
-def provider_of(precision: str, *, fixed_ranges: bool, wanted: Provider | None = None) -> Provider:
-    """Return what computes an engine on this machine.
+def providers_of(precision: str, *, fixed_ranges: bool, wanted: Provider | None = None
+                 ) -> tuple[Provider, ...]:
+    """Return what may compute an engine on this machine, the fastest first.
 
     Args:
         precision, fixed_ranges: of the engine.
@@ -84,14 +90,17 @@ class OnnxEngine:
     def __init__(self, manifest: EncoderEngineManifest, path: Path, provider: Provider, *,
                  threads: int = 2, cache: Path | None = None) -> None:
         self.manifest, self.provider = manifest, provider
+        self.as_proven = provider == "cpu"
         self._sizes = Sizes(manifest.shapes, packed=False)
         self._inputs = INPUTS if manifest.segments else INPUTS[:2]
         self._session = onnx_runtime.open_session(
             path, provider, profile(manifest.shapes), self._inputs, sha256=manifest.sha256,
             threads=threads, cache=cache)
 
-    def run(self, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    def run(self, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray, *,
+            timeout_s: float | None = None) -> np.ndarray:
         """Compute the logits of rows; see `EncoderEngine`."""
+        deadline = Deadline(timeout_s)
         rows = {"ids": np.asarray(ids, np.int32), "mask": np.asarray(mask, bool),
                 "segments": np.asarray(segments, np.int32)}
         shapes = {name: array.shape for name, array in rows.items()}
@@ -103,6 +112,7 @@ class OnnxEngine:
                               f"{widths.max()} in row {int(widths.argmax())}.")
         logits = np.empty((len(widths), self.manifest.classes), np.float32)
         for group in self._groups(widths):
+            deadline.check()
             places = [placed.text for placed in group.texts]
             given = {name: _cut(rows[name], places, group.rows, group.tokens)
                      for name in self._inputs}

@@ -10,14 +10,15 @@ import ctypes
 import importlib.metadata
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from tf_infer.engines import gpus
 from tf_infer.engines.gpus import Gpu
 from tf_infer.errors import BackendMissing, ExportError
 
+T = TypeVar("T")
 Provider: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
 PACKAGE, GPU_PACKAGE = "onnxruntime", "onnxruntime-gpu"
 PROVIDERS: Mapping[Provider, str] = {
@@ -58,11 +59,15 @@ def library() -> Any:
 
 
 def choose(wanted: Provider | None, available: Sequence[str], found: Sequence[Gpu], *,
-           on_cpu: bool = True) -> Provider:
-    """Decide which provider computes.
+           on_cpu: bool = True) -> tuple[Provider, ...]:
+    """Decide which providers may compute, the fastest first.
+
+    A library that was built with a provider may lack that provider's own libraries, which shows
+    when it is loaded (`first_that_loads`).
 
     Args:
-        wanted: None takes TensorRT or CUDA where the library has them and there is a GPU.
+        wanted: this one alone; None takes TensorRT and CUDA where the library has them and there is
+            a GPU, and behind them the CPU.
         available: providers that the installed library was built with.
         found: GPUs of the machine.
         on_cpu: None may end at the CPU.
@@ -71,13 +76,11 @@ def choose(wanted: Provider | None, available: Sequence[str], found: Sequence[Gp
         BackendMissing: there is no GPU, or the library has not what was asked for.
     """
     if wanted == "cpu":
-        return "cpu"
+        return ("cpu",)
     if wanted is None:
-        for one in ON_GPU:
-            if found and PROVIDERS[one] in available:
-                return one
-        if on_cpu:
-            return "cpu"
+        on_gpu = tuple(one for one in ON_GPU if found and PROVIDERS[one] in available)
+        if on_gpu or on_cpu:
+            return (*on_gpu, "cpu") if on_cpu else on_gpu
         wanted = "cuda"
     if PROVIDERS[wanted] not in available:
         raise BackendMissing(f"engine onnx: expected an ONNX Runtime with {PROVIDERS[wanted]}, got "
@@ -85,7 +88,27 @@ def choose(wanted: Provider | None, available: Sequence[str], found: Sequence[Gp
     if not found:
         raise BackendMissing(f"engine onnx: expected a GPU of NVIDIA and its driver for "
                              f"{wanted}, got none. Ask for cpu, or serve where there is one.")
-    return wanted
+    return (wanted,)
+
+
+def first_that_loads(providers: Sequence[Provider], load: Callable[[Provider], T], *,
+                     passed_over: Callable[[BackendMissing], None]) -> T:
+    """Return what the first provider that can be loaded gives.
+
+    Args:
+        providers: at least one, as `choose` says.
+        load: raises BackendMissing where a provider lacks a library.
+        passed_over: is told what those before it lacked, with the install.
+
+    Raises:
+        BackendMissing: none can be loaded; that of the last one.
+    """
+    for one in providers[:-1]:
+        try:
+            return load(one)
+        except BackendMissing as error:
+            passed_over(error)
+    return load(providers[-1])
 
 
 def options(provider: Provider, shapes: Shapes, inputs: Sequence[str], cache: Path | None
@@ -161,7 +184,7 @@ def open_session(path: Path, provider: Provider, shapes: Shapes, inputs: Sequenc
 
     Args:
         path: of the file.
-        provider: that computes, as `choose` says.
+        provider: that computes, one of those of `choose`.
         shapes: that inputs may have.
         inputs: names, each [rows, tokens].
         sha256: of the file.

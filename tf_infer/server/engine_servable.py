@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from tf_infer.config import ClassifierConfig
 from tf_infer.engines.contracts import EncoderEngine
+from tf_infer.engines.deadline import Deadline
 from tf_infer.errors import DeadlineExceeded
 from tf_infer.manifest import ModelManifest
 from tf_infer.server.class_answers import ClassAnswers
@@ -70,7 +71,7 @@ class EngineServable:
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],
             timeout_s: float | None) -> Arrays:
         """Run one signature; see `contracts.Servable.run`."""
-        began_s = time.monotonic()
+        deadline = Deadline(timeout_s)
         texts = self._texts_of(signature, inputs)
         if texts is not None:
             encoded = self._graph.run(ENCODE, texts, outputs=self._ids, timeout_s=timeout_s,
@@ -79,13 +80,12 @@ class EngineServable:
             encoded = dict(inputs)
         else:
             return self._graph.run(signature, inputs, outputs=outputs, timeout_s=timeout_s)
-        if timeout_s is not None and time.monotonic() > began_s + timeout_s:
-            raise DeadlineExceeded(TIMED_OUT)
-        return self._answer(signature, self._logits(encoded), outputs)
+        return self._answer(signature, self._logits(encoded, deadline), outputs)
 
     def run_traced(self, signature: str, inputs: Mapping[str, np.ndarray], *,
                    outputs: Sequence[str], timeout_s: float | None) -> tuple[Arrays, StageTimes]:
         """Run one signature and split its time; see `contracts.Traceable`."""
+        deadline = Deadline(timeout_s)
         texts = self._texts_of(signature, inputs)
         if texts is not None:
             encoded, times = self._graph.run_traced(ENCODE, texts, outputs=self._ids,
@@ -95,7 +95,7 @@ class EngineServable:
         else:
             return self._graph.run_traced(signature, inputs, outputs=outputs, timeout_s=timeout_s)
         began_s = time.perf_counter()
-        logits = self._logits(encoded)
+        logits = self._logits(encoded, deadline)
         done_s = time.perf_counter()
         arrays = self._answer(signature, logits, outputs)
         return arrays, times + StageTimes(tokenize_s=0.0, model_s=done_s - began_s,
@@ -126,9 +126,14 @@ class EngineServable:
                 and bool(((ids >= 0) & (ids < self.engine.manifest.vocab_size)).all())
                 and bool(((segments == 0) | (segments == 1)).all()))
 
-    def _logits(self, encoded: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _logits(self, encoded: Mapping[str, np.ndarray], deadline: Deadline) -> np.ndarray:
+        """Let the engine compute, unless nobody waits for it any more."""
         ids, mask = encoded["ids"], encoded["mask"] != 0
-        return self.engine.run(ids, mask, encoded.get("segments", np.zeros_like(ids)))
+        try:
+            return self.engine.run(ids, mask, encoded.get("segments", np.zeros_like(ids)),
+                                   timeout_s=deadline.left_s())
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(TIMED_OUT) from error
 
     def _answer(self, signature: str, logits: np.ndarray, outputs: Sequence[str]) -> Arrays:
         if signature == "ids":
@@ -148,13 +153,18 @@ def texts_in(records: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]
         names: of the features.
 
     Returns:
-        name -> [B] bytes; None where a record is none, or has not one string under a name.
+        name -> [B] bytes; None where a record is none, has a field that no tf.Example has, which
+        protobuf would pass over, or has not one string under a name.
     """
     found = {name: np.empty(len(records), object) for name in names}
     for row, record in enumerate(records):
         try:
             example = serving_pb2.Example.FromString(record)
         except (DecodeError, TypeError):
+            return None
+        size = example.ByteSize()
+        example.DiscardUnknownFields()
+        if example.ByteSize() != size:
             return None
         for name in names:
             values = example.features.feature[name].bytes_list.value
