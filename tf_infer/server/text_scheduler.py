@@ -121,7 +121,8 @@ class TextScheduler:
             ticket = next(self._tickets)
             self._places[ticket] = _Place(job, Waiting(ticket, kind, count, cost))
             self._numbers[job] = ticket
-            self._changed.notify()
+            if job.servable not in self._held:  # else its worker looks again by itself
+                self._changed.notify()
 
     def _kind(self, servable: Servable, manifest: ModelManifest, key: Hashable) -> _Kind:
         kinds = self._kinds.setdefault(servable, {})
@@ -186,10 +187,12 @@ class TextScheduler:
         return taken, batch
 
     def _let_go(self, servable: Servable) -> None:
+        """Let a version take a batch again; the worker that had it is the one that looks."""
         if servable in self._held:
             with self._changed:
                 self._held.discard(servable)
-                self._changed.notify_all()
+                if self._closed:
+                    self._changed.notify_all()
 
     def _run(self, taken: Sequence[_Place], batch: Batch) -> None:
         now_s = time.monotonic()
