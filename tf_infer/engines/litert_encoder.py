@@ -135,6 +135,14 @@ class LiteRTEncoder:
                  places: np.ndarray, logits: np.ndarray) -> None:
         """Fill the arrays of a graph, run it, and write what it says of each text."""
         graph = self._graph(group.rows, group.tokens)
+        if group.rows == len(group.texts) == 1:
+            text = group.texts[0].text
+            length = int(lengths[text])
+            self._place_one(graph.arrays, ids[text, :length], places[text, :length],
+                            mask[text, :length])
+            graph.call()
+            logits[text] = graph.arrays["logits"][0]
+            return
         arrays, tokens = graph.arrays, group.tokens
         texts = np.array([placed.text for placed in group.texts])
         begins = np.array([placed.row * tokens + placed.begin for placed in group.texts])
@@ -169,6 +177,39 @@ class LiteRTEncoder:
             arrays["factors"][:, 0] = real
         graph.call()
         logits[texts] = arrays["logits"][slots]
+
+    def _place_one(self, arrays: dict[str, np.ndarray], ids: np.ndarray, places: np.ndarray,
+                   counted: np.ndarray) -> None:
+        """Fill the arrays of a graph of one row with one text: what `_compute` does, sooner."""
+        count = len(ids)
+        for name, values in (("ids", ids), ("places", places)):
+            arrays[name][:count] = values
+            arrays[name][count:] = 0
+        whole = bool(counted.all())
+        seen = 0.0 if whole else np.where(counted, np.float32(0.0), np.float32(UNCOUNTED))
+        masks = arrays["mask"][0, 0]                                         # [1 or T, T]
+        masks[:count, :count], masks[:count, count:] = seen, FOREIGN
+        masks[count:, :count], masks[count:, count:] = FOREIGN, UNCOUNTED
+        real = 1.0
+        if "pick" in arrays:
+            pick: np.ndarray = arrays["pick"][0]                             # [texts, T]
+            pick.fill(0.0)
+            if "pick_mask" in arrays:  # only the first token goes through the last layer
+                picked: np.ndarray = arrays["pick_mask"][0, 0]
+                picked.fill(0.0)
+                picked[0] = masks[0]
+                pick[0, 0] = 1.0
+                real = float(counted[0])
+            else:
+                pick[0, :count] = counted
+                real = 1.0 / max(int(counted.sum()), 1)
+        else:
+            arrays["counted"][0, :count, 0], arrays["counted"][0, count:, 0] = counted, 0.0
+            arrays["uncounted"][...] = np.where(arrays["counted"] > 0, 0.0, FOREIGN)
+            real = float(counted.any())
+        if "factors" in arrays:
+            arrays["factors"].fill(0.0)
+            arrays["factors"][0, 0] = real
 
     def _fill_masks(self, group: Group, arrays: dict[str, np.ndarray], owner: np.ndarray,
                     target: np.ndarray, counted: np.ndarray, slots: np.ndarray,
