@@ -8,7 +8,8 @@ them, and cuts recursion with texts that are not valid.)
 
 Of the texts that are valid these are written: properties in the order of the schema, none that the
 schema does not name unless it names none, at most one space behind a comma or a colon and no other
-white space, strings without \\u escapes, numbers of at most 16 digits.
+white space, strings without \\u escapes, numbers of at most 16 digits, recursion of at most LEVELS
+levels: an automaton cannot count further than it has states.
 """
 
 from __future__ import annotations
@@ -16,19 +17,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
 from tf_infer.constraints.decimals import Bound, decimal_range
 from tf_infer.constraints.integers import integer_range
 from tf_infer.constraints.patterns import LAST, in_json_string, json_characters, literal
+from tf_infer.constraints.schema_facts import exclusive, facts, is_of, written
 from tf_infer.errors import ConfigError
 
 MAX_CHARS = 400_000     # of an expression
 MAX_JSON_CHARS = 200_000
 MAX_EXCLUSIVE = 256     # schemas of one oneOf: each is held against each
+LEVELS = 12             # of a part that refers to itself, the outermost counted
+DEEP_CHARS = 30_000     # of an expression with more than two levels: each may double it
+MAX_PARTS = 100_000     # read, each as often as it is referred to
 COMMA, COLON = ",[ ]?", ":[ ]?"
 MAX_INTEGER = 10**16 - 1
 NUMBER = r"(?:-?(?:0|[1-9][0-9]{0,15})(?:\.[0-9]{1,16})?(?:[eE][+-]?[0-9]{1,2})?)"
+BOOLEAN = "(?:true|false)"
+ANY = "any value"       # among the references that a part is inside
 _DAY = (r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
         r"|02-(?:0[1-9]|1[0-9]|2[0-8]))")
 _DATE = rf"(?:[1-9][0-9]{{3}}-{_DAY})"
@@ -74,10 +81,14 @@ def expression(schema: str, *, where: str = "json_schema") -> str:
         raise ConfigError(f"{where}: expected JSON, got numbers too large, halves of characters, "
                           "or lists too deep to read.") from error
     try:
-        return _Schema(root, where).of(root, "#", ())
+        return _Schema(root, where).whole()
     except RecursionError as error:
         raise ConfigError(f"{where}: expected a schema that can be read, got one nested too deep."
                           ) from error
+
+
+class _TooLarge(ConfigError):
+    """An expression is too large with as many levels of recursion as it was to have."""
 
 
 class _Schema:
@@ -85,17 +96,51 @@ class _Schema:
 
     def __init__(self, root: Any, where: str) -> None:
         self._root, self._where = root, where
+        self._levels, self._parts = 2, 0
+        self._cut = ""  # path of the last reference that was not followed any more
         dialect = root.get("$schema", DIALECTS[0]) if isinstance(root, dict) else DIALECTS[0]
         if str(dialect).rstrip("#") not in DIALECTS:
             raise self._fault("#/$schema", f"one of {', '.join(DIALECTS)}", "another dialect")
         self._newest = str(dialect).rstrip("#") == DIALECTS[0]
 
-    def of(self, schema: Any, path: str, trail: tuple[str, ...]) -> str:
-        """Return the expression of a part at `path`; `trail` holds the references it is inside."""
+    def whole(self) -> str:
+        """Return the expression of all, with as many levels of recursion, 2 to LEVELS, as fit."""
+        deepest = ""
+        for levels in range(2, LEVELS + 1):
+            self._levels = levels
+            try:
+                found = self._of(self._root, "#", ("#",))
+            except (_TooLarge, RecursionError):
+                if not deepest:
+                    raise
+                break
+            if found and not self._cut:
+                return found
+            if found and deepest and len(found) > DEEP_CHARS:
+                break
+            deepest = found or deepest
+        if not deepest:
+            raise self._fault(self._cut, f"a recursion that can end within {LEVELS} levels",
+                              "one that cannot: let what refers back be left out, be null, or be "
+                              "an empty list")
+        return deepest
+
+    def _of(self, schema: Any, path: str, trail: tuple[str, ...]) -> str | None:
+        """Return the expression of a part at `path`; `trail` holds the references it is inside.
+
+        None: every text of it has more levels.
+        """
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise self._fault(path, f"at most {MAX_PARTS} parts, each counted as often as it is "
+                              "referred to", "more", kind=_TooLarge)
+        schema = {} if schema is True else schema
         if not isinstance(schema, dict):
             raise self._fault(path, "an object that says a type", "a schema of another kind")
         combined = [name for name in COMBINED if name in schema]
         rest = sorted(set(schema) - ANNOTATIONS - set(combined))
+        if not combined and not rest:
+            return self._short(self._anything(path, trail), path)
         if combined:
             if len(combined) > 1:
                 raise self._fault(path, "one of anyOf, oneOf, allOf, $ref, enum, const",
@@ -111,20 +156,21 @@ class _Schema:
             raise self._fault(f"{path}/{_escaped(wrong[0])}",
                               f"keywords that are honoured for type {' or '.join(kinds)} "
                               f"({', '.join(sorted(allowed))})", "another keyword")
-        writers: Mapping[str, Callable[[dict[str, Any], str, tuple[str, ...]], str]] = {
+        writers: Mapping[str, Callable[[dict[str, Any], str, tuple[str, ...]], str | None]] = {
             "object": self._object, "array": self._array, "string": self._string,
             "integer": self._integer, "number": self._number,
-            "boolean": lambda *_: "(?:true|false)", "null": lambda *_: "null"}
+            "boolean": lambda *_: BOOLEAN, "null": lambda *_: "null"}
         return self._short(_either([writers[kind](schema, path, trail) for kind in kinds]), path)
 
-    def _fault(self, path: str, expected: str, got: str) -> ConfigError:
-        return ConfigError(f"{self._where}: expected {expected} at {path}, got {got}. "
-                           "See docs/constraints.md for what is honoured.")
+    def _fault(self, path: str, expected: str, got: str, kind: type[ConfigError] = ConfigError
+               ) -> ConfigError:
+        return kind(f"{self._where}: expected {expected} at {path}, got {got}. "
+                    "See docs/constraints.md for what is honoured.")
 
-    def _short(self, text: str, path: str) -> str:
-        if len(text) > MAX_CHARS:
+    def _short(self, text: str | None, path: str) -> str | None:
+        if text and len(text) > MAX_CHARS:
             raise self._fault(path, f"a part whose expression has at most {MAX_CHARS} characters",
-                              f"{len(text)}")
+                              f"{len(text)}", kind=_TooLarge)
         return text
 
     def _kinds(self, schema: dict[str, Any], path: str) -> list[str]:
@@ -132,8 +178,7 @@ class _Schema:
         if kinds is None:
             kinds = [kind for kind in ("object", "array", "string") if BY_TYPE[kind] & set(schema)]
             if len(kinds) != 1:
-                raise self._fault(path, "a type",
-                                  "none (any value is more than an automaton holds)")
+                raise self._fault(path, "a type", "none")
         kinds = [kinds] if isinstance(kinds, str) else kinds
         if not (isinstance(kinds, list) and kinds and all(
                 isinstance(kind, str) and kind in BY_TYPE for kind in kinds)):
@@ -143,7 +188,7 @@ class _Schema:
     # ------------------------------------------------------------------ combinations
 
     def _combined(self, name: str, schema: dict[str, Any], path: str, trail: tuple[str, ...]
-                  ) -> str:
+                  ) -> str | None:
         value, path = schema[name], f"{path}/{name}"
         if name == "$ref":
             return self._referred(value, path, trail)
@@ -157,26 +202,35 @@ class _Schema:
             raise self._fault(path, "a list of one schema", f"{len(value)}")
         if name == "oneOf" and len(value) > MAX_EXCLUSIVE:
             raise self._fault(path, f"at most {MAX_EXCLUSIVE} schemas (or anyOf)", f"{len(value)}")
-        options = [self.of(one, f"{path}/{i}", trail) for i, one in enumerate(value)]
+        options = [self._of(one, f"{path}/{i}", trail) for i, one in enumerate(value)]
         if name == "oneOf":
             self._check_exclusive(value, path)
         return _either(options)
 
-    def _values(self, values: Sequence[Any], schema: dict[str, Any], path: str) -> str:
+    def _values(self, values: Sequence[Any], schema: dict[str, Any], path: str) -> str | None:
         kinds = self._kinds(schema, path.rsplit("/", 1)[0]) if "type" in schema else list(BY_TYPE)
-        fitting = [value for value in values if _is_of(value, kinds)]
+        fitting = [value for value in values if is_of(value, kinds)]
         if not fitting:
             raise self._fault(path, "a value of the type beside it", "none")
         return _either([_constant(value) for value in fitting])
 
-    def _referred(self, value: Any, path: str, trail: tuple[str, ...]) -> str:
-        if value in trail:
-            raise self._fault(path, "a reference that does not lead back to itself (an automaton "
-                              "holds no recursion)", "one that does")
-        return self.of(self._target(value, path), value, (*trail, value))
+    def _referred(self, value: Any, path: str, trail: tuple[str, ...]) -> str | None:
+        if trail.count(value) >= self._levels:
+            self._cut = path
+            return None
+        return self._of(self._target(value, path), value, (*trail, value))
+
+    def _anything(self, path: str, trail: tuple[str, ...]) -> str | None:
+        """Return the expression of any value: it holds itself, as a reference may."""
+        if trail.count(ANY) >= self._levels:
+            self._cut = path
+            return None
+        inner = self._anything(path, (*trail, ANY))
+        return _either([f'"{_text(0, None)}"', NUMBER, BOOLEAN, "null",
+                        self._row([], inner, 0, None, path), _map_of(inner)])
 
     def _target(self, value: Any, path: str) -> Any:
-        if not isinstance(value, str) or not value.startswith("#"):
+        if not isinstance(value, str) or not (value == "#" or value.startswith("#/")):
             raise self._fault(path, "a reference into the schema itself, such as #/$defs/name",
                               "another one")
         found = self._root
@@ -192,10 +246,10 @@ class _Schema:
 
     def _check_exclusive(self, options: Sequence[Any], path: str) -> None:
         """Raise unless no value can be valid against two of the schemas, as far as can be seen."""
-        seen = [_facts(self._resolved(option, f"{path}/{i}")) for i, option in enumerate(options)]
+        seen = [facts(self._resolved(option, f"{path}/{i}")) for i, option in enumerate(options)]
         for i, one in enumerate(seen):
             for j in range(i):
-                if not _exclusive(one, seen[j]):
+                if not exclusive(one, seen[j]):
                     raise self._fault(f"{path}/{i}", "a schema that excludes the others by its "
                                       "type or by a constant of a required property (or anyOf)",
                                       f"one that may hold together with number {j}")
@@ -211,7 +265,7 @@ class _Schema:
 
     # ------------------------------------------------------------------ types
 
-    def _object(self, schema: dict[str, Any], path: str, trail: tuple[str, ...]) -> str:
+    def _object(self, schema: dict[str, Any], path: str, trail: tuple[str, ...]) -> str | None:
         properties = self._mapping(schema, "properties", path)
         required = schema.get("required", [])
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
@@ -225,10 +279,13 @@ class _Schema:
             return self._map(more, path, trail)
         if not isinstance(more, (bool, dict)):
             raise self._fault(f"{path}/additionalProperties", "a schema", "something else")
-        parts = [literal(_written(name)) + COLON
-                 + self.of(part, f"{path}/properties/{_escaped(name)}", trail)
-                 for name, part in properties.items()]
-        return self._listed(parts, [name in required for name in properties], path)
+        found = {name: self._of(part, f"{path}/properties/{_escaped(name)}", trail)
+                 for name, part in properties.items()}
+        if any(found[name] is None for name in required):
+            return None
+        parts = {name: literal(written(name)) + COLON + text
+                 for name, text in found.items() if text is not None}
+        return self._listed(list(parts.values()), [name in required for name in parts], path)
 
     def _listed(self, parts: list[str], required: list[bool], path: str) -> str:
         """Return the object of some members in order, of which some may be left out."""
@@ -240,44 +297,44 @@ class _Schema:
             if needed:
                 alone, may_be_empty = here, False
             else:
-                alone = _either([here, alone]) if alone else here
+                alone = f"(?:{here}|{alone})" if alone else here
             rest = COMMA + part + rest if needed else f"(?:{COMMA}{part})?{rest}"
             self._short(alone, path)
         return r"\{" + (f"(?:{alone})?" if may_be_empty else alone) + r"\}"
 
-    def _map(self, more: Any, path: str, trail: tuple[str, ...]) -> str:
+    def _map(self, more: Any, path: str, trail: tuple[str, ...]) -> str | None:
         if more is False:
             return r"\{\}"
-        if not isinstance(more, dict):
-            raise self._fault(path, "properties, or additionalProperties with a schema", "neither "
-                              "(any object is more than an automaton holds)")
-        member = f'"{_text(0, None)}"{COLON}' + self.of(more, f"{path}/additionalProperties", trail)
-        return rf"\{{(?:{member}(?:{COMMA}{member})*)?\}}"
+        return _map_of(self._of(more, f"{path}/additionalProperties", trail))
 
-    def _array(self, schema: dict[str, Any], path: str, trail: tuple[str, ...]) -> str:
+    def _array(self, schema: dict[str, Any], path: str, trail: tuple[str, ...]) -> str | None:
         low, high = self._counts(schema, "minItems", "maxItems", path)
         prefix = schema.get("prefixItems", [])
         if not isinstance(prefix, list) or (prefix and not self._newest):
             raise self._fault(f"{path}/prefixItems", "a list, in the dialect of 2020-12", "another")
         items = schema.get("items", True)
-        if items is True and (high is None or high > len(prefix)):
-            if high is None and len(prefix) >= low and prefix:
-                high = len(prefix)  # none beyond those that the schema describes
-            else:
-                raise self._fault(path, "items with a schema", "none (any value is more than an "
-                                  "automaton holds)")
+        if items is True and high is None and len(prefix) >= low and prefix:
+            high = len(prefix)  # none beyond those that the schema describes
         if items is False:
             high = len(prefix) if high is None else min(high, len(prefix))
         if high is not None and low > high:
             raise self._fault(path, "a length that is possible", f"{low} items of at most {high}")
-        places = [self.of(one, f"{path}/prefixItems/{i}", trail)
+        places = [self._of(one, f"{path}/prefixItems/{i}", trail)
                   for i, one in enumerate(prefix[:high])]
-        more = ""
-        if high is None or high > len(places):
-            more = self.of(items, f"{path}/items", trail)
-        return self._row(places, more, low, high, path)
+        more: str | None = None
+        if None not in places and (high is None or high > len(places)):
+            more = self._of(items, f"{path}/items", trail)
+        fixed: list[str] = []
+        for place in places:
+            if place is None:
+                break
+            fixed.append(place)
+        if more is None and len(fixed) < low:
+            return None
+        return self._row(fixed, more, low, high, path)
 
-    def _row(self, places: list[str], more: str, low: int, high: int | None, path: str) -> str:
+    def _row(self, places: list[str], more: str | None, low: int, high: int | None, path: str
+             ) -> str | None:
         """Return the array of given first items and further ones."""
         text, count = "", len(places)
         if more:
@@ -364,87 +421,32 @@ class _Schema:
         return low, high
 
 
-def _either(options: Sequence[str]) -> str:
-    return options[0] if len(options) == 1 else "(?:" + "|".join(options) + ")"
+def _either(options: Sequence[str | None]) -> str | None:
+    found = [option for option in options if option is not None]
+    return "(?:" + "|".join(found) + ")" if len(found) > 1 else found[0] if found else None
+
+
+def _map_of(value: str | None) -> str:
+    """Return the expression of objects with any names, all of whose values are alike."""
+    if value is None:
+        return r"\{\}"
+    member = f'"{_text(0, None)}"{COLON}{value}'
+    return rf"\{{(?:{member}(?:{COMMA}{member})*)?\}}"
 
 
 def _text(low: int, high: int | None) -> str:
     return json_characters(((0, LAST),)) + f"{{{low},{'' if high is None else high}}}"
 
 
-def _written(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 def _constant(value: Any) -> str:
     """Return the expression of one value, with the spaces that all others may have."""
     if isinstance(value, dict):
-        parts = [literal(_written(name)) + COLON + _constant(one) for name, one in value.items()]
+        parts = [literal(written(name)) + COLON + _constant(one) for name, one in value.items()]
         return r"\{" + COMMA.join(parts) + r"\}"
     if isinstance(value, list):
         return r"\[" + COMMA.join(map(_constant, value)) + r"\]"
-    return literal(_written(value))
+    return literal(written(value))
 
 
 def _escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
-
-
-def _is_of(value: Any, kinds: Sequence[str]) -> bool:
-    found = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null",
-             int: "integer", float: "number"}[type(value)]
-    whole = found == "number" and value.is_integer()
-    return found in kinds or (found == "integer" and "number" in kinds) or (
-        whole and "integer" in kinds)
-
-
-class _Facts(NamedTuple):
-    """What is known of the values that are valid against a schema.
-
-    Attributes:
-        constants: all of them, as JSON; None where these are not listed.
-        types: theirs; None for any.
-        required: the constants of the properties that an object must have, where it lists them.
-    """
-
-    constants: set[str] | None
-    types: set[str] | None
-    required: dict[str, set[str]]
-
-
-def _facts(schema: dict[str, Any]) -> _Facts:
-    parts = {name: schema.get("properties", {}).get(name) for name in schema.get("required", ())}
-    listed = {name: _constants(part) for name, part in parts.items() if isinstance(part, dict)}
-    return _Facts(_constants(schema), _types(schema),
-                  {name: values for name, values in listed.items() if values is not None})
-
-
-def _exclusive(one: _Facts, other: _Facts) -> bool:
-    """Return whether no value is valid against both, as far as types and constants say."""
-    if one.constants is not None and other.constants is not None:
-        return one.constants.isdisjoint(other.constants)
-    if one.types is not None and other.types is not None and one.types.isdisjoint(other.types):
-        return True
-    if (one.types, other.types) != ({"object"}, {"object"}):
-        return False
-    return any(one.required[name].isdisjoint(other.required[name])
-               for name in one.required.keys() & other.required.keys())
-
-
-def _constants(schema: dict[str, Any]) -> set[str] | None:
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    # 1 and 1.0 are the same value
-    return None if not isinstance(values, list) else {
-        _written(int(v) if isinstance(v, float) and v.is_integer() else v) for v in values}
-
-
-def _types(schema: dict[str, Any]) -> set[str] | None:
-    kinds = schema.get("type")
-    if kinds is None:
-        values = [schema["const"]] if "const" in schema else schema.get("enum")
-        kinds = [kind for value in values for kind in BY_TYPE if _is_of(value, [kind])
-                 ] if isinstance(values, list) else None
-    if kinds is None:
-        return None  # without a type, values of every other type are valid
-    found = {kinds} if isinstance(kinds, str) else set(kinds)
-    return found | {"integer"} if "number" in found else found

@@ -26,6 +26,7 @@ MAX_MESSAGES = 4096
 MAX_TOP_LOGPROBS = 20
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 INT32, INT64 = 2**31, 2**63
+ANY_OBJECT = ("json_schema", '{"type": "object"}')  # of json_object
 
 _IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier",
                       "prompt_cache_key", "parallel_tool_calls"})
@@ -123,6 +124,9 @@ def parse(content: bytes) -> dict[str, Any]:
         body = json.loads(content.decode("utf-8"), parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"body: expected UTF-8, got other bytes at {error.start}.") from None
+    except _NoNumber:
+        raise InvalidRequest("body: expected JSON, which has no NaN and no Infinity, got one. Send "
+                             "a finite number.") from None
     except RecursionError:
         raise InvalidRequest("body: expected JSON of some depth, got one too deep.") from None
     except ValueError as error:
@@ -133,8 +137,12 @@ def parse(content: bytes) -> dict[str, Any]:
     return body
 
 
+class _NoNumber(ValueError):
+    """Python's reader has met NaN or Infinity, which it would take."""
+
+
 def _no_number(name: str) -> Any:
-    raise ValueError(name)
+    raise _NoNumber
 
 
 def read_model(text: str) -> tuple[str, int | None, str | None]:
@@ -374,17 +382,12 @@ def _response_format(value: Mapping[str, Any]) -> tuple[str, str] | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        raise _any_object("response_format.type")
+        return ANY_OBJECT
     if kind == "json_schema":
         inside = _object(value.get("json_schema"), "response_format.json_schema")
         return _limit("json", inside.get("schema"), "response_format.json_schema.schema")
-    raise InvalidRequest("response_format.type: expected text or json_schema, got another.")
-
-
-def _any_object(where: str) -> InvalidRequest:
-    """Return the error of a constraint that every compiler here would refuse, by another name."""
-    return InvalidRequest(f"{where}: expected a JSON Schema, got json_object: any object is more "
-                          "than an automaton holds. Send the schema of the object that you want.")
+    raise InvalidRequest("response_format.type: expected text, json_schema or json_object, got "
+                         "another.")
 
 
 def _structured(value: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -395,9 +398,7 @@ def _structured(value: Mapping[str, Any]) -> tuple[str, str] | None:
                              "json_object, got none, several or others.")
     (name, one), = given.items()
     if name == "json_object":
-        if _bool(one, "structured_outputs.json_object"):
-            raise _any_object("structured_outputs.json_object")
-        return None
+        return ANY_OBJECT if _bool(one, "structured_outputs.json_object") else None
     return _limit(name, one, f"structured_outputs.{name}")
 
 
