@@ -82,6 +82,42 @@ def test_a_model_is_changed_in_place_and_only_once(
         path.name for path in model.iterdir())
 
 
+def test_a_temperature_that_nothing_bounds_is_bounded_and_that_is_said(
+        model: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    examples = data.read(labelled)[:40]
+    best = logits_of(build.load(model), examples).argmax(axis=1)
+    (tmp_path / "right.jsonl").write_text("\n".join(
+        json.dumps({"text": one.text, "label": CLASSES[place]})
+        for one, place in zip(examples, best)))
+    words = ["calibrate", str(model), "--texts", str(tmp_path / "right.jsonl"), "--output"]
+    assert main([*words, str(tmp_path / "new")]) == 0
+    shown = capsys.readouterr().out
+    assert "the temperature is bounded: all 40 decisions are right" in shown
+    assert "it is fitted as if one of 42 were not" in shown
+    assert main([*words, str(tmp_path / "other"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bounded"].startswith("all 40 decisions are right")
+
+
+@pytest.mark.parametrize("output", [True, False])
+def test_what_is_interrupted_leaves_nothing(
+        output: bool, model: Path, labelled: Path, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    own = shutil.copytree(model, tmp_path / "models" / "own")
+    before = (own / "task.json").read_bytes()
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.rename", interrupted)
+    monkeypatch.setattr("os.replace", interrupted)
+    words = ["--output", str(tmp_path / "models" / "new")] if output else []
+    assert main(["calibrate", str(own), "--texts", str(labelled), *words]) == 130
+    assert (own / "task.json").read_bytes() == before
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["own"]
+    assert sorted(path.name for path in own.iterdir()) == sorted(
+        path.name for path in model.iterdir())
+
+
 def test_thresholds_of_several_labels_are_written(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     several = replace(CONFIG, multi_label=True, temperature=1.0)
@@ -120,6 +156,17 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
     said = capsys.readouterr().err
     assert message in said and "secret" not in said
     assert (model / "task.json").read_bytes() == before
+
+
+def test_a_row_whose_logits_are_no_numbers_is_named(
+        labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = build.build(CONFIG, seed=1)
+    task.network.logits.bias.assign([0.0, np.nan, 0.0])
+    broken = build.save(task, tmp_path / "broken")
+    before = (broken / "task.json").read_bytes()
+    assert main(["calibrate", str(broken), "--texts", str(labelled)]) == 1
+    assert "dev.jsonl:1: expected logits that are numbers, got NaN" in capsys.readouterr().err
+    assert (broken / "task.json").read_bytes() == before
 
 
 def test_a_decoder_has_no_scores_of_classes(

@@ -83,7 +83,11 @@ def test_a_better_version_may_take_over(
     assert told["p_value"] == pytest.approx(2 * 0.5**20)
     assert len(told["flips"]) == 20
     assert told["calibration"][1]["error"] == pytest.approx(0.1, abs=1e-6)
-    assert told["calibration"][1]["temperature"] < 0.2  # it was always right: surer is better
+    # It was always right: as if 101 of 102 were.
+    assert told["calibration"][1]["temperature"] == pytest.approx(np.log(9) / np.log(101), rel=1e-3)
+    assert told["calibration"][1]["bounded"].startswith("all 100 decisions are right")
+    assert told["calibration"][0]["bounded"] == ""
+    assert told["labelled"] == 100
 
 
 def test_one_flip_is_within_a_bound_that_allows_it(

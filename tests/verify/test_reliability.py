@@ -7,7 +7,16 @@ import pytest
 from numpy.typing import NDArray
 
 from tf_infer.errors import DataError
-from tf_infer.verify.reliability import best_thresholds, fit, lowest
+from tf_infer.verify.reliability import (
+    COLDEST,
+    HOTTEST,
+    best_thresholds,
+    fit,
+    fit_one,
+    fit_several,
+    lowest,
+    surest,
+)
 
 ROWS = 4_000
 
@@ -86,6 +95,46 @@ def test_an_answer_as_good_as_before_keeps_its_threshold() -> None:
     targets = (scores > 0.5).astype(float)
     assert best_thresholds(scores, targets, np.array([0.7]))[0] == 0.7
     assert best_thresholds(scores, targets, np.array([0.95]))[0] == 0.5
+
+
+@pytest.mark.parametrize("rows", [20, 200, 2_000])
+def test_where_every_text_is_right_it_is_fitted_as_if_one_more_were_not(rows: int) -> None:
+    alike = np.zeros((rows, 3))
+    alike[:, 1] = 2.0
+    found = fit(alike, np.ones(rows, int))
+    score = 1 / (1 + 2 * np.exp(-2.0 / found.temperature))
+    assert score == pytest.approx((rows + 1) / (rows + 2), abs=1e-6)
+    assert found.bounded == (f"all {rows} decisions are right, so that the colder, the likelier: "
+                             f"it is fitted as if one of {rows + 2} were not")
+
+
+def test_a_text_that_was_nearly_wrong_leaves_all_right_ones_believable() -> None:
+    logits, _ = drawn(1.0, rows=40)
+    found = fit(logits, logits.argmax(axis=1))
+    assert 0.1 < found.temperature < 1.0 and "all 40 decisions are right" in found.bounded
+
+
+def test_where_every_decision_about_several_labels_is_right_it_is_the_same() -> None:
+    logits = np.random.default_rng(4).normal(size=(100, 3))
+    logits += np.where(logits > 0, 2.0, -2.0)
+    found = fit(logits, (logits > 0).astype(float))
+    sizes = np.abs(logits)
+    wrong = 1 / (1 + np.exp(sizes / found.temperature))
+    assert (wrong * sizes).sum() == pytest.approx((1 - surest(300)) * sizes.sum(), rel=1e-4)
+    assert "as if one of 302 were not" in found.bounded
+
+
+def test_a_temperature_stays_in_its_range_and_says_when_it_is_at_an_end() -> None:
+    generator = np.random.default_rng(5)
+    noise = generator.normal(size=(400, 3)) * 1000.0
+    targets = generator.integers(0, 3, 400)  # the logits say nothing: the hotter, the better
+    found = fit(noise, targets)
+    assert found.temperature == pytest.approx(HOTTEST, rel=1e-6)
+    assert found.bounded == "it is an end of the range 0.05 to 20 in which one is looked for"
+    assert fit_several(noise, (noise < 0).astype(float)) == pytest.approx(HOTTEST, rel=1e-6)
+    tiny = np.array([[1e-6, 0.0]] * 50)  # always right, and never sure
+    assert fit_one(tiny, np.zeros(50, int)) == pytest.approx(COLDEST, rel=1e-6)
+    assert fit(*drawn(1.0)).bounded == ""
 
 
 def test_the_lowest_point_of_a_convex_function_is_found() -> None:

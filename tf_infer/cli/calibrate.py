@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer import config as configs
-from tf_infer.errors import BackendMissing, ConfigError
+from tf_infer.errors import BackendMissing, ConfigError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,8 @@ which each of several labels is given are written into task.json, from where the
 them into the version's manifest. No label changes by a temperature, only how sure it looks (of
 several labels: where thresholds are 0.5, or fitted by --thresholds beside it). What
 is told of afterwards is measured on texts that the fit had not seen: each half by the other.
+The temperature lies between 0.05 and 20; where all of n texts are right, which no temperature fits
+best, it is fitted as if one of n + 2 were not. Either is said.
 """
 
 
@@ -101,7 +103,11 @@ def _check_places(arguments: argparse.Namespace) -> None:
 
 
 def logits_of(task: Task, examples: Sequence[Example]) -> np.ndarray:
-    """Return the logits of examples, [N, C]; progress on a terminal."""
+    """Return the logits of examples, [N, C]; progress on a terminal.
+
+    Raises:
+        DataError: some are no numbers; names the row by place.
+    """
     import numpy as np
 
     from tf_infer.cli import texts
@@ -120,7 +126,11 @@ def logits_of(task: Task, examples: Sequence[Example]) -> np.ndarray:
         found.append(predict("serving_default", {
             name: np.array(values, object) for name, values in inputs.items()})["logits"])
         texts.progress(min(start + rows, len(examples)), len(examples))
-    return np.concatenate(found)
+    logits = np.concatenate(found)
+    for row in np.flatnonzero(~np.isfinite(logits).all(axis=1)).tolist():
+        raise DataError(f"{examples[row].place}: expected logits that are numbers, got NaN or "
+                        "infinity. Do the weights overflow? Train the model again.")
+    return logits
 
 
 def _write(arguments: argparse.Namespace, config: ClassifierConfig) -> Path:
@@ -157,6 +167,8 @@ def _lines(found: Fitted, config: ClassifierConfig, folder: Path) -> Iterator[st
     before, after = found.before, found.after
     what = "F1 of all decisions" if config.multi_label else "accuracy"
     yield f"{found.rows} texts; temperature {config.temperature:g} -> {found.temperature:.4f}"
+    if found.bounded:
+        yield f"the temperature is bounded: {found.bounded}"
     yield f"calibration error {before.error:.4f} -> {after.error:.4f}"
     yield f"negative log-likelihood {before.nats:.4f} -> {after.nats:.4f} nats"
     yield f"{what} {100 * before.right:.2f} % -> {100 * after.right:.2f} %"

@@ -148,5 +148,6 @@ def _lines(found: Comparison, names: Sequence[str], seconds: Sequence[Sequence[f
 
 def _calibration_line(name: str, one: Calibration) -> str:
     mended = ("" if one.temperature is None or one.error_fitted is None else
-              f"; with temperature {one.temperature:.2f} it would be {one.error_fitted:.3f}")
+              f"; with temperature {one.temperature:.2f} it would be {one.error_fitted:.3f}"
+              f"{f' (bounded: {one.bounded})' if one.bounded else ''}")
     return f"calibration error of the {name} {one.error:.3f}{mended}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from tf_infer import metrics
 from tf_infer.errors import DataError
-from tf_infer.verify.reliability import fit_one
+from tf_infer.verify.reliability import bounded, fit_one
 
 DRAWS = 2000  # of the bootstrap
 CONFIDENCE = 0.95
@@ -64,12 +64,14 @@ class Calibration:
         temperature: what its logits would have to be divided by to fit these labels best; None
             where not all scores are told.
         error_fitted: the error then.
+        bounded: why another temperature would fit better and was not taken; empty where none would.
     """
 
     error: float
     bins: tuple[metrics.Bin, ...]
     temperature: float | None = None
     error_fitted: float | None = None
+    bounded: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,6 +210,7 @@ def softened(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     logits = np.log(np.maximum(probabilities, 1e-12)) / temperature
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+                       bounded=bounded(fitted, answers.probabilities.argmax(axis=1) == places),
 
 
 def fit_temperature(probabilities: np.ndarray, places: np.ndarray) -> float:

@@ -15,7 +15,11 @@ import numpy as np
 from tf_infer import metrics
 from tf_infer.errors import DataError
 
-HOTTEST, STEPS = 100.0, 60  # temperatures from 1 / HOTTEST to HOTTEST; a step keeps 0.618 of it
+# Logits of trained networks span some tens: beyond 20 hardly any preference of theirs is left,
+# below 0.05 hardly any doubt.
+COLDEST, HOTTEST = 0.05, 20.0
+STEPS = 60  # of the search; one keeps 0.618 of the range
+AT_END = 1e-3  # from an end of the range, relative: what the search leaves
 FEWEST_ROWS = 20  # fewer say nothing of a temperature
 FEWEST_OF_CLASS = 5  # texts with and without a label, below which its threshold stays
 
@@ -48,6 +52,7 @@ class Fitted:
         before: with the temperature and thresholds that the model has.
         after: with those that one half of the rows gives, on the other half.
         rows: how many.
+        bounded: why another temperature would fit better and was not taken; empty where none would.
     """
 
     temperature: float
@@ -55,6 +60,7 @@ class Fitted:
     before: Quality
     after: Quality
     rows: int
+    bounded: str = ""
 
 
 def fit(logits: np.ndarray, targets: np.ndarray, *, temperature: float = 1.0,
@@ -100,7 +106,38 @@ def fit(logits: np.ndarray, targets: np.ndarray, *, temperature: float = 1.0,
     warm, cut = found(np.arange(rows))
     return Fitted(temperature=warm, before=before, after=quality(scores, targets, limits),
                   thresholds=tuple(cut.tolist()) if several and fit_thresholds else None,
-                  rows=rows)
+                  rows=rows, bounded=bounded(warm, _right(logits, targets)))
+
+
+def _right(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return which decisions are right: [N] bool, of several labels [N, C]."""
+    if targets.ndim == 2:
+        return np.asarray((logits > 0) == targets.astype(bool))
+    return np.asarray(logits.argmax(axis=1) == targets)
+
+
+def surest(decisions: int) -> float:
+    """Return the target of each of so many decisions that are all right, in place of 1.
+
+    Source: Platt 1999, "Probabilistic outputs for support vector machines"; Laplace's rule of
+    succession.
+    """
+    return (decisions + 1) / (decisions + 2)
+
+
+def bounded(temperature: float, right: np.ndarray) -> str:
+    """Return why a fitted temperature is not the likeliest of all; empty where it is.
+
+    Args:
+        temperature: of `fit_one` or `fit_several`.
+        right: whether each decision is.
+    """
+    if min(temperature / COLDEST, HOTTEST / temperature) <= 1 + AT_END:
+        return f"it is an end of the range {COLDEST:g} to {HOTTEST:g} in which one is looked for"
+    if right.all():
+        return (f"all {right.size} decisions are right, so that the colder, the likelier: it is "
+                f"fitted as if one of {right.size + 2} were not")
+    return ""
 
 
 def quality(scores: np.ndarray, targets: np.ndarray, limits: np.ndarray) -> Quality:
@@ -132,17 +169,26 @@ def fit_one(logits: np.ndarray, places: np.ndarray) -> float:
         logits: [N, C] float; of a softmax, so that log-probabilities do as well.
         places: [N] int, index of the right class.
 
+    Returns:
+        From COLDEST to HOTTEST. Where every answer is right there is no likeliest one (Albert and
+        Anderson 1984, doi:10.1093/biomet/71.1.1): then the targets are those of `surest`, and the
+        other classes share the rest.
+
     Source: Guo et al. 2017, arXiv:1706.04599.
     """
     rows = np.arange(len(places))
+    target = surest(len(places)) if _right(logits, places).all() else 1.0
+    given = logits[rows, places]
+    wanted = target * given + (1.0 - target) * (logits.sum(axis=1) - given) / max(
+        1, logits.shape[1] - 1)
 
     def loss(inverse: float) -> float:
         scaled = logits * inverse
         highest = scaled.max(axis=1)
         norm = highest + np.log(np.exp(scaled - highest[:, None]).sum(axis=1))
-        return float((norm - scaled[rows, places]).mean())
+        return float((norm - wanted * inverse).mean())
 
-    return 1.0 / lowest(loss, 1.0 / HOTTEST, HOTTEST)
+    return 1.0 / lowest(loss, 1.0 / HOTTEST, 1.0 / COLDEST)
 
 
 def fit_several(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -151,10 +197,16 @@ def fit_several(logits: np.ndarray, targets: np.ndarray) -> float:
     Args:
         logits: [N, C] float, each of a sigmoid.
         targets: [N, C] of 0 and 1.
+
+    Returns:
+        As `fit_one`; every decision counts for itself.
     """
     signed = np.where(targets.astype(bool), logits, -logits)
-    return 1.0 / lowest(lambda inverse: float(np.logaddexp(0.0, -signed * inverse).mean()),
-                        1.0 / HOTTEST, HOTTEST)
+    target = surest(signed.size) if _right(logits, targets).all() else 1.0
+    # -log of sigmoid(z) is logaddexp(0, -z), of sigmoid(-z) that and z more.
+    return 1.0 / lowest(lambda inverse: float((
+        np.logaddexp(0.0, -signed * inverse) + (1.0 - target) * signed * inverse).mean()),
+        1.0 / HOTTEST, 1.0 / COLDEST)
 
 
 def lowest(loss: Callable[[float], float], low: float, high: float) -> float:
