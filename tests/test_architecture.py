@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tf_infer"
 
 EVERYTHING = {"errors", "version", "stages", "token_bytes", "constraints", "config", "manifest",
-              "equality", "metrics", "pictures", "wire", "client", "text", "networks", "decoding",
-              "tasks", "engines", "train", "optimize", "verify", "export", "server", "profiling",
-              "tuning", "cli"}
+              "equality", "metrics", "pages", "pictures", "wire", "client", "text", "networks",
+              "decoding", "tasks", "engines", "train", "optimize", "verify", "export", "server",
+              "profiling", "tuning", "cli"}
 
 # package -> what it may import from tf_infer
 INSIDE: dict[str, set[str]] = {
@@ -27,6 +27,7 @@ INSIDE: dict[str, set[str]] = {
     "manifest": {"config", "errors"},
     "equality": {"config", "manifest"},
     "metrics": set(),
+    "pages": set(),
     "pictures": {"metrics"},
     "wire": {"errors"},
     "client": {"wire", "manifest", "errors", "version"},
@@ -38,7 +39,8 @@ INSIDE: dict[str, set[str]] = {
     "engines": {"manifest", "config", "errors"},
     "train": {"tasks", "metrics", "pictures", "config", "errors"},
     "optimize": {"tasks", "networks", "text", "config", "manifest", "errors"},
-    "verify": {"client", "equality", "metrics", "pictures", "manifest", "config", "errors"},
+    "verify": {"client", "equality", "metrics", "pages", "pictures", "manifest", "config",
+               "errors"},
     "export": {"tasks", "token_bytes", "wire", "manifest", "config", "errors", "version"},
     "server": {"engines", "constraints", "token_bytes", "wire", "equality", "manifest", "config",
                "errors", "version", "stages"},
@@ -58,6 +60,7 @@ OUTSIDE: dict[str, set[str]] = {
     "manifest": {"numpy"},
     "equality": {"numpy"},
     "metrics": {"numpy"},
+    "pages": {"jinja2"},
     "pictures": {"numpy", "matplotlib"},
     "wire": {"numpy", "google", "ml_dtypes"},
     "client": {"numpy", "google", "grpc"},
@@ -86,10 +89,10 @@ FILES: dict[str, set[str]] = {
     "engines/onnx_runtime.py": {"onnxruntime"},
     "verify/predictors.py": {"tensorflow", "tensorflow_text"},
     "verify/duplicates.py": {"sklearn"},
-    "verify/error_report.py": {"jinja2", "matplotlib"},
+    "verify/error_report.py": {"matplotlib"},
     "train/weights_and_biases.py": {"wandb", "PIL"},
     "profiling/plot.py": {"matplotlib"},
-    "tuning/picture.py": {"jinja2", "matplotlib"},
+    "tuning/picture.py": {"matplotlib"},
     "tuning/hparams.py": {"tensorboard"},
     "cli/optimize.py": {"tqdm"},
     "server/servable.py": {"tensorflow", "tensorflow_text"},

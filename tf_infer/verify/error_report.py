@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from importlib import resources
 
-import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 
-from tf_infer import metrics, pictures
+from tf_infer import metrics, pages, pictures
 from tf_infer.verify.error_analysis import ErrorAnalysis
 
 MOST_SLICES = 24
@@ -24,9 +22,6 @@ def html(analysis: ErrorAnalysis, *, title: str, source: str) -> str:
         title: name of the model.
         source: where model and texts come from, in words.
     """
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        resources.files("tf_infer").joinpath("data/report/error_analysis.html")
-        .read_text(encoding="utf-8"))
     sections = [("pictures", "Pictures"), ("confusions", "Confusions"), ("classes", "Classes"),
                 ("slices", "Slices"), ("worst", "Worst"), ("labels", "Labels")]
     if analysis.duplicates is not None:
@@ -38,8 +33,9 @@ def html(analysis: ErrorAnalysis, *, title: str, source: str) -> str:
         drawn.append(("confusion", _picture(
             lambda axes: pictures.confusion(axes, np.array(analysis.confusion), analysis.classes),
             pictures.confusion_inches(len(analysis.classes)))))
-    return template.render(
-        a=analysis, title=title, source=source, pictures=drawn, sections=sections,
+    return pages.html(
+        "error_analysis.html", title=title, a=analysis, source=source, pictures=drawn,
+        sections=sections,
         macro_f1=metrics.macro_f1([score for _, score in analysis.per_class]))
 
 
