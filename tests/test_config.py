@@ -180,3 +180,6 @@ def test_what_is_written_whole_leaves_the_old_file_or_the_new_one(tmp_path: Path
     with pytest.raises(OSError, match="No space"):
         config.dump_whole({"x": 1}, path)
     assert path.read_bytes() == before
+    config.write_whole(b"\0 any bytes", path)
+    assert path.read_bytes() == b"\0 any bytes"
+    assert [one.name for one in tmp_path.iterdir()] == ["task.json"]

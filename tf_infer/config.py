@@ -753,16 +753,26 @@ def load(kind: Any, path: Path) -> Any:
 
 def dump(value: Any, path: Path) -> None:
     """Write a configuration as indented JSON with a final newline."""
+    Path(path).write_bytes(_as_file(value))
+
+
+def _as_file(value: Any) -> bytes:
     text = json.dumps(to_json(value), indent=2, ensure_ascii=False, allow_nan=False)
-    Path(path).write_text(text + "\n", encoding="utf-8")
+    return f"{text}\n".encode()
 
 
 def dump_whole(value: Any, path: Path) -> None:
     """Write a configuration whole or not at all, over what may be there; forced to disk."""
+    write_whole(_as_file(value), path)
+
+
+def write_whole(data: bytes, path: Path) -> None:
+    """Write a file whole or not at all, over what may be there; forced to disk."""
     staged = path.with_name(f".{path.name}.new")
     try:
-        dump(value, staged)
-        with open(staged, "rb") as file:
+        with open(staged, "wb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(staged, path)
     except BaseException:

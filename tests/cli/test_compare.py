@@ -47,7 +47,7 @@ def server() -> Iterator[FakeServer]:
 def files(tmp_path: Path) -> dict[str, str]:
     rows = [{"text": f"{SECRET}{n}", "label": CLASSES[n % 2 == 0]} for n in range(100)]
     found = {"labelled": rows, "bare": [{"text": row["text"]} for row in rows],
-             "mixed": [rows[0], {"text": "b 1"}]}
+             "mixed": [row if n < 40 else {"text": row["text"]} for n, row in enumerate(rows)]}
     for name, content in found.items():
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, content)))
     return {name: str(tmp_path / f"{name}.jsonl") for name in found}
@@ -104,6 +104,20 @@ def test_without_labels_the_agreement_decides(
     assert "accuracy" not in capsys.readouterr().out
 
 
+def test_of_partly_labelled_texts_accuracy_is_of_those_and_agreement_of_all(
+        server: FakeServer, files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(server, files["mixed"], *versions(1, 2)) == 1
+    shown = capsys.readouterr().out
+    assert "100 texts, 80.00 % with the same label, 20 with another" in shown
+    assert "40 of the texts are labelled, of which:\naccuracy 100.00 % and 80.00 %" in shown
+    assert "row 36: no (0.900) -> yes (0.900), right: first" in shown
+    assert compare(server, files["mixed"], *versions(1, 2), "--json") == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rows"], told["labelled"], told["agreement"]) == (100, 40, 0.8)
+    assert [flip["right"] for flip in told["flips"]] == 8 * ["first"] + 12 * [""]
+    assert sum(rows for rows, _, _ in told["calibration"][0]["bins"]) == 40
+
+
 def test_two_servers_are_asked_in_turns_and_each_about_every_text(
         server: FakeServer, files: dict[str, str]) -> None:
     with FakeServer({methods.PREDICT: predict}) as other:
@@ -121,12 +135,10 @@ def test_two_servers_are_asked_in_turns_and_each_about_every_text(
     ([*versions(1, 2), "--model-version", "3"], "--model-version: expected one or two, got 3"),
     ([*versions(1, 2), "--rows", "0"], "--rows: expected at least 1, got 0"),
     (versions(1, 9), "NOT_FOUND: no such version"),
-    ([*versions(1, 2), "--texts", "MIXED"], "mixed.jsonl:2: expected a label, as other rows"),
     ([*versions(1, 2), "--texts", "/nowhere.jsonl"], "/nowhere.jsonl: cannot be read"),
 ])
 def test_what_cannot_be_done_is_told(
         server: FakeServer, files: dict[str, str], capsys: pytest.CaptureFixture[str],
         words: list[str], message: str) -> None:
-    assert compare(server, files["bare"],
-                   *(files["mixed"] if word == "MIXED" else word for word in words)) == 1
+    assert compare(server, files["bare"], *words) == 1
     assert message in capsys.readouterr().err

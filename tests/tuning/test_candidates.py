@@ -54,9 +54,30 @@ def test_where_size_counts_float32_is_tried_in_smaller_files() -> None:
 
 
 def test_a_classifier_keeps_float32_beside_int8_where_there_is_no_bfloat16() -> None:
-    found = names("classifier", flags=frozenset({"avx512_vnni"}))
-    assert "plan int8 floats=float32" in found and "plan int8" not in found
-    assert "plan bfloat16" not in found
+    found, left_out = sensible("classifier", flags=frozenset({"avx512_vnni"}), installed=ALL)
+    int8 = [one for one in found if one.plan is not None and one.plan.precision == "int8"]
+    assert [one.name for one in int8] == ["plan int8", "plan int8 smoothing=0.5",
+                                          "plan int8 static smoothing=0.5"]
+    assert {one.plan.floats for one in int8 if one.plan} == {"float32"}
+    assert left_out["plan bfloat16"] == "this CPU has no arithmetic of bfloat16"
+
+
+@pytest.mark.parametrize("kind", OFFERED)
+@pytest.mark.parametrize("flags", [None, FLAGS, frozenset({"avx512_vnni"}), frozenset({"avx2"})])
+def test_every_machine_knows_the_same_names_and_says_why_it_leaves_one_out(
+        kind: Any, flags: frozenset[str] | None) -> None:
+    prune = [{"heads": 0.5}]
+    for installed in (ALL, frozenset[str]()):
+        found, left_out = sensible(kind, flags=flags, installed=installed, prune=prune, xla=False)
+        whole = sensible(kind, flags=None, installed=ALL, prune=prune, small=True)[0]
+        assert {*(one.name for one in found), *left_out} == {one.name for one in whole}
+        assert all(left_out.values()) and not {one.name for one in found} & set(left_out)
+
+
+def test_forms_that_the_command_line_rules_out_are_left_out_by_its_options() -> None:
+    left_out = sensible("classifier", flags=FLAGS, installed=ALL, xla=False)[1]
+    assert "--no-xla was given" in left_out["plan float32 xla"]
+    assert "--objective size tries it" in left_out["plan float32 storage=int8"]
 
 
 def test_an_unknown_cpu_forbids_nothing() -> None:
@@ -68,7 +89,8 @@ def test_an_engine_without_its_package_is_not_tried_and_its_install_is_named() -
                                installed=frozenset({"ai_edge_litert"}))
     assert not any("onnx" in one.name for one in found)
     reason = "onnxruntime is not installed: pip install 'tf_infer[onnx]'"
-    assert left_out == {"onnx int8": reason, "onnx float32": reason}
+    assert {name: told for name, told in left_out.items() if "onnx" in name} == {
+        "onnx int8": reason, "onnx float32": reason}
 
 
 def test_pruned_forms_come_alone_and_with_every_other_part() -> None:
@@ -108,8 +130,19 @@ def test_an_engine_is_checked() -> None:
 
 
 def test_candidates_are_chosen_by_name_and_the_reference_stays() -> None:
-    found = sensible("causal_lm", flags=FLAGS, installed=ALL)[0]
-    assert [one.name for one in chosen_by(["litert int8", "plan int8"], found)] == [
-        "reference", "plan int8", "litert int8"]
+    given = sensible("causal_lm", flags=FLAGS, installed=ALL)
+    found, left_out = chosen_by(["litert int8", "plan int8"], *given)
+    assert [one.name for one in found] == ["reference", "plan int8", "litert int8"]
+    assert left_out == {}
     with pytest.raises(ConfigError, match=r"--plans: expected some of \['reference', .*'int8'"):
-        chosen_by(["int8"], found)
+        chosen_by(["int8"], *given)
+
+
+def test_a_named_candidate_that_is_left_out_keeps_its_reason() -> None:
+    given = sensible("causal_lm", flags=frozenset({"avx2"}), installed=ALL)
+    found, left_out = chosen_by(["plan int8", "plan float32"], *given)
+    assert [one.name for one in found] == ["reference", "plan float32"]
+    assert left_out == {"plan int8": "this CPU has no arithmetic of int8"}
+    with pytest.raises(ConfigError, match="--plans: expected a plan that can be tried on this "
+                                          "machine, got 'plan int8: this CPU has no arithmetic"):
+        chosen_by(["plan int8"], *given)

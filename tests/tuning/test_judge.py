@@ -25,16 +25,22 @@ def test_accuracy_goes_by_labels_and_the_difference_by_logits() -> None:
     moved = LOGITS.copy()
     moved[1, 1] -= 0.5
     found = judge(classified(moved, "b", "b", "a"), reference, ["b", "a", "b"])
-    assert found == Judged(worst=0.5, metric=pytest.approx(1 / 3))
+    assert found == Judged(worst=0.5, metric=pytest.approx(1 / 3), agreement=pytest.approx(2 / 3))
     assert judge(reference, reference, ["b", "a", "b"]).metric == pytest.approx(2 / 3)
 
 
 def test_without_labels_agreement_is_told() -> None:
     reference = classified(LOGITS, "b", "a", "a")
     assert judge(classified(LOGITS, "b", "b", "a"), reference, None).metric == pytest.approx(2 / 3)
-    assert judge(reference, reference, None) == Judged(0.0, 1.0)
+    assert judge(reference, reference, None) == Judged(0.0, 1.0, 1.0)
     assert metric_kind(reference, None) == "agreement"
     assert metric_kind(reference, ["a"] * 3) == "accuracy"
+
+
+def test_of_partly_labelled_texts_accuracy_goes_by_those_and_agreement_by_all() -> None:
+    reference = classified(LOGITS, "b", "a", "a")
+    found = judge(classified(LOGITS, "b", "b", "b"), reference, ["b", None, "a"])
+    assert found == Judged(0.0, metric=0.5, agreement=pytest.approx(1 / 3))
 
 
 def test_several_labels_are_a_set() -> None:

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,14 @@ def told(kind: Any = "accuracy", objective: str = "p50@1", **changes: Any) -> di
         trial(INT8, 0.002, 0.0005, size_bytes=1_100_000, worst=0.0125, metric=metrics[1]),
         trial(ENGINE, 0.001, 0.0002, size_bytes=5_000_000, worst=3.0, metric=metrics[2]),
         Trial(candidate=BROKEN, failed="plan: expected a causal_lm task")]
+    if kind != "loss":
+        trials = [replace(one, agreement=share)
+                  for one, share in zip(trials, (1.0, 0.97, 0.6, None))]
     choice = choose(trials, kind=kind, objective=read_objective(objective), max_drop=2.0)
-    return summary(trials, choice, kind, (1, 8), max_drop=2.0, texts=100, seed=3,
+    return summary(trials, choice, kind, (1, 8), max_drop=2.0, seed=3,
                    left_out={"onnx int8": "onnxruntime is not installed"},
-                   machine={"cpu": "A & B", "cpus": "2"}, **changes)
+                   machine={"cpu": "A & B", "cpus": "2"},
+                   **{"texts": 100, "answered": 80, "labelled": 80} | changes)
 
 
 def test_a_row_says_all_of_a_candidate() -> None:
@@ -63,7 +68,7 @@ def test_the_table_reads_as_text() -> None:
     assert re.search(r"^ +litert int8 .* accuracy is 41\.00 points lower, 2 are allowed$", text,
                      re.M)
     assert re.search(r"^ +plan bfloat16 +plan: expected a causal_lm task$", text, re.M)
-    assert "not tried: onnx int8: onnxruntime is not installed" in text
+    assert re.search(r"^ +onnx int8 +not tried: onnxruntime is not installed$", text, re.M)
     assert text.endswith("nothing else could be chosen.") or "comes next" in text
 
 
@@ -76,6 +81,18 @@ def test_a_decoder_is_told_in_tokens_a_second_and_perplexity() -> None:
                      re.M)
     assert re.search(r"^> +plan int8 +1\.1 +400 +1,600 +2\.00 +0\.013 +7\.396$", text, re.M)
     assert "perplexity is 64.87 % higher, 2 are allowed" in text
+
+
+def test_of_partly_labelled_texts_it_says_how_many_and_who_agrees() -> None:
+    found = told(labelled=30)
+    assert (found["texts"], found["answered"], found["labelled"]) == (100, 80, 30)
+    assert found["plans"][1]["agreement"] == 0.97 and found["plans"][1]["accuracy"] == 0.9
+    text = "\n".join(lines(found))
+    assert re.search(r"difference +accuracy +agrees$", text, re.M)
+    assert re.search(r"^> +plan int8 .* 90\.00 % +97\.00 %$", text, re.M)
+    assert re.search(r"^ +onnx int8 +not tried: onnxruntime is not installed$", text, re.M)
+    assert "accuracy: of the 30 labelled texts; agrees: with the reference, of all 80" in text
+    assert "agrees" not in "\n".join(lines(told()))
 
 
 def test_size_shows_the_ratios_of_every_batch() -> None:
@@ -102,7 +119,23 @@ def test_the_page_holds_table_and_picture_and_nothing_from_elsewhere(kind: str) 
     assert not re.search(r'(src|href)="(?!data:)', page)
     for one in found["plans"]:
         assert f"<td>{one['plan']}</td>" in page
-    assert page.count('class="chosen"') == 1 and page.count('class="out"') == 2
+    assert page.count('class="chosen"') == 1 and page.count('class="out"') == 2 + 1
+    assert re.search(r"<td>onnx int8</td>.*not tried: onnxruntime is not installed</td>", page)
+    assert same_columns(page) and "agrees" not in page
+
+
+def test_the_page_of_partly_labelled_texts_says_who_agrees() -> None:
+    picture = pytest.importorskip("tf_infer.tuning.picture", reason="needs the extra `report`")
+    page = picture.html(told(labelled=30), title="intents")
+    assert same_columns(page) and ">agrees</th>" in page
+    assert "30 of the 80 answered ones labelled" in page and ">97.00 %</td>" in page
+
+
+def same_columns(page: str) -> bool:
+    """Return whether all rows of the first table fill as many columns."""
+    rows = page.split("<tbody>")[1].split("</tbody>")[0].split("<tr")[1:]
+    cells = [re.findall(r'<td(?: class="\w+")?(?: colspan="(\d+)")?>', row) for row in rows]
+    return len({sum(int(span or 1) for span in row) for row in cells}) == 1
 
 
 def test_the_picture_marks_the_chosen_form_and_the_bound() -> None:

@@ -24,9 +24,9 @@ EPILOG = """examples:
   tf-infer compare --model small --model large --texts messages.jsonl --min-agreement 0.98 --json
 
 files: as of `tf-infer train`: .jsonl or .csv with "text", perhaps "text_pair", "label" or "labels".
-With labels in every row the second's accuracy is compared with the first's: exit code 1 when the
-95 % interval of the difference reaches below --max-drop points. Without labels: exit code 1 when
-fewer than --min-agreement of the texts get the same label. Texts are never shown: rows are.
+Where rows have labels the second's accuracy on them is compared with the first's: exit code 1 when
+the 95 % interval of the difference reaches below --max-drop points. Where none has: exit code 1
+when fewer than --min-agreement of the texts get the same label. Texts are never shown: rows are.
 """
 
 SHOWN_FLIPS = 10
@@ -60,7 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     sides = connection.sides(arguments)
     examples = data.read(arguments.texts)
     answers, seconds = _asked(sides, examples, arguments.rows)
-    found = compare(answers[0], answers[1], texts.truth(examples), seed=arguments.seed)
+    several = bool(answers[0].classes) and answers[0].probabilities is None
+    found = compare(answers[0], answers[1], texts.truth(examples, several=several),
+                    seed=arguments.seed)
     names = [_name(side) for side in sides]
     passed = _passed(found, arguments)
     if arguments.json:
@@ -128,6 +130,8 @@ def _lines(found: Comparison, names: Sequence[str], seconds: Sequence[Sequence[f
     yield (f"{found.rows} texts, {100 * found.agreement:.2f} % with the same label, "
            f"{len(found.flips)} with another")
     if found.accuracy is not None and found.interval is not None:
+        if found.labelled < found.rows:
+            yield f"{found.labelled} of the texts are labelled, of which:"
         yield (f"accuracy {100 * found.accuracy[0]:.2f} % and {100 * found.accuracy[1]:.2f} %: "
                f"{100 * (found.difference or 0.0):+.2f} points, 95 % interval "
                f"{100 * found.interval[0]:+.2f} to {100 * found.interval[1]:+.2f}, McNemar "

@@ -37,8 +37,9 @@ examples:
   tf-infer optimize task.json --tokenizer models/intents/tokenizer --texts test.jsonl --no-export
 
 files: .jsonl or .csv with "text", perhaps "text_pair", "label" or "labels"; .txt, a text a line.
-With labels a form may lose --max-drop points of accuracy. Without, so many of 100 texts may get
-another label than the reference gives. A decoder's perplexity may be so many per cent higher.
+On texts with labels a form may lose --max-drop points of accuracy. Where none has one, so many of
+100 texts may get another label than the reference gives. A decoder's perplexity may be so many per
+cent higher.
 After Ctrl-C, or a crash, the same command goes on where it was. Texts are never shown; the
 versions that are built hold some of them, as golden samples and warm-up requests.
 """
@@ -131,7 +132,8 @@ def _run(arguments: argparse.Namespace, output: Path) -> int:
     draw = None if arguments.no_picture else _drawing()
     board = None if arguments.tensorboard is None else _board()
     task = read_task(arguments.model)
-    examples = read_examples(arguments.texts, task, seed=arguments.seed)
+    examples = read_examples(arguments.texts, task, seed=arguments.seed,
+                             most=_most_answered(arguments, task))
     settings, left_out, given = _search_of(arguments, task, examples, budget_s)
     bar = Bar(quiet=arguments.quiet or arguments.json)
     with open_folder(output, settings) as (folder, again), bar:
@@ -142,7 +144,8 @@ def _run(arguments: argparse.Namespace, output: Path) -> int:
         choice = choose(trials, kind=settings.metric, objective=objective, max_drop=max_drop)
         told = summary(trials, choice, settings.metric, settings.batches, max_drop=max_drop,
                        left_out=left_out, machine=machine(), texts=len(examples),
-                       seed=settings.seed)
+                       answered=settings.answered, seed=settings.seed,
+                       labelled=sum(one is not None for one in given.truth or ()))
         written = _write(told, output, draw, board, arguments)
         if not arguments.no_export:
             chosen = next(one.candidate for one in trials if one.name == choice.name)
@@ -203,27 +206,46 @@ def read_task(model: Path) -> ClassifierConfig | CausalLMConfig:
     return found
 
 
-def read_examples(path: Path, task: TaskConfig, *, seed: int) -> list[Example]:
+def read_examples(path: Path, task: TaskConfig, *, seed: int, most: int = TEXTS) -> list[Example]:
     """Return the rows of a file in the order in which they are asked about.
+
+    Args:
+        path: of the file.
+        task: of the model.
+        seed: of the order.
+        most: rows that are answered for the metric; where only some are labelled (of several labels
+            a row may have none of them), these are among them first.
 
     Raises:
         DataError: the file cannot be read, has no text, or its rows do not fit the task: pairs,
-            labels that are no classes, labels in some rows alone.
+            labels that are no classes.
     """
     from tf_infer.train import data
 
     found = [one for one in texts.examples(path) if one.text.strip() or one.text_pair]
     if not found:
         raise DataError(f"{path}: expected at least one text, got none.")
+    texts.check_pairs(found, task)
     if isinstance(task, ClassifierConfig):
-        if texts.truth(found) is not None:
-            data.class_targets(found, task)
-        wrong = [one.place for one in found if task.pair != (one.text_pair is not None)]
-        if wrong:
-            wanted = "text_pair" if task.pair else "no text_pair"
-            raise DataError(f"{wrong[0]}: expected {wanted}, as the model says pair = {task.pair}.")
+        data.class_targets([one for one in found if one.labels], task)
     random.Random(seed).shuffle(found)
-    return found
+    several = isinstance(task, ClassifierConfig) and task.multi_label
+    return found if several else _labelled_first(found, most, seed)
+
+
+def _labelled_first(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
+    """Let as many as there are of the labelled be among the first `most`, in a drawn order."""
+    ordered = sorted(examples, key=lambda one: not one.labels)
+    if ordered == list(examples):
+        return ordered
+    first = ordered[:most]
+    random.Random(seed).shuffle(first)
+    return first + ordered[most:]
+
+
+def _most_answered(arguments: argparse.Namespace, task: TaskConfig) -> int:
+    return int(arguments.max_texts or (
+        DECODER_TEXTS if isinstance(task, CausalLMConfig) else TEXTS))
 
 
 def _search_of(arguments: argparse.Namespace, task: ClassifierConfig | CausalLMConfig,
@@ -248,10 +270,11 @@ def _search_of(arguments: argparse.Namespace, task: ClassifierConfig | CausalLMC
                                           xla=not arguments.no_xla, prune=_pruned(arguments),
                                           small=objective.kind == "size")
     if arguments.plans:
-        found = candidates.chosen_by([word.strip() for word in arguments.plans.split(",")], found)
-        left_out = {}
+        found, left_out = candidates.chosen_by(
+            [word.strip() for word in arguments.plans.split(",")], found, left_out)
     decoder = isinstance(task, CausalLMConfig)
-    labels = None if decoder else texts.truth(examples)
+    labels = texts.truth(examples, several=task.multi_label) if isinstance(
+        task, ClassifierConfig) else None
     kind: MetricKind = "loss" if decoder else "agreement" if labels is None else "accuracy"
     settings = state.Settings(
         model=state.digest_folder(arguments.model) + (
@@ -262,8 +285,7 @@ def _search_of(arguments: argparse.Namespace, task: ClassifierConfig | CausalLMC
         machine=machine(), seed=arguments.seed, metric=kind, candidates=found,
         batches=batches_for(objective),
         new_tokens=arguments.new_tokens if decoder else 0,
-        answered=min(len(examples),
-                     arguments.max_texts or (DECODER_TEXTS if decoder else TEXTS)))
+        answered=min(len(examples), _most_answered(arguments, task)))
     order = BuildOrder(
         model=str(arguments.model), tokenizer=str(arguments.tokenizer or ""),
         candidate=found[0], base_dir="", name=_name(arguments), texts=str(arguments.texts),
@@ -271,7 +293,7 @@ def _search_of(arguments: argparse.Namespace, task: ClassifierConfig | CausalLMC
         xla=not arguments.no_xla, max_rows=arguments.max_rows)
     given = search.Given(
         order=order, budget_s=budget_s, free_bytes=search.free_bytes(),
-        truth=None if labels is None else [joined(sorted(one))
+        truth=None if labels is None else [None if one is None else joined(sorted(one))
                                            for one in labels[:settings.answered]])
     return settings, left_out, given
 
@@ -360,12 +382,13 @@ def _board() -> Any:
 
 def _write(told: dict[str, Any], output: Path, draw: Any, board: Any,
            arguments: argparse.Namespace) -> list[Path]:
-    """Write table, picture, page and hyper-parameters; return the files."""
+    """Write table, picture, page and hyper-parameters, each whole or not at all; return the files.
+    """
     written = [output / SUMMARY]
-    written[0].write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    configs.write_whole(f"{json.dumps(told, indent=1)}\n".encode(), written[0])
     if draw is not None:
-        (output / PICTURE).write_bytes(draw.png(told))
-        (output / PAGE).write_text(draw.html(told, title=_name(arguments)), encoding="utf-8")
+        configs.write_whole(draw.png(told), output / PICTURE)
+        configs.write_whole(draw.html(told, title=_name(arguments)).encode(), output / PAGE)
         written += [output / PICTURE, output / PAGE]
     if board is not None:
         board.write(told, arguments.tensorboard)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer.cli import connection
-from tf_infer.errors import ConfigError, DataError
+from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
     from tf_infer.client.calls import Call
     from tf_infer.client.client import Client
     from tf_infer.client.results import Classification
+    from tf_infer.config import TaskConfig
     from tf_infer.train.data import Example
     from tf_infer.wire.messages import ModelRef
 
@@ -84,19 +85,32 @@ def examples(path: Path) -> list[Example]:
             for number, line in enumerate(one.text.split("\n"), start=1) if line.strip()]
 
 
-def truth(examples: Sequence[Example]) -> list[frozenset[str]] | None:
-    """Return the labels of every text, or None where none has any.
+def truth(examples: Sequence[Example], *, several: bool = False
+          ) -> list[frozenset[str] | None] | None:
+    """Return the labels of every text, None for one that is not labelled; None where none is.
 
-    Raises:
-        DataError: some have labels, others have none.
+    Args:
+        examples: rows of a file.
+        several: the model decides about each of several labels, so that in a file with labels a row
+            without has none of them, as in training.
     """
-    bare = [example.place for example in examples if not example.labels]
-    if len(bare) == len(examples):
+    if not any(example.labels for example in examples):
         return None
-    if bare:
-        raise DataError(f"{bare[0]}: expected a label, as other rows have one. Label all rows, or "
-                        "none.")
-    return [frozenset(example.labels) for example in examples]
+    return [frozenset(example.labels) if example.labels or several else None
+            for example in examples]
+
+
+def check_pairs(examples: Sequence[Example], task: TaskConfig) -> None:
+    """Raise DataError unless rows are pairs where the task reads pairs; names rows by place."""
+    from tf_infer.config import ClassifierConfig
+    from tf_infer.train import data
+
+    pair, wanted = False, "no text_pair, as a decoder reads one text"
+    if isinstance(task, ClassifierConfig):
+        pair = task.pair
+        wanted = f"{'text_pair' if pair else 'no text_pair'}, as the model says pair = {pair}"
+    data.raise_faults([f"{example.place}: expected {wanted}" for example in examples
+                       if pair != (example.text_pair is not None)])
 
 
 def classify(client: Client, ref: ModelRef, batch: Sequence[Example]) -> list[Classification]:

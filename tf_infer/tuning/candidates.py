@@ -85,11 +85,14 @@ def _digest(value: Any) -> str:
 
 def _plan_name(plan: OptimizationPlan) -> str:
     """Return the precision, and every other setting that is not the usual one, such as "int8 xla".
+
+    What is not int8 is computed in what the CPU has arithmetic for (`_plans`): that is no other
+    plan, and has no other name on another machine.
     """
     usual = to_json(OptimizationPlan(precision=plan.precision))
     other = [f"{value}" if name in ("compile", "activations")
              else f"{name}={value if isinstance(value, str) else json.dumps(value)}"
-             for name, value in to_json(plan).items() if value != usual[name]]
+             for name, value in to_json(plan).items() if value != usual[name] and name != "floats"]
     return " ".join([plan.precision, *other])
 
 
@@ -109,13 +112,15 @@ def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collect
         prune: settings of `optimize.prune`, each to be tried with every other part.
         xla: whether a form that XLA compiles may be chosen: a server must then allow XLA.
         small: whether bytes on disk are the objective: then float32 in smaller files, too.
+
+    The names are the same on every machine: each is tried there, or left out for a reason.
     """
     found, left_out = [REFERENCE_CANDIDATE], {}
-    whole = [Candidate(plan=plan) for plan in _plans(kind, flags, xla=xla, small=small)]
+    whole = [Candidate(plan=plan) for plan in _plans(kind, flags)]
     whole += [Candidate(engine=EngineChoice(kind=engine, precision=precision))
               for engine in OFFERED[kind] for precision in ENGINES[engine][2]]
     for candidate in (*whole, *_pruned(whole, prune)):
-        reason = why_not(candidate, kind, flags=flags, installed=installed)
+        reason = why_not(candidate, kind, flags=flags, installed=installed, xla=xla, small=small)
         if reason:
             left_out[candidate.name] = reason
         else:
@@ -123,8 +128,7 @@ def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collect
     return tuple(found), left_out
 
 
-def _plans(kind: TaskKind, flags: frozenset[str] | None, *, xla: bool, small: bool
-           ) -> Iterator[OptimizationPlan]:
+def _plans(kind: TaskKind, flags: frozenset[str] | None) -> Iterator[OptimizationPlan]:
     plans = {precision: OptimizationPlan(precision=precision) for precision in NATIVE}
     if kind == "classifier" and _reason(plans["bfloat16"], kind, flags):
         plans["int8"] = replace(plans["int8"], floats="float32")
@@ -132,11 +136,10 @@ def _plans(kind: TaskKind, flags: frozenset[str] | None, *, xla: bool, small: bo
     if kind == "classifier":
         yield replace(plans["int8"], smoothing=SMOOTHING)
         yield replace(plans["int8"], activations="static", smoothing=SMOOTHING)
-        if small:
-            yield replace(plans["float32"], storage="bfloat16")
-            yield replace(plans["float32"], storage="int8")
-        if xla:  # a decoder's loop under XLA compiles anew for every length (docs/optimisation.md)
-            yield replace(plans["float32"], compile="xla")
+        yield replace(plans["float32"], storage="bfloat16")
+        yield replace(plans["float32"], storage="int8")
+        # A decoder's loop under XLA compiles anew for every length (docs/optimisation.md).
+        yield replace(plans["float32"], compile="xla")
 
 
 def _pruned(whole: Sequence[Candidate], prune: Sequence[Mapping[str, Any]]) -> Iterator[Candidate]:
@@ -147,13 +150,20 @@ def _pruned(whole: Sequence[Candidate], prune: Sequence[Mapping[str, Any]]) -> I
 
 
 def why_not(candidate: Candidate, kind: TaskKind, *, flags: frozenset[str] | None,
-            installed: Collection[str]) -> str:
+            installed: Collection[str], xla: bool = True, small: bool = False) -> str:
     """Return why a candidate is not worth a try on this machine; empty when it is."""
     if candidate.engine is not None:
         package, extra, _ = ENGINES[candidate.engine.kind]
         if package not in installed:
             return f"{package} is not installed: pip install 'tf_infer[{extra}]'"
-    return "" if candidate.plan is None else _reason(candidate.plan, kind, flags)
+    plan = candidate.plan
+    if plan is None:
+        return ""
+    if plan.compile == "xla" and not xla:
+        return "a server would have to allow XLA, and --no-xla was given"
+    if plan.storage is not None and not small:
+        return "smaller and no faster: --objective size tries it"
+    return _reason(plan, kind, flags)
 
 
 def _reason(plan: OptimizationPlan, kind: TaskKind, flags: frozenset[str] | None) -> str:
@@ -164,14 +174,22 @@ def _reason(plan: OptimizationPlan, kind: TaskKind, flags: frozenset[str] | None
     return ""
 
 
-def chosen_by(words: Sequence[str], candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Return the reference and those candidates that are named.
+def chosen_by(words: Sequence[str], candidates: Sequence[Candidate], left_out: Mapping[str, str]
+              ) -> tuple[tuple[Candidate, ...], dict[str, str]]:
+    """Return the reference and those candidates that are named, and of those left out the named.
+
+    Args:
+        words: names.
+        candidates, left_out: as `sensible` gives them.
 
     Raises:
-        ConfigError: a name is none of theirs; the message lists them.
+        ConfigError: a name is none of theirs, or all that are named were left out.
     """
     names = {candidate.name: candidate for candidate in candidates}
     for word in words:
-        check(word in names, "--plans", f"some of {list(names)}", word)
+        check(word in names or word in left_out, "--plans", f"some of {[*names, *left_out]}", word)
+    without = {name: reason for name, reason in left_out.items() if name in words}
+    check(len(without) < len(set(words)), "--plans", "a plan that can be tried on this machine",
+          "; ".join(f"{name}: {reason}" for name, reason in without.items()))
     wanted = {REFERENCE, *words}
-    return tuple(candidate for name, candidate in names.items() if name in wanted)
+    return tuple(one for name, one in names.items() if name in wanted), without

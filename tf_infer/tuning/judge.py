@@ -27,11 +27,13 @@ class Judged(NamedTuple):
     Attributes:
         worst: largest difference of any logit or log-probability from the reference's.
         metric: accuracy, agreement or loss.
+        agreement: of a classifier, share of all texts with the reference's label.
         failed: why the candidate is out; empty when it is not.
     """
 
     worst: float = 0.0
     metric: float = 0.0
+    agreement: float | None = None
     failed: str = ""
 
 
@@ -40,20 +42,21 @@ def joined(names: Sequence[str]) -> str:
     return SEPARATOR.join(sorted(names))
 
 
-def metric_kind(answers: Answers, truth: Sequence[str] | None) -> MetricKind:
+def metric_kind(answers: Answers, truth: Sequence[str | None] | None) -> MetricKind:
     """Return what can be told of such answers."""
     if LOG_PROBS in answers:
         return "loss"
     return "agreement" if truth is None else "accuracy"
 
 
-def judge(answers: Answers, reference: Answers, truth: Sequence[str] | None) -> Judged:
+def judge(answers: Answers, reference: Answers, truth: Sequence[str | None] | None) -> Judged:
     """Hold answers against the reference's and, of a classifier, against the right labels.
 
     Args:
         answers: of the candidate.
         reference: of the reference, to the same texts; its own for itself.
-        truth: `joined` labels of each text, where they are known.
+        truth: `joined` labels of each text, None of one that is not labelled; at least one is.
+            None where no text is: then the metric is agreement.
     """
     values = LOG_PROBS if LOG_PROBS in reference else LOGITS
     found, wanted = answers[values], reference[values]
@@ -66,8 +69,12 @@ def judge(answers: Answers, reference: Answers, truth: Sequence[str] | None) -> 
     worst = float(np.max(np.abs(found.astype(np.float64) - wanted), initial=0.0))
     if values == LOG_PROBS:
         return Judged(worst, float(-found.mean(dtype=np.float64)) if found.size else 0.0)
-    compared = reference[LABELS] if truth is None else np.array(truth)
-    return Judged(worst, metrics.accuracy(answers[LABELS], compared))
+    agreement = metrics.accuracy(answers[LABELS], reference[LABELS])
+    if truth is None:
+        return Judged(worst, agreement, agreement)
+    known = [place for place, labels in enumerate(truth) if labels is not None]
+    right = np.array([labels for labels in truth if labels is not None])
+    return Judged(worst, metrics.accuracy(answers[LABELS][known], right), agreement)
 
 
 def _not_finite(name: str, bad: np.ndarray, answers: Answers) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-import jinja2
 import matplotlib
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from tf_infer import pages
+from tf_infer.tuning.table import partly_labelled
 
 DPI = 120
 AREA = 160.0           # of the mark of the largest file, points squared
@@ -47,11 +48,10 @@ def png(told: Mapping[str, Any]) -> bytes:
 
 def html(told: Mapping[str, Any], *, title: str) -> str:
     """Return the page: what was chosen and why, the picture, the table."""
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        resources.files("tf_infer").joinpath("data/report/search.html").read_text("utf-8"))
     batches = sorted({int(batch) for one in told["plans"] for batch in one["p50_ms"]})
-    return template.render(
-        told=told, title=title, batches=[str(batch) for batch in batches], loss=_is_loss(told),
+    return pages.html(
+        "search.html", title=title, told=told, loss=_is_loss(told), partly=partly_labelled(told),
+        batches=[str(batch) for batch in batches],
         metric="perplexity" if _is_loss(told) else told["metric"],
         picture=base64.b64encode(png(told)).decode("ascii"))
 

@@ -39,13 +39,14 @@ class Given:
 
     Attributes:
         order: what to build; candidate and base_dir are put in.
-        truth: right labels of the texts that are answered, joined; None where there are none.
+        truth: right labels of the texts that are answered, joined, None of one without; None where
+            none has any.
         budget_s: for the rounds, of all runs of this search together.
         free_bytes: memory of the machine for processes that wait; 0 where it is not known.
     """
 
     order: BuildOrder
-    truth: Sequence[str] | None
+    truth: Sequence[str | None] | None
     budget_s: float
     free_bytes: int = 0
 

@@ -73,6 +73,7 @@ class Answered:
 
     worst: float = 0.0
     metric: float = 0.0
+    agreement: float | None = None
     failed: str = ""
 
 
@@ -207,6 +208,7 @@ def trials(settings: Settings, folder: Folder) -> list[Trial]:
             candidate=candidate, failed=next(filter(None, reasons), ""),
             size_bytes=built.size_bytes if built and not built.failed else None,
             worst=told.worst if told else None, metric=told.metric if told else None,
+            agreement=told.agreement if told else None,
             rounds={batch: tuple(one.times[candidate.key][str(batch)] for one in rounds
                                  if candidate.key in one.times)
                     for batch in settings.batches}))

@@ -21,7 +21,8 @@ def rows(trials: Sequence[Trial], choice: Choice, kind: MetricKind, batches: Seq
     Keys: `plan` (its name), `key` (its folder's), `candidate` (as JSON has it), `chosen`, `tied`,
     `megabytes`, `p50_ms` and `per_s` (batch size -> of a call, and texts, of decoders new tokens, a
     second), `spread_ms` (interval of the median of the rounds), `ratio` (batch size -> speed over
-    the reference's), `worst_difference`, the metric by its name, `drop` and `why_not`.
+    the reference's), `worst_difference`, the metric by its name, of classifiers `agreement` (of all
+    texts), `drop` and `why_not`.
     """
     reference = trials[0]
     return [{
@@ -36,7 +37,8 @@ def rows(trials: Sequence[Trial], choice: Choice, kind: MetricKind, batches: Seq
         "per_s": _each(one, batches, lambda trial, batch: 1.0 / value(trial, _mean(batch))),
         "ratio": _each(one, batches, lambda trial, batch: value(reference, _p50(batch)) / value(
             trial, _p50(batch))),
-        "worst_difference": one.worst, kind: one.metric,
+        "worst_difference": one.worst, **({} if kind == "loss" else {"agreement": one.agreement}),
+        kind: one.metric,
         **({"perplexity": perplexity(one.metric)} if kind == "loss" and one.metric is not None
            else {}),
         "drop": None if one.metric is None or reference.metric is None else drop(
@@ -63,12 +65,17 @@ def _each(trial: Trial, batches: Sequence[int], found: Any) -> dict[str, Any]:
 
 def summary(trials: Sequence[Trial], choice: Choice, kind: MetricKind, batches: Sequence[int], *,
             max_drop: float, left_out: Mapping[str, str], machine: Mapping[str, str], texts: int,
-            seed: int) -> dict[str, Any]:
-    """Return all that is told of a search, for JSON."""
+            answered: int, labelled: int, seed: int) -> dict[str, Any]:
+    """Return all that is told of a search, for JSON.
+
+    Beside what `choose` was given: `left_out` (plan that was not tried -> why), how many `texts`
+    there are, how many of them were `answered` for the metric, and of these are `labelled`.
+    """
     return {"chosen": choice.name, "objective": choice.objective, "reason": choice.reason,
             "tied": list(choice.tied), "metric": kind, "max_drop": max_drop, "texts": texts,
-            "seed": seed, "rounds": max((len(found) for one in trials
-                                         for found in one.rounds.values()), default=0),
+            "answered": answered, "labelled": labelled, "seed": seed,
+            "rounds": max((len(found) for one in trials for found in one.rounds.values()),
+                          default=0),
             "machine": dict(machine), "left_out": dict(left_out),
             "plans": rows(trials, choice, kind, batches)}
 
@@ -80,16 +87,28 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     by = told["objective"].partition("@")[2]
     unit = "tok/s" if kind == "loss" else "ms"
     names = {"accuracy": "accuracy", "agreement": "agrees", "loss": "perplexity"}
+    partly = partly_labelled(told)
     header = ["", "plan", "MB", *(f"{unit} @{batch}" for batch in batches),
-              *(f"ratio @{batch}" for batch in _told(by, batches)), "difference", names[kind], ""]
-    table = [header, *(_cells(one, kind, batches, _told(by, batches)) for one in plans)]
+              *(f"ratio @{batch}" for batch in _told(by, batches)), "difference", names[kind],
+              *([names["agreement"]] if partly else []), ""]
+    table = [header, *(_cells(one, kind, batches, _told(by, batches), partly=partly)
+                       for one in plans)]
+    table += [["", name, *[""] * (len(header) - 3), f"not tried: {reason}"]
+              for name, reason in told["left_out"].items()]
     widths = [max(len(row[place]) for row in table) for place in range(len(header))]
     found = ["  ".join(cell.ljust(width) if place in (1, len(header) - 1) else cell.rjust(width)
                        for place, (cell, width) in enumerate(zip(row, widths))).rstrip()
              for row in table]
     found.insert(1, "  ".join("-" * width for width in widths).rstrip())
-    found += [f"not tried: {name}: {reason}" for name, reason in told["left_out"].items()]
+    if partly:
+        found += ["", f"accuracy: of the {told['labelled']} labelled texts; agrees: with the "
+                      f"reference, of all {told['answered']}"]
     return [*found, "", told["reason"]]
+
+
+def partly_labelled(told: Mapping[str, Any]) -> bool:
+    """Return whether the metric is told of some of the texts alone."""
+    return bool(0 < told["labelled"] < told["answered"])
 
 
 def _told(by: str, batches: Sequence[int]) -> list[int]:
@@ -97,25 +116,28 @@ def _told(by: str, batches: Sequence[int]) -> list[int]:
     return [int(by)] if by and int(by) in batches else list(batches)
 
 
-def _cells(one: Mapping[str, Any], kind: str, batches: Sequence[int], ratios: Sequence[int]
-           ) -> list[str]:
+def _cells(one: Mapping[str, Any], kind: str, batches: Sequence[int], ratios: Sequence[int], *,
+           partly: bool) -> list[str]:
     mark = ">" if one["chosen"] else "=" if one["tied"] else ""
     times = [_number(one["per_s"].get(str(batch)), "{:,.0f}") if kind == "loss"
              else _time(one["p50_ms"].get(str(batch))) for batch in batches]
     shown = one.get("perplexity" if kind == "loss" else kind)
-    metric = (_number(shown, "{:.4g}") if kind == "loss"
-              else _number(None if shown is None else 100 * shown, "{:.2f} %"))
+    metric = _number(shown, "{:.4g}") if kind == "loss" else _share(shown)
     same = one["plan"] == REFERENCE
     return [mark, one["plan"], _number(one["megabytes"], "{:.1f}"), *times,
             *(_number(one["ratio"].get(str(batch)), "{:.2f}") for batch in ratios),
             "" if same else _number(one["worst_difference"], "{:.2g}"), metric,
-            one["why_not"]]
+            *([_share(one["agreement"])] if partly else []), one["why_not"]]
 
 
 def _time(milliseconds: float | None) -> str:
     if milliseconds is None:
         return ""
     return f"{milliseconds:.2f}" if milliseconds < 10 else f"{milliseconds:.1f}"
+
+
+def _share(share: float | None) -> str:
+    return _number(None if share is None else 100 * share, "{:.2f} %")
 
 
 def _number(number: float | None, form: str) -> str:

@@ -11,7 +11,7 @@ from tf_infer.metrics import perplexity
 from tf_infer.tuning.candidates import Candidate
 
 # accuracy: share of labelled texts that are right. agreement: share of texts with the reference's
-# label, where there are no labels. loss: nats of an id of a decoder.
+# label, where no text is labelled. loss: nats of an id of a decoder.
 MetricKind = Literal["accuracy", "agreement", "loss"]
 
 
@@ -41,6 +41,8 @@ class Trial:
         worst: largest difference of a logit (of a decoder: of a given id's log-probability) from
             the reference's; None before it has answered.
         metric: of the search's kind; None before it has answered.
+        agreement: of a classifier, share of all texts with the reference's label; None before it
+            has answered.
         failed: why it is out; empty while it is not.
     """
 
@@ -49,6 +51,7 @@ class Trial:
     rounds: Mapping[int, tuple[Times, ...]] = field(default_factory=dict)
     worst: float | None = None
     metric: float | None = None
+    agreement: float | None = None
     failed: str = ""
 
     @property

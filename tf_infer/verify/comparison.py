@@ -80,6 +80,8 @@ class Comparison:
 
     Attributes:
         rows: texts.
+        labelled: of them, those whose right labels are known; all that is told of accuracy and
+            calibration is told of these.
         agreement: share with the same labels.
         flips: the others, in order.
         changes: (label of the first, of the second) -> how often, most first.
@@ -94,6 +96,7 @@ class Comparison:
     agreement: float
     flips: tuple[Flip, ...]
     changes: tuple[tuple[tuple[str, str], int], ...]
+    labelled: int = 0
     accuracy: tuple[float, float] | None = None
     difference: float | None = None
     interval: tuple[float, float] | None = None
@@ -101,13 +104,14 @@ class Comparison:
     calibration: tuple[Calibration, Calibration] | None = None
 
 
-def compare(first: Answers, second: Answers, truth: Sequence[frozenset[str]] | None = None, *,
-            seed: int = 0) -> Comparison:
+def compare(first: Answers, second: Answers, truth: Sequence[frozenset[str] | None] | None = None,
+            *, seed: int = 0) -> Comparison:
     """Compare what two models said of the same texts.
 
     Args:
         first, second: of N >= 1 texts each.
-        truth: the right labels of each text, where they are known.
+        truth: the right labels of each text, None of one where they are not known; None where none
+            are.
         seed: of the bootstrap's draws.
 
     Raises:
@@ -123,21 +127,32 @@ def compare(first: Answers, second: Answers, truth: Sequence[frozenset[str]] | N
     changes = Counter(("|".join(flip.labels[0]), "|".join(flip.labels[1])) for flip in flips)
     found = Comparison(rows=rows, agreement=1.0 - len(apart) / rows, flips=flips,
                        changes=tuple(changes.most_common()))
-    if truth is None:
+    known = [row for row in range(rows) if truth is not None and truth[row] is not None]
+    if not known:
         return found
-    right = [np.array([given == wanted for given, wanted in zip(answers.labels, truth)])
+    wanted = [labels for labels in truth or () if labels is not None]
+    first, second = _only(first, known), _only(second, known)
+    right = [np.array([given == right for given, right in zip(answers.labels, wanted)])
              for answers in (first, second)]
     gains = right[1].astype(int) - right[0].astype(int)
     return dataclasses.replace(
-        found, accuracy=(float(right[0].mean()), float(right[1].mean())),
+        found, labelled=len(known), accuracy=(float(right[0].mean()), float(right[1].mean())),
         difference=float(gains.mean()), interval=bootstrap_interval(gains, seed=seed),
         p_value=mcnemar(int((gains < 0).sum()), int((gains > 0).sum())),
-        calibration=(calibration(first, truth, right[0]), calibration(second, truth, right[1])))
+        calibration=(calibration(first, wanted, right[0]), calibration(second, wanted, right[1])))
 
 
-def _flip(row: int, first: Answers, second: Answers, truth: Sequence[frozenset[str]] | None
-          ) -> Flip:
-    right = "" if truth is None else next(
+def _only(answers: Answers, rows: Sequence[int]) -> Answers:
+    """Return the answers to some of the texts."""
+    shares = answers.probabilities
+    return dataclasses.replace(
+        answers, labels=[answers.labels[row] for row in rows], scores=answers.scores[rows],
+        probabilities=None if shares is None else shares[rows])
+
+
+def _flip(row: int, first: Answers, second: Answers,
+          truth: Sequence[frozenset[str] | None] | None) -> Flip:
+    right = "" if truth is None or truth[row] is None else next(
         (name for name, answers in (("first", first), ("second", second))
          if answers.labels[row] == truth[row]), "neither")
     return Flip(row=row, right=right, scores=(float(first.scores[row]), float(second.scores[row])),
@@ -195,6 +210,7 @@ def calibration(answers: Answers, truth: Sequence[frozenset[str]], right: np.nda
     fitted = fit_temperature(answers.probabilities, places)
     cooled = softened(answers.probabilities, fitted).max(axis=1)
     return Calibration(error=error, bins=tuple(bins), temperature=fitted,
+                       bounded=bounded(fitted, answers.probabilities.argmax(axis=1) == places),
                        error_fitted=metrics.calibration_error(cooled, right))
 
 
@@ -210,7 +226,6 @@ def softened(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     logits = np.log(np.maximum(probabilities, 1e-12)) / temperature
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
-                       bounded=bounded(fitted, answers.probabilities.argmax(axis=1) == places),
 
 
 def fit_temperature(probabilities: np.ndarray, places: np.ndarray) -> float:
