@@ -150,8 +150,7 @@ def compare_tensors(tf: Any, faults: list[str]) -> int:
                 try:
                     back = tensors.to_array(tensor_pb2.TensorProto.FromString(data))
                 except Exception as error:
-                    if row.form != "strings":  # C++ packs strings in a way of its own
-                        faults.append(f"{who} {row.name} {shape}: {error}")
+                    faults.append(f"{who} {row.name} {shape}: {error}")
                 if back is not None and not np.array_equal(back, array):
                     faults.append(f"{who} {row.name} {shape}")
                 count += 1

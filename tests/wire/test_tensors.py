@@ -126,6 +126,15 @@ def test_strings_are_filled_in_parts(size: int, monkeypatch: pytest.MonkeyPatch)
     assert tensors.to_array(proto).tolist() == [b"x", *[b"y\0"] * (size - 1)]
 
 
+@pytest.mark.parametrize("texts", [[b"a\0", b""], [b"", b""], [b"x" * 300, b"\xff"]])
+def test_PR15_strings_may_stand_in_content_as_tensorflows_cpp_packs_them(
+        texts: list[bytes]) -> None:
+    lengths = b"".join(bytes([len(text)]) if len(text) < 128 else
+                       bytes([len(text) & 0x7F | 0x80, len(text) >> 7]) for text in texts)
+    proto = _proto(dtype=pb.DT_STRING, tensor_content=lengths + b"".join(texts))
+    assert tensors.to_array(proto).tolist() == texts
+
+
 def test_unpacked_fields_are_read_too() -> None:
     """A sender may write repeated numbers one by one: tag 0x2d is field 5 as 32 bits."""
     proto = pb.TensorProto(dtype=pb.DT_FLOAT)
@@ -155,7 +164,14 @@ def _proto(**fields: object) -> pb.TensorProto:
     (_proto(dtype=pb.DT_FLOAT, sizes=[0, 2**40, 0, 2**40]), "expected at most"),
     (_proto(dtype=pb.DT_STRING, sizes=[2**62, 0]), "expected at most"),
     (_proto(dtype=pb.DT_FLOAT, sizes=[1] * 40), "at most 32 dimensions"),
-    (_proto(dtype=pb.DT_STRING, tensor_content=b"ab"), "strings in string_val"),
+    (_proto(dtype=pb.DT_STRING, tensor_content=b"ab"), "content that lists 2 strings"),
+    (_proto(dtype=pb.DT_STRING, tensor_content=b"\x01\x01a"), "content that lists 2 strings"),
+    (_proto(dtype=pb.DT_STRING, tensor_content=b"\x01\x01abc"), "content that lists 2 strings"),
+    (_proto(dtype=pb.DT_STRING, tensor_content=b"\x02\xfe" + b"\xff" * 20 + b"\x01ab"),
+     "content that lists 2 strings"),
+    (_proto(dtype=pb.DT_STRING, tensor_content=b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x03ab"),
+     "content that lists 2 strings"),
+    (_proto(dtype=pb.DT_STRING, sizes=[0], tensor_content=b"a"), "content that lists 0 strings"),
 ])
 def test_a_broken_tensor_is_a_clear_error(proto: pb.TensorProto, message: str) -> None:
     with pytest.raises(ShapeError) as caught:

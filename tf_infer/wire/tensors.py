@@ -7,6 +7,7 @@ behaviour). Errors name shapes and dtypes, never values.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -272,7 +273,7 @@ def _fill(values: np.ndarray, count: int) -> np.ndarray:
 
 def _strings(proto: Any, count: int, where: str, content: bytes | memoryview) -> np.ndarray:
     if content:
-        raise ShapeError(f"{where}: expected strings in string_val, got tensor_content.")
+        return _listed(content, count, where)
     values = proto.string_val
     flat = np.empty(count, dtype=object)
     given = min(len(values), count)
@@ -282,6 +283,24 @@ def _strings(proto: Any, count: int, where: str, content: bytes | memoryview) ->
         last[0] = values[-1] if given else b""  # as an object: a scalar would lose NUL bytes
         for start in range(given, count, _FILLED_AT_ONCE):  # in between, other threads run
             flat[start:start + _FILLED_AT_ONCE] = last
+    return flat
+
+
+def _listed(content: bytes | memoryview, count: int, where: str) -> np.ndarray:
+    """Return strings as TensorFlow's C++ packs them: their lengths as varints, then their bytes."""
+    data = np.frombuffer(content, np.uint8)
+    ends = np.flatnonzero(data < 0x80)[:count]
+    start = int(ends[-1]) + 1 if count and ends.size == count else 0
+    try:
+        sizes = varint.decode(content[:start])
+    except ValueError:
+        sizes = np.zeros(0, np.uint64)
+    bounds = [start, *(np.cumsum(sizes) + np.uint64(start)).tolist()]
+    if sizes.size != count or sizes.max(initial=0) > data.size or bounds[-1] != data.size:
+        raise ShapeError(f"{where}: expected content that lists {count} strings, got "
+                         f"{data.size} bytes that do not.")
+    flat = np.empty(count, dtype=object)
+    flat[:] = [bytes(content[begin:end]) for begin, end in itertools.pairwise(bounds)]
     return flat
 
 
