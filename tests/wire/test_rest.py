@@ -190,6 +190,20 @@ def test_rp19_floats_take_every_number(dtype: int) -> None:
         [1, 2.5, -300, np.nan, np.inf, -np.inf, 123456789012345678901234.0], values.dtype))
 
 
+def test_rp19_spellings_of_rapidjson_are_read_too() -> None:
+    body = b'{"Inf": -Inf, "inputs": [Inf, -Inf, -NaN, Infinity, 1.5]} Inf'
+    np.testing.assert_array_equal(array(body, FLOAT), np.array(
+        [np.inf, -np.inf, np.nan, np.inf, 1.5], np.float32))
+    body = b'{"Inf": Inf, "inputs": ["Inf \\" -NaN", "-Inf"]}'
+    assert array(body, {"x": pb.DT_STRING}).tolist() == [b'Inf " -NaN', b"-Inf"]
+
+
+@pytest.mark.parametrize("value", ["Info", "Infi", "-Infin", "+Inf", "nan", "-NaNa", "Inf1", "-I"])
+def test_rp16_rp19_other_spellings_are_refused(value: str) -> None:
+    assert refused(f'{{"inputs": [{value}]}}'.encode(), FLOAT).startswith("JSON Parse error: ")
+    assert refused(f'{{"inputs": [Inf, {value}]}}'.encode(), FLOAT).startswith("JSON Parse error")
+
+
 @pytest.mark.parametrize("value", ["null", "true", '"1"', "[[1]]", '{"a": 1}'])
 def test_rp19_floats_take_nothing_else(value: str) -> None:
     text = refused(f'{{"inputs": [1.5, {value}]}}'.encode(), FLOAT)

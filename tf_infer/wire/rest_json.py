@@ -44,6 +44,8 @@ _FAULTS = {
 _FLOAT32 = struct.Struct("<f")
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\n\r]*")
+# A text, which stays, or what rapidjson reads beside NaN, Infinity and -Infinity.
+_SPELLINGS = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|-NaN|(-?Inf)(?!i)', re.DOTALL)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*")
 
 
@@ -98,7 +100,7 @@ def parse(body: bytes) -> Document:
     if start == len(text):
         raise _fault("The document is empty.", text, start)
     try:
-        value, _ = _DECODER.raw_decode(text, start)
+        value, _ = _decoded(text, start)
     except json.JSONDecodeError as error:
         raise _fault(_FAULTS.get(error.msg, "Invalid value."), text, error.pos) from None
     except ValueError:  # more digits than Python turns into an int
@@ -108,6 +110,23 @@ def parse(body: bytes) -> Document:
     if not isinstance(value, dict):
         raise InvalidRequest(f"JSON Value: {shown(value)} Is not object")
     return Document(value, errors)
+
+
+def _decoded(text: str, start: int) -> tuple[Any, int]:
+    """Decode; where Python's decoder stops at a spelling of rapidjson's, again with its own."""
+    try:
+        return _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        if not _SPELLINGS.match(text, error.pos):
+            raise
+    try:
+        return _DECODER.raw_decode(_SPELLINGS.sub(_respelled, text), start)
+    except json.JSONDecodeError as error:
+        raise json.JSONDecodeError(error.msg, text, min(error.pos, len(text))) from None
+
+
+def _respelled(found: re.Match[str]) -> str:
+    return found[1] or ("NaN" if found[2] is None else found[2] + "inity")
 
 
 def _fault(what: str, text: str, place: int) -> InvalidRequest:
