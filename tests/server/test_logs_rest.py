@@ -77,3 +77,18 @@ def test_a_rest_call_is_one_json_line_with_numbers_and_names_of_ours(tmp_path: P
         "level": "DEBUG", "event": "request", "method": "REST predict", "code": "OK", "model": "m",
         "version": 1, "signature": "serving_default", "rows": 2, "bytes": len(body),
         "request_id": "0af7651916cd43dd8448eb211c80319c"}
+
+
+def test_FL07_FL09_FL10_scripts_that_wait_for_tensorflow_servings_words_find_them(
+        tmp_path: Path) -> None:
+    base, port, rest_port = make_versions(tmp_path / "m", "1"), free_port(), free_port()
+    models = (ModelConfig(name="m", base_path=str(base)),)
+    with (logged(tmp_path / "log", "text", verbose=False) as lines,
+          running(models, load_echo, host="0.0.0.0", port=port, rest_port=rest_port,
+                  socket_path=str(tmp_path / "s"))):
+        pass
+    told = [line.partition(" INFO ")[2] for line in lines]
+    start = told.index(f"Running gRPC ModelServer at 0.0.0.0:{port} ...")
+    assert told[start + 1:start + 4] == [
+        f"Running gRPC ModelServer at UDS: {tmp_path}/s ...",
+        f"Exporting HTTP/REST API at:localhost:{rest_port} ...", "Entering the event loop ..."]

@@ -171,9 +171,10 @@ def test_FL42_channel_arguments() -> None:
     assert flags.channel_arguments("a.b=1,c=x,,d") == (("a.b", 1), ("c", "x"))
 
 
-def test_usage_names_every_flag() -> None:
+def test_FL05_usage_names_every_flag_with_its_default() -> None:
     text = flags.usage()
-    assert all(flag.name in text for flag in flags.FLAGS)
+    assert [flag.name for flag in flags.FLAGS if f"\n  --{flag.name}=" not in text] == []
+    assert "\n  --flush_filesystem_caches=true\n" in text
     assert "examples:" in text
 
 

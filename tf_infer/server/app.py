@@ -145,6 +145,19 @@ class Server:
             self._rest = self._open_rest(self.config, self._service, self.pipeline,
                                          self.generators)
         event("serving", addresses=",".join(self.addresses), rest=self.rest_address or None)
+        for line in self._started():
+            log.info("%s", line)
+
+    def _started(self) -> list[str]:
+        """Return where it answers in the words of TensorFlow Serving: scripts wait for them."""
+        config = self.config
+        places = [f"{config.host}:{config.port}"] if config.port else []
+        places += [f"UDS: {config.socket_path}"] if config.socket_path else []
+        lines = [f"Running gRPC ModelServer at {place} ..." for place in places]
+        if self._rest is not None:
+            lines += [f"Exporting HTTP/REST API at:{self.rest_address} ...",
+                      "Entering the event loop ..."]
+        return lines
 
     def _handlers(self) -> tuple[list[Any], list[Any]]:
         """Return what answers on the admin port, and what on all others.

@@ -219,14 +219,11 @@ def usage() -> str:
     """Return all flags with their defaults, and examples."""
     lines = ["usage: tf-infer serve --name=value ...",
              "", "Answer over TensorFlow Serving's gRPC API. Flags are its own.", ""]
-    for flag in FLAGS:
-        if flag.status == "inert":
-            continue
-        note = " (not built yet)" if flag.status == "later" else ""
-        note = " (tf_infer's own)" if flag.status == "ours" else note
-        lines.append(f"  --{flag.name}={_shown(flag.default)}\n        {flag.help}{note}")
-    inert = ", ".join(flag.name for flag in FLAGS if flag.status == "inert")
-    return "\n".join([*lines, "", f"accepted without effect: {inert}", "", EXAMPLES])
+    notes = {"later": " (not built yet)", "ours": " (tf_infer's own)",
+             "inert": " (accepted without effect)"}
+    lines += [f"  --{flag.name}={_shown(flag.default)}\n"
+              f"        {flag.help}{notes.get(flag.status, '')}" for flag in FLAGS]
+    return "\n".join([*lines, "", EXAMPLES])
 
 
 EXAMPLES = """examples:
