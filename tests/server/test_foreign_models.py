@@ -241,6 +241,13 @@ def test_PR20_ranks_from_zero_to_four(stub: Stub) -> None:
     assert (pieces["shape"].tolist(), pieces["flat"].tolist()) == ([2, 2, 2], list(range(8)))
 
 
+def test_PR09_PR20_a_scalar_string_for_a_declared_vector_runs_if_the_ops_allow_it(
+        stub: Stub) -> None:
+    for words in (b"two", [[b"one", b"nowhere"]]):
+        found = stub.predict("table", words=words)["ids"].tolist()
+        assert found == (2 if words == b"two" else [[1, -1]])
+
+
 def test_PR26_a_signature_for_tf_Examples_is_run_by_Predict(stub: Stub) -> None:
     example = with_example(regression_pb2.RegressionRequest(), "", x=2.0).input.example_list
     serialized = [item.SerializeToString() for item in example.examples]

@@ -54,6 +54,7 @@ from tf_infer.wire import serving_pb2
 T = TypeVar("T")
 LITE_FILE = "model.tflite"
 PIECE_NODES = 500  # of functions that are imported at once, some milliseconds
+FRAGILE_OP = b"FastWordpiece"  # begins the names of TF-Text's operations of this kind
 CALLERS_THREAD = -1  # in place of the number of a pool
 SURE = 10.0  # so many times as far as the slowest run took, a deadline is not met during a run
 
@@ -140,6 +141,7 @@ class SavedModelServable:
                 f"{path}. Is the export or the copy still running, or was it interrupted?")
         self._session = (_GentleSession if gently else tf.compat.v1.Session)(
             graph=tf.Graph(), config=settings or session_config(ServerConfig(models=())))
+        self._fragile = _is_fragile(Path(path))
         try:
             meta_graph = self._load(path, tags)
         except BaseException:
@@ -220,7 +222,8 @@ class SavedModelServable:
 
     def _run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str],
              run_options: bytes | None, steps: Any = None, *, whole: bool) -> Arrays:
-        _check_survivable(self.signatures[signature], inputs)
+        if self._fragile:
+            _check_survivable(self.signatures[signature], inputs)
         ends = self._ends_of(signature)
         feeds = {ends.inputs[name]: array for name, array in inputs.items()}
         # Other outputs are another graph to TensorFlow, and its first run takes 1.5 s for a small
@@ -247,6 +250,12 @@ class SavedModelServable:
     def close(self) -> None:
         """Free the session."""
         self._session.close()
+
+
+def _is_fragile(path: Path) -> bool:
+    """Return whether a version names an operation that a scalar string makes end the process."""
+    files = [path / name for name in ("saved_model.pb", "saved_model.pbtxt")]
+    return any(FRAGILE_OP in file.read_bytes() for file in files if file.is_file())
 
 
 def _check_survivable(signature: serving_pb2.SignatureDef,
