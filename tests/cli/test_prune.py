@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import pytest
 
 from tf_infer.cli import main, prune
 from tf_infer.config import (
+    CausalLMConfig,
     ClassifierConfig,
+    GenerationDefaults,
     PackingConfig,
     ShapeGrid,
     SmallTransformerConfig,
@@ -122,6 +126,85 @@ def test_wrong_settings_are_named(words: list[str], expected: str, model: Path, 
                       str(tmp_path / "out"), "--quiet", *words]) == 1
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("option", "content", "expected"), [
+    ("--texts", 'text,text_pair,label\na,,parcel\nb,c,refund\n',
+     "bad.csv:3: expected no text_pair, as the model says pair = False"),
+    ("--texts", "text\n \n", "bad.csv: expected at least one text, got none"),
+    ("--test", 'text,text_pair,label\na,,parcel\nb,c,refund\n', "bad.csv:3: expected no text_pair"),
+    ("--test", "text,label\na,parcel\nb,parcels\n",
+     "bad.csv:3: label: expected one of the model's 2 classes"),
+    ("--test", "text,label\na,parcel\nb,\n", "bad.csv:3: label: expected one class, got 0"),
+    ("--test", "text,label\n ,parcel\n", "bad.csv: expected at least one text, got none")])
+def test_rows_that_do_not_fit_are_named_before_anything_is_done(
+        option: str, content: str, expected: str, model: Path, rows: Path, tmp_path: Path,
+        capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*given: object, **more: object) -> None:
+        raise AssertionError("texts were judged before rows were looked at")
+
+    monkeypatch.setattr("tf_infer.optimize.prune.choose", never)
+    (tmp_path / "bad.csv").write_text(content)
+    assert main.main(["prune", str(model), "--texts", str(rows), "--heads", "2", "--output",
+                      str(tmp_path / "out"), "--quiet", "--rounds", "0", option,
+                      str(tmp_path / "bad.csv")]) == 1
+    assert expected in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.csv"]
+
+
+def test_pairs_are_asked_for_where_the_model_reads_pairs(
+        model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = save(build(replace(CONFIG, pair=True), tokenizer_dir=model / "tokenizer"),
+                 tmp_path / "pairs")
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "a", "text_pair": "b"}\n{"text": "c"}\n')
+    words = ["prune", str(pairs), "--texts", str(texts), "--heads", "2", "--output",
+             str(tmp_path / "out"), "--quiet", "--rounds", "0"]
+    assert main.main(words) == 1
+    assert "texts.jsonl:2: expected text_pair, as the model says pair" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+DECODER = CausalLMConfig(
+    capacity=4, defaults=GenerationDefaults(max_new_tokens=4),
+    packing=PackingConfig(max_tokens=16, end=False, start=False, truncation="left"),
+    grid=ShapeGrid(rows=(1,), tokens=(16,)),
+    network=SmallTransformerConfig(width=16, layers=2, heads=4, hidden=32, max_positions=32))
+
+
+@pytest.mark.slow  # a decoder is pruned, and timed
+def test_texts_of_one_id_do_not_end_it_after_minutes(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = save(build(DECODER), tmp_path / "writer")
+    for name, lines in (("short", ["a", "b"]), ("mixed", ["a", "a longer one", "b"])):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "\n".join(json.dumps({"text": line}) for line in lines))
+    words = ["prune", str(writer), "--output", str(tmp_path / "out"), "--quiet", "--neurons", "0.5"]
+    short, mixed = (str(tmp_path / f"{name}.jsonl") for name in ("short", "mixed"))
+    assert main.main([*words, "--texts", short, "--rounds", "0"]) == 1
+    assert "texts: expected one of at least two ids" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main.main([*words, "--texts", mixed, "--rounds", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["after"]["ms_batch_1"] > 0
+
+
+def test_what_is_interrupted_leaves_nothing(
+        model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    made: list[str] = []
+
+    def interrupted(source: Path, target: Path) -> None:
+        made.extend(path.name for path in (tmp_path / "tmp").iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.rename", interrupted)
+    assert main.main(["prune", str(model), "--texts", str(rows), "--vocabulary", "used",
+                      "--output", str(tmp_path / "out"), "--quiet", "--rounds", "0"]) == 130
+    gc.collect()
+    assert len(made) == 1 and made[0].startswith("tf_infer_tokenizer_")
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
 
 
 def test_distillation_needs_a_teacher_that_is_there(model: Path, rows: Path, tmp_path: Path,

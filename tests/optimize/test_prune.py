@@ -33,9 +33,9 @@ from tf_infer.errors import ConfigError
 from tf_infer.networks import cuts
 from tf_infer.networks.fast import FastDecoder
 from tf_infer.optimize.apply import apply
-from tf_infer.optimize.importance import Text
 from tf_infer.optimize.plan import OptimizationPlan
 from tf_infer.optimize.prune import PruneSettings, best, choose, count, prune, spread
+from tf_infer.optimize.texts import Text
 from tf_infer.tasks.base import Task
 from tf_infer.tasks.build import build, load, save
 
@@ -276,6 +276,15 @@ def test_networks_that_cannot_be_cut_are_named(silenced: Task, words: Path) -> N
         choose(plain, PruneSettings(vocabulary="used"), TEXTS)
     with pytest.raises(ConfigError, match="texts: expected at least one to judge by, got 0"):
         choose(silenced, PruneSettings(heads=1), [])
+
+
+def test_weights_that_are_no_numbers_are_named(words: Path) -> None:
+    task = classifier(words)
+    bias = task.network.logits.bias
+    bias.assign(tf.tensor_scatter_nd_update(bias.value, [[1]], [np.nan]))
+    with pytest.raises(ConfigError, match=r"network: expected weights that are finite numbers, got "
+                                          r"\['.*logits/bias'\]"):
+        choose(task, PruneSettings(heads=2), TEXTS)
 
 
 def test_counts_and_shares() -> None:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from tf_infer.engines.contracts import EncoderEngine
     from tf_infer.manifest import EncoderEngineManifest, EngineKind
     from tf_infer.optimize.onnx import OnnxSettings
@@ -57,8 +55,12 @@ class OnnxKind:
               progress: Callable[[str], None]) -> EncoderEngineManifest:
         """Write model and description into a folder, which is made."""
         from tf_infer.optimize.onnx import write
+        from tf_infer.optimize.texts import encoded
 
-        batches = () if settings.ranges == "found" else _encoded(task, texts)
+        batches = [] if settings.ranges == "found" else [
+            {name: tensor.numpy() for name, tensor in encoded(
+                task, texts[begin:begin + BATCH]).items()}
+            for begin in range(0, len(texts), BATCH)]
         return write(task.network, folder, settings, grid=task.config.grid, batches=batches,
                      progress=progress)
 
@@ -67,21 +69,3 @@ class OnnxKind:
         from tf_infer.engines import onnx
 
         return onnx.load(folder, provider="cpu")
-
-
-def _encoded(task: Task, texts: Sequence[bytes]) -> list[dict[str, np.ndarray]]:
-    """Return ids, mask, segments of some texts; of pairs each text stands beside itself."""
-    import numpy as np
-
-    from tf_infer.verify.predictors import EagerPredictor
-
-    signatures = task.signatures()
-    names = [one.name for one in signatures["encode"].spec.inputs]
-    encode = EagerPredictor(signatures)
-    found = []
-    for begin in range(0, len(texts), BATCH):
-        words = np.array(texts[begin:begin + BATCH], dtype=object)
-        told = encode("encode", dict.fromkeys(names, words))
-        found.append({"ids": told["ids"], "mask": told["mask"] != 0,
-                      "segments": told.get("segments", np.zeros_like(told["ids"]))})
-    return found

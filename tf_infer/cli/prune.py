@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer import config as configs
+from tf_infer.cli.texts import check_pairs
 from tf_infer.cli.train import value_of
 from tf_infer.config import CausalLMConfig, check
 from tf_infer.errors import DataError
 
 if TYPE_CHECKING:
     from tf_infer.networks.cuts import Kept
-    from tf_infer.optimize.importance import Text
     from tf_infer.optimize.prune import PruneSettings
+    from tf_infer.optimize.texts import Text
     from tf_infer.tasks.base import Task
     from tf_infer.train.data import Example
 
@@ -92,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     check(not arguments.output.exists(), "--output", "a directory that does not exist",
           str(arguments.output), "Remove it, or name another.")
     check(arguments.rounds >= 0, "--rounds", ">= 0", arguments.rounds)
+    from tf_infer.networks.build import WEIGHTS_FILE
     from tf_infer.optimize import prune
     from tf_infer.optimize.timing import timed
     from tf_infer.tasks import build
@@ -102,19 +104,20 @@ def run(arguments: argparse.Namespace) -> int:
     task = build.load(arguments.model_dir)
     texts = texts_of(task, data.read(arguments.texts), arguments.texts)
     test = data.read(arguments.test) if arguments.test else None
+    seen = texts_of(task, test, arguments.test) if test else texts
+    judge = functools.partial(_judged, test=test, quiet=arguments.quiet)
+    # Whatever fails, fails before anything is written; rows that cannot be judged at once.
+    before = _measured(task, seen) | judge(task)
     ticker = functools.partial(bar, progress=False if arguments.quiet else None)
     kept = prune.choose(task, settings, texts, ticker=ticker)
-    pruned = prune.take(task, kept)
-    build.save(pruned, arguments.output)
-    tasks = (task, pruned)
-    found = [_measured(one, folder, texts_of(task, test, arguments.test) if test else texts)
-             for one, folder in zip(tasks, (arguments.model_dir, arguments.output))]
-    if test:
-        for one, told in zip(tasks, found):
-            told |= _judged(one, test, quiet=arguments.quiet)
+    tasks = (task, prune.take(task, kept))
+    found = [before, _measured(tasks[1], seen) | judge(tasks[1])]
     if arguments.rounds:
         for times, told in zip(timed(tasks, texts, arguments.rounds), found):
             told |= times
+    build.save(tasks[1], arguments.output)
+    for folder, told in zip((arguments.model_dir, arguments.output), found):
+        told["megabytes"] = (folder / WEIGHTS_FILE).stat().st_size / 1e6
     result = {"model": str(arguments.model_dir), "output": str(arguments.output),
               "settings": configs.to_json(settings), "kept": told_of(kept),
               "before": found[0], "after": found[1]}
@@ -126,10 +129,11 @@ def texts_of(task: Task, examples: Sequence[Example], path: Path) -> list[Text]:
     """Return the texts of examples: pairs of them as pairs, of plain text each line or piece.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or pairs stand where the task reads none; names rows by place.
     """
     from tf_infer.train import data
 
+    check_pairs(examples, task.config)
     plain = path.name.endswith((".txt", ".txt.gz"))
     cut = data.pieces if isinstance(task.config, CausalLMConfig) else str.splitlines
     found: list[Text] = []
@@ -151,22 +155,23 @@ def told_of(kept: Kept) -> dict[str, Any]:
             "ids": None if kept.ids is None else len(kept.ids)}
 
 
-def _measured(task: Task, folder: Path, texts: Sequence[Text]) -> dict[str, Any]:
-    from tf_infer.networks.build import WEIGHTS_FILE
+def _measured(task: Task, texts: Sequence[Text]) -> dict[str, Any]:
     from tf_infer.optimize.prune import count_ids
 
     uses = count_ids(task, texts)
     unknown = task.codec.unknown_id
     return {"parameters": sum(weight.shape.num_elements() for weight in task.network.weights),
-            "megabytes": (folder / WEIGHTS_FILE).stat().st_size / 1e6,
             "vocabulary": task.codec.vocab_size, "ids_a_text": float(uses.sum()) / len(texts),
             "unknown_share": float(uses[unknown]) / max(int(uses.sum()), 1)
             if unknown is not None else 0.0}
 
 
-def _judged(task: Task, test: Sequence[Example], *, quiet: bool) -> dict[str, Any]:
+def _judged(task: Task, test: Sequence[Example] | None, *, quiet: bool) -> dict[str, Any]:
+    """Return how good a model is on test rows; nothing without any."""
     from tf_infer.train.loop import evaluate
 
+    if not test:
+        return {}
     judged = evaluate(task, test, progress=False if quiet else None)
     return {name: judged[name] for name in ("accuracy", "micro_f1", "perplexity", "loss")
             if name in judged}

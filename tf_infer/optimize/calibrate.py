@@ -15,6 +15,7 @@ from tf_infer.networks.encoder_arrays import EncoderArrays
 from tf_infer.networks.fast_encoder import EncoderForm, FastClassifier, layer_names
 from tf_infer.optimize.plan import OptimizationPlan
 from tf_infer.optimize.ranges import Magnitudes, smoothing
+from tf_infer.optimize.texts import encoded
 from tf_infer.tasks.base import Task
 
 MAX_TEXTS = 512
@@ -73,11 +74,9 @@ def batches_of(task: Task, texts: Sequence[bytes]) -> Iterator[dict[str, tf.Tens
     if not fitting:
         raise DataError(f"calibration: expected texts of at most {packing.max_tokens} tokens, got "
                         f"{len(texts)} of {counts.min()} to {counts.max()}. Give shorter ones.")
-    names = [one.name for one in task.signatures()["serving_default"].spec.inputs]
     fitting = fitting[:MAX_TEXTS]
     for start in range(0, len(fitting), BATCH_ROWS):
-        batch = tf.constant(fitting[start:start + BATCH_ROWS])
-        yield task.preprocess(**dict.fromkeys(names, batch))
+        yield encoded(task, fitting[start:start + BATCH_ROWS])
 
 
 def observed(network: FastClassifier, batches: Sequence[Mapping[str, tf.Tensor]],

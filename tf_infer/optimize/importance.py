@@ -11,11 +11,10 @@ import tensorflow as tf
 from tf_infer.config import CausalLMConfig, TaskConfig
 from tf_infer.networks import cuts
 from tf_infer.networks.cuts import Kept, Unit
+from tf_infer.optimize.texts import Text, encoded
 from tf_infer.tasks.base import Task
 from tf_infer.text.packing import pad_id
 
-# A text of a classifier, a pair of them where it takes pairs, or a document of a decoder.
-Text: TypeAlias = bytes | tuple[bytes, bytes]
 Ticker: TypeAlias = Callable[[Iterable[Any], str], Iterable[Any]]
 BATCH_ROWS = 16
 ENCODE_ROWS = 256
@@ -42,10 +41,7 @@ def read(task: Task, texts: Sequence[Text], ticker: Ticker) -> list[Row]:
                 if len(row.ids) > 1]
     found = []
     for begin in ticker(range(0, len(texts), ENCODE_ROWS), "encode"):
-        parts = zip(*(text if isinstance(text, tuple) else (text,)
-                      for text in texts[begin:begin + ENCODE_ROWS]))
-        dense = task.preprocess(**{
-            name: tf.constant(part) for name, part in zip(("text", "text_pair"), parts)})
+        dense = encoded(task, texts[begin:begin + ENCODE_ROWS])
         ids, mask, segments = (dense[name].numpy() for name in ("ids", "mask", "segments"))
         found += [Row(row[real], segment[real]) for row, real, segment in zip(ids, mask, segments)]
     return found

@@ -17,7 +17,8 @@ from tf_infer.config import CausalLMConfig, EmbeddingBagConfig, TaskConfig, chec
 from tf_infer.networks import build, cuts
 from tf_infer.networks.cuts import Kept, Unit
 from tf_infer.optimize import importance
-from tf_infer.optimize.importance import Text, Ticker, silent
+from tf_infer.optimize.importance import Ticker, silent
+from tf_infer.optimize.texts import Text
 from tf_infer.tasks.base import Task
 from tf_infer.text import fewer_ids
 from tf_infer.text.build import build as build_codec
@@ -83,6 +84,7 @@ def choose(task: Task, settings: PruneSettings, texts: Sequence[Text], *,
            ticker: Ticker = silent) -> Kept:
     """Decide what stays; arguments and errors as of `prune`."""
     check(len(texts) > 0, "texts", "at least one to judge by", len(texts))
+    _check_finite(task)
     whole = cuts.everything(task.network)
     list(cuts.tables(task.network))  # refuses a network in another form
     _check_possible(task, settings, whole)
@@ -159,6 +161,15 @@ def spread(texts: Sequence[Text], most: int) -> list[Text]:
     """Return at most so many texts, from all parts of the list."""
     places = np.unique(np.linspace(0, len(texts) - 1, min(most, len(texts))).round().astype(int))
     return [texts[place] for place in places]
+
+
+def _check_finite(task: Task) -> None:
+    """Refuse weights that are no numbers: by answers of NaN every part is worth the same."""
+    faults = [weight.path for weight in task.network.weights
+              if weight.dtype.startswith(("float", "bfloat"))
+              and not np.isfinite(np.asarray(weight.value, np.float32)).all()]
+    check(not faults, "network", "weights that are finite numbers", faults,
+          "Train it again, with a smaller learning rate.")
 
 
 def _check_possible(task: Task, settings: PruneSettings, whole: Kept) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import tensorflow as tf
 
 from tf_infer.config import CausalLMConfig
+from tf_infer.errors import DataError
 from tf_infer.optimize import importance
-from tf_infer.optimize.importance import Text
+from tf_infer.optimize.texts import Text
 from tf_infer.tasks.base import Task
 
 CALLS = {1: 12, 32: 3}  # of one round, by the rows of a call
@@ -46,20 +47,26 @@ def timed(tasks: Sequence[Task], texts: Sequence[Text], rounds: int) -> list[dic
 
 def _call(task: Task, texts: Sequence[Text], rows: int) -> Callable[[], None]:
     """Return what asks a task about all texts, so many at a time."""
-    groups = [texts[i:i + rows] for i in range(0, len(texts), rows)]
+    begins = range(0, len(texts), rows)
     inputs: list[dict[str, Any]]
     if isinstance(task.config, CausalLMConfig):
-        read = tf.function(task.network, autograph=False, reduce_retracing=True)
-        batches = [importance.batch(importance.read(task, group, importance.silent), 0)
-                   for group in groups]
+        # By place: Keras takes what is named `mask` for one of its own.
+        read = tf.function(lambda ids, mask: task.network(ids, mask), autograph=False,
+                           reduce_retracing=True)
+        there = importance.read(task, texts, importance.silent)  # not those of one id
+        if not there:
+            raise DataError("texts: expected one of at least two ids to time a decoder with, got "
+                            "none. Give other texts, or leave the timing out: --rounds 0.")
+        batches = [importance.batch([there[(i + row) % len(there)] for row in range(rows)], 0)
+                   for i in begins]
         inputs = [{"ids": ids, "mask": mask} for ids, mask, _ in batches]
     else:
         signature = task.signatures()["serving_default"]
         read = tf.function(signature.function, autograph=False)
         names = list(signature.input_specs())
         inputs = [{name: tf.constant([text[i] if isinstance(text, tuple) else text
-                                      for text in group]) for i, name in enumerate(names)}
-                  for group in groups]
+                                      for text in texts[begin:begin + rows]])
+                   for i, name in enumerate(names)} for begin in begins]
 
     def call() -> None:
         for one in inputs:

@@ -1,0 +1,28 @@
+"""Given texts as a classifier's network reads them: they set ranges, and judge what can go"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import tensorflow as tf
+
+from tf_infer.config import ClassifierConfig
+from tf_infer.tasks.base import Task
+
+# A text of a classifier, a pair of them where it takes pairs, or a document of a decoder.
+Text: TypeAlias = bytes | tuple[bytes, bytes]
+
+
+def encoded(task: Task, texts: Sequence[Text]) -> dict[str, tf.Tensor]:
+    """Return ids, mask, segments [B, T] of a batch of texts, encoded as a request's are.
+
+    Args:
+        task: a classifier.
+        texts: at least one; of a pair classifier a text that is no pair stands beside itself.
+    """
+    assert isinstance(task.config, ClassifierConfig)
+    names = ("text", "text_pair") if task.config.pair else ("text",)
+    parts = zip(*(text if isinstance(text, tuple) else (text,) * len(names) for text in texts))
+    dense = task.preprocess(**{name: tf.constant(part) for name, part in zip(names, parts)})
+    return {name: dense[name] for name in ("ids", "mask", "segments")}
