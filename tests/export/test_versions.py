@@ -79,6 +79,18 @@ def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [versions.RECORD_FILE, "1"]
 
 
+def test_what_a_killed_export_left_goes_without_another_one_too(tmp_path: Path) -> None:
+    put(tmp_path, ".tmp-3/3/variables", "2/file")
+    versions.clear(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [versions.RECORD_FILE, "2"]
+    versions.clear(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    with versions.staging(tmp_path) as stage:
+        with pytest.raises(ExportError, match="no other export under way"):
+            versions.clear(tmp_path)
+        assert stage.folder.is_dir()
+
+
 def test_a_second_export_at_the_same_time_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     with versions.staging(tmp_path) as stage:
         with pytest.raises(ExportError, match="no other export under way"):

@@ -321,6 +321,39 @@ def test_the_chosen_form_is_exported_whole_with_what_was_told(tmp_path: Path) ->
             found.export(INT8, tmp_path / "other", {}, tmp_path / "r")
 
 
+@pytest.mark.parametrize("what", ["build", "export"])
+def test_ctrl_c_in_the_middle_leaves_no_half_of_a_version(what: str, tmp_path: Path) -> None:
+    class Interrupted(FakeProcess):
+        def build(self, order: BuildOrder) -> Path:
+            if what == "build" or order.whole:
+                (Path(order.base_dir) / ".tmp-1" / "1").mkdir(parents=True)
+                raise KeyboardInterrupt
+            return super().build(order)
+
+    world = World()
+    world.hire = lambda folder: Interrupted(world, folder.name)  # type: ignore[method-assign]
+    given = Given(order=BuildOrder(model="m", candidate=REFERENCE_CANDIDATE, base_dir="",
+                                   name="intents", texts="t"), truth=("a", "b"), budget_s=300.0)
+    with open_folder(tmp_path / "s", settings()) as (folder, _):
+        found = Search(settings(), folder, given, world.hire, clock=lambda: world.now_s)
+        with pytest.raises(KeyboardInterrupt):
+            found.run()
+            found.export(INT8, tmp_path / "saved", {}, tmp_path / "r")
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".tmp-")]
+    assert not world.open
+
+
+def test_partly_labelled_texts_are_judged_by_those_that_are(tmp_path: Path) -> None:
+    world = World(logits={INT8.key: np.array([[1.0, 0.0], [1.0, 0.0]])})
+    given = Given(order=BuildOrder(model="m", candidate=REFERENCE_CANDIDATE, base_dir="",
+                                   name="intents", texts="t"), truth=("a", None), budget_s=300.0)
+    for _ in range(2):  # the second time from disk
+        with open_folder(tmp_path, settings()) as (folder, _):
+            found = Search(settings(), folder, given, world.hire, clock=lambda: world.now_s).run()
+        assert [one.metric for one in found] == [1.0, 1.0, 1.0]
+        assert [one.agreement for one in found] == [1.0, 1.0, 0.5]
+
+
 def test_how_far_it_is_is_told(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     search(World(), tmp_path, told=lambda *one: told.append(one))

@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -117,6 +119,34 @@ def test_a_process_builds_fails_in_words_and_dies_with_a_name(
     assert "printed while it was built" in (tmp_path / LOG_FILE).read_text()
 
 
+@pytest.mark.process
+def test_a_process_that_is_ended_in_the_middle_leaves_no_temporary_folder(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    made = Process(tmp_path, builder=BUILDER, rows=[], answered=0, new_tokens=0)
+    failures: list[WorkerFailed] = []
+
+    def build() -> None:
+        with pytest.raises(WorkerFailed) as caught:
+            made.build(BuildOrder(model="sleeps", candidate=REFERENCE_CANDIDATE, base_dir="",
+                                  name="m", texts="t"))
+        failures.append(caught.value)
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    for _ in range(600):  # until it is in the middle of its work
+        if "printed while it was built" in (tmp_path / LOG_FILE).read_text():
+            break
+        time.sleep(0.1)
+    assert [path for path in (tmp_path / "tmp").rglob("*") if path.name.startswith("tmp")]
+    made.close()
+    thread.join(timeout=60)
+    assert len(failures) == 1
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.process
 def test_a_process_ends_with_its_parent_however_that_ended(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\n"

@@ -116,8 +116,7 @@ def staging(base_dir: Path, wanted: int | None = None) -> Iterator[Stage]:
     base_dir = Path(base_dir)
     base_dir.mkdir(parents=True, exist_ok=True)
     with _lock(base_dir) as last:
-        for left_behind in base_dir.glob(f"{STAGE_PREFIX}*"):
-            shutil.rmtree(left_behind)
+        _clear(base_dir)
         version = plan_version(list_versions(base_dir), last, wanted)
         area = base_dir / f"{STAGE_PREFIX}{version}"
         try:
@@ -126,6 +125,23 @@ def staging(base_dir: Path, wanted: int | None = None) -> Iterator[Stage]:
             yield Stage(base_dir=base_dir, version=version, folder=folder)
         finally:
             shutil.rmtree(area, ignore_errors=True)
+
+
+def clear(base_dir: Path) -> None:
+    """Remove what an export left behind that was killed.
+
+    Raises:
+        ExportError: an export is under way.
+    """
+    base_dir = Path(base_dir)
+    if base_dir.is_dir():
+        with _lock(base_dir):
+            _clear(base_dir)
+
+
+def _clear(base_dir: Path) -> None:
+    for left_behind in base_dir.glob(f"{STAGE_PREFIX}*"):
+        shutil.rmtree(left_behind)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,11 +67,16 @@ class Process:
                  answered: int, new_tokens: int) -> None:
         self._folder, self._builder, self._rows = folder, builder, rows
         self._answered, self._new_tokens = answered, new_tokens
+        # What it makes for itself, which it cannot remove when it is ended. Not in its own folder:
+        # names of sockets are short.
+        self._scratch = tempfile.TemporaryDirectory(prefix="tf-infer-",
+                                                    ignore_cleanup_errors=True)
         with open(folder / LOG_FILE, "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tf_infer.tuning.worker", str(os.getpid())],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                encoding="utf-8", start_new_session=True, env={**QUIET, **os.environ})
+                encoding="utf-8", start_new_session=True,
+                env={**QUIET, **os.environ, "TMPDIR": self._scratch.name})
 
     def build(self, order: BuildOrder) -> Path:
         """See `Hired.build`."""
@@ -111,6 +117,7 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._scratch.cleanup()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):

@@ -17,6 +17,7 @@ from typing import Any
 
 from tf_infer import config
 from tf_infer.errors import ExportError, VerificationError
+from tf_infer.export.versions import clear
 from tf_infer.manifest import Report
 from tf_infer.tuning import rounds as planning
 from tf_infer.tuning.build import BuildOrder
@@ -129,6 +130,7 @@ class Search:
                                     f"Report: {report_path}", report=report) from failure
         finally:
             worker.close()
+            _sweep(base_dir)
 
     def _order(self, candidate: Candidate, base_dir: Path, **changes: Any) -> BuildOrder:
         return replace(self._given.order, candidate=candidate, base_dir=str(base_dir), **changes)
@@ -151,6 +153,7 @@ class Search:
             return Built(failed=self._reason(candidate, failure))
         finally:
             worker.close()
+            _sweep(base_dir)
         size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
         return Built(version=version.relative_to(folder).as_posix(), size_bytes=size)
 
@@ -305,6 +308,12 @@ class Search:
             self._progress(f"{what} {candidate.name}", number, len(candidates))
             yield candidate
         self._progress(what, len(candidates), len(candidates))
+
+
+def _sweep(base_dir: Path) -> None:
+    """Remove what an export left that the end of its process cut off."""
+    with contextlib.suppress(ExportError):  # somebody else's is under way
+        clear(base_dir)
 
 
 def free_bytes(path: Path = Path("/proc/meminfo")) -> int:
