@@ -35,6 +35,25 @@ def test_two_graphs_that_call_it_twice_hold_one_function_traced_once() -> None:
     assert ran == [False]
 
 
+def test_one_that_is_copied_is_held_once_and_left_to_the_optimiser() -> None:
+    traced: list[bool] = []
+
+    def halve(values: tf.Tensor) -> tf.Tensor:
+        traced.append(True)
+        return tf.sqrt(values * values) / 2.0
+
+    half = Shared(CORE, halve, [FREE], copied=True)
+    outer = tf.function(
+        lambda values: tf.while_loop(lambda i, v: i < 3, lambda i, v: (i + 1, half(half(v))),
+                                     (tf.constant(0), values))[1],
+        input_signature=[FREE], autograph=False).get_concrete_function()
+    held = [one for one in outer.graph.as_graph_def().library.function
+            if any(node.op == "Sqrt" for node in one.node_def)]
+    assert len(held) == len(traced) == 1
+    assert "_noinline" not in held[0].attr
+    assert outer(tf.constant([-64.0])).numpy().tolist() == [1.0]
+
+
 def test_op_by_op_it_is_the_function_itself() -> None:
     half, ran = halved()
     assert half(tf.constant([-8.0])).numpy().tolist() == [4.0]

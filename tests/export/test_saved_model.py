@@ -112,6 +112,15 @@ def test_a_large_output_is_not_kept_in_the_golden_file() -> None:
     assert list(saved_model._without_large_outputs(sample).outputs) == ["tokens"]
 
 
+def test_every_constant_of_a_function_is_written_once(version_dir: Path) -> None:
+    model = saved_model_pb2.SavedModel.FromString((version_dir / "saved_model.pb").read_bytes())
+    functions = model.meta_graphs[0].graph_def.library.function
+    constants = [[node.attr["value"].SerializeToString(deterministic=True)
+                  for node in one.node_def if node.op == "Const"] for one in functions]
+    assert sum(map(len, constants)) > 20
+    assert all(len(found) == len(set(found)) for found in constants)
+
+
 def test_every_weight_is_written_once(version_dir: Path, task: WordTask) -> None:
     reader = tf.train.load_checkpoint(str(version_dir / "variables" / "variables"))
     dtypes = reader.get_variable_to_dtype_map()

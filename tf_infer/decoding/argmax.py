@@ -19,7 +19,7 @@ def best(scores: tf.Tensor) -> tf.Tensor:
     lowest = tf.constant(scores.dtype.min, scores.dtype)
     numbers = tf.where(tf.math.is_nan(scores), lowest, tf.maximum(scores, lowest))
     top = tf.reduce_max(numbers, axis=-1, keepdims=True)
-    places = tf.range(tf.shape(scores)[-1], dtype=tf.int32)
+    places = tf.range(tf.unstack(tf.shape(scores))[-1])
     return tf.reduce_min(tf.where(numbers >= top, places, tf.int32.max), axis=-1)
 
 

@@ -62,7 +62,7 @@ def begin(limits: Limits, processors: Sequence[Processor] = (), watchers: Sequen
           ) -> Progress:
     """Return the progress of rows that have produced nothing; N is that of `max_new_tokens`."""
     nothing = tf.zeros_like(limits.max_new_tokens)                           # [N] int32
-    ids = tf.fill([tf.shape(nothing)[0], limits.capacity], limits.pad_id)    # [N, L]
+    ids = tf.fill([tf.size(nothing), limits.capacity], limits.pad_id)      # [N, L]
     return Progress(
         tokens=nothing + limits.pad_id, live=limits.max_new_tokens > 0, ids=ids, lengths=nothing,
         scores=tf.zeros_like(nothing, tf.float32), finished=tf.zeros_like(nothing, tf.bool),

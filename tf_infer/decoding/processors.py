@@ -84,7 +84,7 @@ def penalizes(penalties: Penalties) -> tf.Tensor:
 
 def token_counts(ids: tf.Tensor, lengths: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """Return how often each row holds each id: [N, L] int32, [N] int32 -> [N, size] float32."""
-    rows, width = tf.shape(ids)[0], tf.shape(ids)[1]
+    rows, width = tf.unstack(tf.shape(ids))
     real = tf.sequence_mask(lengths, width)                                  # [N, L]
     places = tf.stack([tf.broadcast_to(tf.range(rows)[:, None], [rows, width]),
                        tf.where(real, ids, 0)], axis=-1)                     # [N, L, 2]
@@ -103,7 +103,8 @@ def add_bias(logits: tf.Tensor, ids: tf.Tensor, values: tf.Tensor, counts: tf.Te
     Returns:
         [N, V] float32; ids outside 0 .. V - 1 change nothing.
     """
-    rows, width, size = tf.shape(ids)[0], tf.shape(ids)[1], tf.shape(logits)[1]
+    rows, size = tf.unstack(tf.shape(logits))
+    width = tf.unstack(tf.shape(ids))[1]
     real = tf.sequence_mask(counts, width) & (ids >= 0) & (ids < size)
     places = tf.stack([tf.broadcast_to(tf.range(rows)[:, None], [rows, width]),
                        tf.where(real, ids, 0)], axis=-1)
@@ -150,9 +151,10 @@ def ban(logits: tf.Tensor, banned: tf.Tensor, history: History) -> tf.Tensor:
     Returns:
         [N, V] float32.
     """
-    rows, words, size = tf.shape(banned)[0], tf.shape(banned)[1], tf.shape(logits)[1]
+    rows, words, longest = tf.unstack(tf.shape(banned))
+    size = tf.unstack(tf.shape(logits))[1]
     counts = tf.reduce_sum(tf.cast(banned >= 0, tf.int32), axis=-1)          # [N, W]
-    places = tf.range(tf.shape(banned)[2])
+    places = tf.range(longest)
     # Place s of a sequence of n ids stands n - 1 - s places before the end of what was produced.
     back = history.lengths[:, None, None] - (counts[..., None] - 1) + places  # [N, W, S]
     known = tf.gather(history.ids, tf.clip_by_value(back, 0, tf.shape(history.ids)[1] - 1),

@@ -97,7 +97,7 @@ def _draw(logits: tf.Tensor, options: SamplingOptions, produced: tf.Tensor) -> t
     """[N, V] finite logits -> [N] int32, drawn; greedy rows get some token."""
     temperature = tf.where(options.temperature > 0.0, options.temperature, 1.0)
     shifted = logits - tf.reduce_max(logits, axis=-1, keepdims=True)
-    size = tf.shape(logits)[1]
+    _, size = tf.unstack(tf.shape(logits))
     rows = _Rows(
         weights=tf.exp(shifted / temperature[:, None]),
         top_k=tf.where(options.top_k > 0, tf.minimum(options.top_k, size), size),
@@ -136,7 +136,7 @@ def _from_all(rows: _Rows) -> tf.Tensor:
 
 def _from_shortlist(rows: _Rows) -> tuple[tf.Tensor, tf.Tensor]:
     """Draw from the best tokens: [N] int32 tokens, [N] bool where the filters end within them."""
-    size = tf.shape(rows.weights)[1]
+    _, size = tf.unstack(tf.shape(rows.weights))
     width = tf.minimum(SHORTLIST, size)
     values, ids = tf.math.top_k(rows.weights, k=width)                       # [N, S]
     everything = tf.reduce_sum(tf.cast(rows.weights, tf.float64), axis=-1)   # [N]
@@ -209,11 +209,12 @@ def keep(values: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor, everything: tf.T
             least top_p; the best one always.
         reached: [N] bool, whether that mass lies within the S values, should top-k be off.
     """
-    places = tf.range(tf.shape(values)[1])
+    _, size = tf.unstack(tf.shape(values))
+    places = tf.range(size)
     within = places < top_k[:, None]                                         # [N, S]
     weights = tf.where(within, tf.cast(values, tf.float64), 0.0)
     sums = tf.cumsum(weights, axis=-1)
-    total = tf.where(top_k > tf.shape(values)[1], everything, sums[:, -1])   # [N]
+    total = tf.where(top_k > size, everything, sums[:, -1])                  # [N]
     wanted = top_p * total
     before = tf.concat([tf.zeros_like(sums[:, :1]), sums[:, :-1]], axis=-1)  # mass of the better
     off = (top_p >= 1.0)[:, None]
@@ -235,7 +236,7 @@ def pick(weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
     Sums are float64, so that their order, which differs between graph and XLA, does not show.
     Cost: O(N·M) time; the running sums are taken over blocks, then inside one.
     """
-    rows, size = tf.shape(weights)[0], tf.shape(weights)[1]
+    rows, size = tf.unstack(tf.shape(weights))
     blocks = (size + BLOCK - 1) // BLOCK
     padded = tf.pad(weights, [[0, 0], [0, blocks * BLOCK - size]])
     cells = tf.cast(tf.reshape(padded, [rows, blocks, BLOCK]), tf.float64)   # [N, M / 128, 128]
@@ -253,6 +254,6 @@ def pick(weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
 
 def _first(marks: tf.Tensor) -> tf.Tensor:
     """[N, M] bool -> [N] int32, index of the first True; 0 where there is none."""
-    size = tf.shape(marks)[-1]
+    _, size = tf.unstack(tf.shape(marks))
     found = tf.reduce_min(tf.where(marks, tf.range(size), size), axis=-1)
     return tf.where(found < size, found, 0)

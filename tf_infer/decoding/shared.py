@@ -14,7 +14,8 @@ class Shared:
 
     TensorFlow copies an ordinary `tf.function` into each place that calls it, there to be optimised
     and built again, also where no row of any batch ever comes by. One that is marked `_noinline` is
-    built when it is first run. A call costs some 50 us, so the steps of a loop stay out.
+    built when it is first run. A call costs some 50 us, so the steps of a loop are `copied`: traced
+    once and held once, and nothing else.
 
     Args (of the constructor):
         stage: the name scope of its operations (`stages.SCOPES`).
@@ -22,18 +23,20 @@ class Shared:
         specs: of its arguments.
         optimised: whether TensorFlow's graph optimiser goes over it. That takes half of the time
             to build it, and makes little faster but the products of a network.
+        copied: whether TensorFlow may copy it into what calls it, which then has to be optimised.
     """
 
     def __init__(self, stage: str, function: Callable[..., Any], specs: Sequence[Any], *,
-                 optimised: bool = False) -> None:
-        self._function, self._optimised = function, optimised
+                 optimised: bool = False, copied: bool = False) -> None:
+        self._function, self._optimised = function, optimised or copied
 
         def staged(*arguments: Any) -> Any:
             with tf.name_scope(stage):
                 return function(*arguments)
 
-        self._traced = tf.function(staged, input_signature=tuple(specs), autograph=False,
-                                   experimental_attributes={"_noinline": True})
+        self._traced = tf.function(
+            staged, input_signature=tuple(specs), autograph=False,
+            experimental_attributes=None if copied else {"_noinline": True})
 
     def __call__(self, *arguments: Any) -> Any:
         """Return what the function returns."""

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tf_infer import config
 from tf_infer.errors import ExportError, VerificationError
+from tf_infer.export.constants import share_constants
 from tf_infer.export.signatures import (
     check_signature_defs,
     check_specs,
@@ -130,6 +131,7 @@ def write_saved_model(task: Task, folder: Path) -> None:
         specs = signature.input_specs()
         archive.add_endpoint(name, _traced(signature, specs), list(specs.values()))
     archive.write_out(str(folder), verbose=False)
+    share_constants(folder)
     specs_written = [signature.spec for signature in signatures.values()]
     describe_signatures(folder, specs_written)
     check_signature_defs(folder, specs_written)
@@ -161,8 +163,8 @@ def _traced(signature: Signature, specs: Mapping[str, tf.TensorSpec]
     def named(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
         inputs = dict(zip(specs, tensors))
         if options and rows_by is not None:
-            inputs |= {name: _for_all_rows(inputs[name], tf.shape(inputs[rows_by])[0])
-                       for name in options}
+            inputs |= _for_all_rows({name: inputs[name] for name in options},
+                                    tf.shape(inputs[rows_by])[0])
         return signature.function(**inputs)
 
     traced = tf.function(named, input_signature=list(specs.values()), autograph=False
@@ -175,9 +177,16 @@ def _traced(signature: Signature, specs: Mapping[str, tf.TensorSpec]
     return call
 
 
-def _for_all_rows(option: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """Repeat an option of one value; leave any other alone, for the signature to check."""
-    return tf.repeat(option, tf.where(tf.shape(option)[0] == 1, rows, 1))
+def _for_all_rows(given: Mapping[str, tf.Tensor], rows: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Repeat options of one value; leave any other alone, for the signature to check.
+
+    All their sizes are looked at together: one by one they are forty operations each.
+    """
+    flat = [tf.reshape(option, [-1]) for option in given.values()]
+    sizes = tf.stack([tf.size(option) for option in flat])
+    wanted = tf.unstack(tf.expand_dims(tf.where(sizes == 1, rows, sizes), 1), num=len(flat))
+    return {name: tf.broadcast_to(option, shape)
+            for name, option, shape in zip(given, flat, wanted)}
 
 
 def check_golden(golden: Sequence[Sample], signatures: Mapping[str, Signature]) -> None:

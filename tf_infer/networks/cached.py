@@ -9,7 +9,8 @@ import keras
 import tensorflow as tf
 
 from tf_infer.errors import ShapeError
-from tf_infer.networks.attention import attend, causal, with_room, write
+from tf_infer.networks.attention import attend, causal, places, put, with_room
+from tf_infer.networks.axes import sizes
 from tf_infer.networks.contracts import Cache
 
 # Cosines and sines of rotary positions, each [N or 1, S, d/2]; None where a family has none.
@@ -116,14 +117,14 @@ class CachedDecoder(keras.layers.Layer):
         """
         counts = tf.cast(counts, tf.int32)
         positions = cache.lengths[:, None] + tf.range(tf.shape(ids)[1])[None, :]  # [N, S]
-        places = tf.range(tf.shape(cache.layers[0][0])[2])
-        allowed = places[None, None, :] <= positions[:, :, None]  # [N, S, C]
+        room = tf.range(sizes(cache.layers[0][0])[2])
+        allowed = room[None, None, :] <= positions[:, :, None]  # [N, S, C]
         hidden, angles = self.embed(ids, tf.minimum(positions, self.max_positions - 1))
+        where = places(cache.layers[0][0], sizes(ids)[1], cache.lengths, counts)
         layers = []
         for block, (keys, values) in zip(self.blocks(), cache.layers):
             projected = block.project(hidden, angles)
-            keys = write(keys, projected.keys, cache.lengths, counts)
-            values = write(values, projected.values, cache.lengths, counts)
+            keys, values = (put(keys, projected.keys, where), put(values, projected.values, where))
             attended = attend(projected.query, keys, values, allowed)
             hidden = block.finish(hidden, attended)
             layers.append((keys, values))

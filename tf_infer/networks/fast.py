@@ -9,7 +9,7 @@ precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tf_infer.networks.arrays import DecoderArrays, Dense, LayerArrays, Norm, arrays_of
 from tf_infer.networks.attention import MASKED, causal, rotate
+from tf_infer.networks.axes import over_last_axis
 from tf_infer.networks.cached import Angles, CachedDecoder, Projected
 from tf_infer.networks.contracts import Cache
 from tf_infer.networks.products import ACTIVATIONS, Precision, Product, Table, Weights
@@ -269,15 +270,3 @@ def beside(*parts: Dense | None) -> Dense:
     biases = [part.bias for part in real if part.bias is not None]
     return Dense(np.concatenate([part.kernel for part in real]),
                  np.concatenate(biases) if biases else None)
-
-
-def over_last_axis(function: Callable[[tf.Tensor], tf.Tensor], tensor: tf.Tensor, width: int
-                   ) -> tf.Tensor:
-    """Apply [M, D] -> [M, width] to [..., D]."""
-    if tensor.shape.rank == 2:
-        return function(tensor)
-    shape = tf.shape(tensor)
-    flat = function(tf.reshape(tensor, [-1, tensor.shape[-1]]))
-    result = tf.reshape(flat, tf.concat([shape[:-1], [width]], axis=0))
-    result.set_shape([*tensor.shape[:-1], width])
-    return result

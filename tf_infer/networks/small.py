@@ -10,6 +10,7 @@ import tensorflow as tf
 from tf_infer.config import ConvConfig, EmbeddingBagConfig, SmallTransformerConfig
 from tf_infer.errors import ConfigError
 from tf_infer.networks.attention import attend, join_heads, split_heads
+from tf_infer.networks.axes import over_last_axis
 from tf_infer.networks.cached import Angles, CachedDecoder, Projected, check_width
 
 SEGMENTS = 2
@@ -137,15 +138,16 @@ class TransformerBlock(keras.layers.Layer):
 
     def project(self, hidden: tf.Tensor, angles: Angles = None) -> Projected:
         """Make query, keys and values out of [N, S, width]."""
-        parts = tf.split(self.qkv(self.norm(hidden)), 3, axis=-1)
+        parts = tf.split(over_last_axis(self.qkv, self.norm(hidden), self.qkv.units), 3, axis=-1)
         return Projected(*(split_heads(part, self.config.heads) for part in parts))
 
     def finish(self, hidden: tf.Tensor, attended: tf.Tensor, *, training: bool = False
                ) -> tf.Tensor:
         """Add what attention found and the feed-forward part."""
-        found = self.out(join_heads(attended))
+        found = over_last_axis(self.out, join_heads(attended), self.out.units)
         hidden += self.dropout(found, training=training)
-        outer = self.outer(self.inner(self.inner_norm(hidden)))
+        outer = over_last_axis(lambda flat: self.outer(self.inner(flat)),
+                               self.inner_norm(hidden), self.outer.units)
         return hidden + self.dropout(outer, training=training)
 
 

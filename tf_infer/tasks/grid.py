@@ -132,7 +132,7 @@ def require(rule: tf.Tensor, message: str, values: tf.Tensor | None = None) -> A
     if rule.shape.rank != 0:
         data += [tf.constant("First such row:"), first]
     if values is not None:
-        data += [tf.constant("got:"), tf.concat([values, tf.zeros([1], values.dtype)], 0)[first]]
+        data += [tf.constant("got:"), tf.gather(tf.pad(values, [[0, 1]]), first)]
     return _assert(tf.reduce_all(rule), data)
 
 
@@ -146,11 +146,11 @@ def require_all(rules: Sequence[tuple[str, tf.Tensor, tf.Tensor]]) -> Any:
     # A row of zeros, so that there is something to look at where nothing is broken, or no row.
     first = tf.argmax(tf.pad(tf.reduce_any(broken, axis=1), [[0, 1]], constant_values=True))
     first = tf.minimum(first, len(rules) - 1)
-    row = tf.argmax(tf.pad(broken, [[0, 0], [0, 1]], constant_values=True)[first])
+    row = tf.argmax(tf.gather(tf.pad(broken, [[0, 0], [0, 1]], constant_values=True), first))
     return _assert(~tf.reduce_any(broken), [
         tf.gather(tf.constant([message for message, _, _ in rules]), first),
         tf.constant("First such row:"), row, tf.constant("got:"),
-        tf.pad(values, [[0, 0], [0, 1]])[first, row]])
+        tf.gather_nd(tf.pad(values, [[0, 0], [0, 1]]), tf.stack([first, row]))])
 
 
 def same_rows(inputs: Mapping[str, tf.Tensor]) -> None:

@@ -15,7 +15,7 @@ from tf_infer.decoding.loop import run
 from tf_infer.decoding.processors import History
 from tf_infer.decoding.shared import Shared
 from tf_infer.networks.contracts import Cache
-from tf_infer.stages import CORE
+from tf_infer.stages import CORE, DECODING
 from tf_infer.tasks import options
 
 if TYPE_CHECKING:
@@ -118,6 +118,10 @@ class Loops:
         found = self.task.row_options.dense_specs()
         return {name: found[name] for name in ("max_new_tokens", *DRAWING)}
 
+    @property
+    def _drawing_specs(self) -> SamplingOptions:
+        return self.task.row_options.sampling(self.task.row_options.dense_specs())
+
     @cached_property
     def _asked_specs(self) -> dict[str, tf.TensorSpec]:
         one, some = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, None], tf.int32)
@@ -126,10 +130,11 @@ class Loops:
         return {**self.task.row_options.dense_specs(), **held, "history": some, "allowed": some,
                 "history_length": one, "produced": one, "state": one}
 
-    def _held(self, function: Callable[..., Any], *specs: Callable[[], Any]) -> Callable[..., Any]:
+    def _held(self, function: Callable[..., Any], *specs: Callable[[], Any], stage: str = CORE,
+              copied: bool = False) -> Callable[..., Any]:
         if self.task.compiled == "xla":
             return function
-        return Shared(CORE, function, [spec() for spec in specs], optimised=True)
+        return Shared(stage, function, [spec() for spec in specs], optimised=True, copied=copied)
 
     @cached_property
     def _prefill(self) -> Callable[..., Any]:
@@ -144,6 +149,18 @@ class Loops:
     def _as_asked(self) -> Callable[..., Any]:
         return self._held(self._decoded_as_asked, self._start_spec, lambda: self._asked_specs)
 
+    @cached_property
+    def _step(self) -> Callable[..., Any]:
+        return self._held(self.task.step, lambda: tf.TensorSpec([None], tf.int32),
+                          lambda: tf.TensorSpec([None], tf.bool), lambda: self.cache_spec,
+                          copied=True)
+
+    @cached_property
+    def _choose(self) -> Callable[..., Any]:
+        return self._held(sampling.choose, lambda: self._start_spec().logits,
+                          lambda: self._drawing_specs, lambda: tf.TensorSpec([None], tf.int32),
+                          stage=DECODING, copied=True)
+
     def _start_spec(self) -> Start:
         return Start(tf.TensorSpec([None, self.task.network.vocab_size], tf.float32),
                      self.cache_spec)
@@ -157,11 +174,13 @@ class Loops:
         return Start(tf.cast(logits, tf.float32), cache)
 
     def _decoded_plainly(self, start: Start, dense: Dense) -> Plain:
-        task, chosen = self.task, SamplingOptions(**{name: dense[name] for name in DRAWING})
+        task, off = self.task, tf.zeros_like(dense["temperature"])
+        chosen = SamplingOptions(**{name: dense[name] for name in DRAWING}, min_p=off,
+                                 typical_p=off)
         told = record.watcher(tf.zeros_like(dense["max_new_tokens"]), task.config.capacity, 0)
         progress, _ = run(
-            task.step, start, task.limits(dense["max_new_tokens"]),
-            lambda values, produced: sampling.choose(values, chosen, produced), (), (told,),
+            self._step, start, task.limits(dense["max_new_tokens"]),
+            lambda values, produced: self._choose(values, chosen, produced), (), (told,),
             compact=task.compiled == "none")
         return Plain(progress.ids, progress.lengths, progress.scores, progress.finished,
                      progress.seen[0].log_probs)
@@ -172,8 +191,8 @@ class Loops:
         length = dense["history_length"]
         history = History(dense["history"], tf.maximum(length - before, 0), length)
         progress, cache = run(
-            task.step, start, task.limits(dense["max_new_tokens"], dense["stop_ids"]),
-            lambda values, produced: sampling.choose(values, chosen, before + produced),
+            self._step, start, task.limits(dense["max_new_tokens"], dense["stop_ids"]),
+            lambda values, produced: self._choose(values, chosen, before + produced),
             (*task.processors(dense, history, before=before), first_only(dense["allowed"]),
              *held.processors(dense)),
             (record.watcher(dense["logprobs"], capacity, task.config.top_logprobs),
