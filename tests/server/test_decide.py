@@ -10,6 +10,7 @@ from tf_infer.server.decide import Actions, Seen, State, aspired, plan, start_ou
 UP, BUSY, DOWN = Seen(State.AVAILABLE), Seen(State.LOADING), Seen(State.END)
 FAILED = Seen(State.END, tried=True)
 LEAVING = Seen(State.UNLOADING)
+AGAIN = Seen(State.LOADING, failing=True)
 
 
 def test_VR01_VR02_only_decimal_names_are_versions() -> None:
@@ -68,6 +69,11 @@ def test_plan(case: str, wanted: set[int], seen: dict[int, Seen], expected: Acti
     ({2}, {1: DOWN, 2: FAILED}, False),  # the model was served, taken away, and is back
     ({2}, {1: LEAVING, 2: BUSY}, None),
     ({2}, {1: FAILED}, None),
+    ({1, 2}, {1: UP, 2: BUSY}, None),
+    ({1, 2}, {1: UP}, None),
+    ({1, 2}, {1: UP, 2: AGAIN}, True),
+    ({1, 2}, {1: UP, 2: UP, 3: BUSY}, True),
+    ({1, 2}, {1: BUSY, 2: AGAIN}, None),
 ])
 def test_FL27_FL30_what_the_start_waits_for(
         wanted: set[int], seen: dict[int, Seen], expected: bool | None) -> None:

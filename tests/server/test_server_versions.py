@@ -197,6 +197,24 @@ def test_FL31_a_load_is_tried_again(tmp_path: Path) -> None:
         assert versions.status("m")[0].error is None
 
 
+def test_FL27_CF22_every_version_at_its_first_attempt_is_waited_for(tmp_path: Path) -> None:
+    def slow_first(path: Path) -> tuple[Servable, LoadTimes]:
+        time.sleep(0.3 if path.name == "1" else 0.0)
+        return load_echo(path)
+
+    with table(slow_first) as versions:
+        versions.configure([model(make_versions(tmp_path, "1", "2"), policy=ALL)])
+        with lent(versions, ModelRef("m", 1)) as lease:
+            assert lease.version == 1
+
+
+def test_FL27_FL31_a_version_that_fails_again_and_again_holds_nothing_up(tmp_path: Path) -> None:
+    with table(max_load_retries=5, load_retry_interval_s=60.0) as versions:
+        versions.configure([model(make_versions(tmp_path, "1", "2/bad"), policy=ALL)],
+                           timeout_s=WAIT_S)
+        assert states(versions) == {2: State.LOADING, 1: State.AVAILABLE}
+
+
 def test_FL30_a_model_that_fails_for_good_at_the_start(tmp_path: Path) -> None:
     good = ModelConfig(name="good", base_path=str(make_versions(tmp_path / "good", "1")))
     with table(max_load_retries=1) as versions:

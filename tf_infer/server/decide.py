@@ -33,10 +33,12 @@ class Seen(NamedTuple):
     Attributes:
         state: where it stands.
         tried: it failed to load and has been aspired ever since; it gets no new try (VR12).
+        failing: a first attempt to load it has failed; others may follow (FL31).
     """
 
     state: State
     tried: bool = False
+    failing: bool = False
 
 
 class Actions(NamedTuple):
@@ -96,12 +98,15 @@ def plan(wanted: Collection[int], seen: Mapping[int, Seen]) -> Actions:
 def start_outcome(wanted: Collection[int], seen: Mapping[int, Seen]) -> bool | None:
     """Return whether a model became available: True, False (all failed for good), None (not yet).
 
-    This is what the start of the server and a reload wait for (FL27, FL30, CF22). Versions that
-    are no longer wanted say nothing of it.
+    This is what the start of the server and a reload wait for (FL27, FL30, CF22). One available
+    version is enough, but all that are at their first attempt are waited for, so that who asks for
+    one of several is answered from the beginning. Versions no longer wanted say nothing of it.
     """
     items = [seen.get(version, Seen(State.START)) for version in wanted]
     if any(item.state is State.AVAILABLE for item in items):
-        return True
+        first = any(item.state in (State.START, State.LOADING) and not item.failing
+                    for item in items)
+        return None if first else True
     if items and all(item.tried for item in items):
         return False
     return None

@@ -42,6 +42,7 @@ class _Entry:
     state: State = State.START
     error: ServingError | None = None
     tried: bool = False
+    failing: bool = False
     servable: Servable | None = None
     times: LoadTimes = field(default_factory=LoadTimes)
     users: int = 0
@@ -223,7 +224,7 @@ class Versions:
         return True
 
     def _seen(self, name: str) -> dict[int, Seen]:
-        return {version: Seen(entry.state, entry.tried)
+        return {version: Seen(entry.state, entry.tried, entry.failing)
                 for version, entry in self._table.get(name, {}).items()}
 
     def _act(self) -> None:
@@ -268,6 +269,9 @@ class Versions:
                 break
             event("load", logging.WARNING, model=entry.name, version=entry.version,
                   attempt=attempt + 1, code=error.code.name, error=error.details)
+            with self._changed:
+                entry.failing = True
+                self._changed.notify_all()
         if entry.servable is not None:
             self._metrics.loaded(entry.name, entry.version, entry.servable.signatures)
             self._tell_loaded(Lease(entry.name, entry.version, entry.servable, entry))
