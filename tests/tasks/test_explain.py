@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -23,11 +25,18 @@ from tf_infer.tasks.classifier import Classifier
 KEY = ord("#")  # a byte whose vector alone decides
 
 
+@lru_cache(maxsize=1)
+def traced(task: Classifier) -> Callable[..., dict[str, tf.Tensor]]:
+    """Return the signature with free rows: a second to trace, for any number of them."""
+    found = task.signatures()["explain"]
+    return tf.function(found.function, autograph=False).get_concrete_function(
+        **found.input_specs())
+
+
 def explain(task: Classifier, texts: list[str], *, target: list[str] | None = None,
             pairs: list[str] | None = None) -> dict[str, np.ndarray]:
     more = {} if pairs is None else {"text_pair": tf.constant(pairs)}
-    signature = tf.function(task.signatures()["explain"].function, autograph=False)
-    return as_arrays(signature(
+    return as_arrays(traced(task)(
         text=tf.constant(texts), target=tf.constant(target or [""] * len(texts)), **more))
 
 

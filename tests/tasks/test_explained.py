@@ -40,8 +40,9 @@ def explain(task: CausalLM) -> Callable[..., dict[str, np.ndarray]]:
 
 
 def explainer(task: CausalLM) -> Callable[..., dict[str, np.ndarray]]:
-    signature = tf.function(task.signatures()["explain"].function, autograph=False,
-                            reduce_retracing=True)
+    found = task.signatures()["explain"]
+    signature = tf.function(found.function, autograph=False).get_concrete_function(
+        **found.input_specs())  # with free rows: seconds to trace, for any number of them
 
     def explain(prompts: list[str], continuations: list[str] | None = None,
                 place: list[int] | None = None) -> dict[str, np.ndarray]:
