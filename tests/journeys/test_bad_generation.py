@@ -1,111 +1,186 @@
-"""What cannot be asked of a decoder, and what is at the edge: over gRPC, HTTP and Predict.
+"""What cannot be asked of a decoder, and what is at the edge, on every way to it.
 
-A real decoder with the weights it was born with, exported and served in this process. Each row is a
-clear error, the same on every protocol that can say it, or a defined result.
+A real decoder with the weights it was born with, exported and served in this process. Each case is
+a clear error, or a defined result, the same on every protocol that can say it:
+
+    stream       tf_infer.GenerationService/Generate, over gRPC
+    predict      Predict with the signature `generate`, over gRPC
+    rest         the same over HTTP
+    completions  OpenAI's API, over HTTP
+    chat         the same, with a template that joins the messages
 """
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import math
+import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
+from tests.journeys.writerkit import export_writer
+from tests.server.generationkit import until
+from tests.server.serverkit import free_port
 from tf_infer.client.client import Client
 from tf_infer.client.retry import RetryPolicy
-from tf_infer.errors import ConfigError, InvalidRequest, ServerUnavailable, ServingError
+from tf_infer.errors import InvalidRequest, NotOffered, ServerUnavailable, ServingError
+from tf_infer.manifest import TensorSpec, read_manifest
 from tf_infer.server.app import Server
 from tf_infer.server.config import DecodeConfig, ModelConfig, ServerConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-CAPACITY, LONGEST = 200, 32
+CAPACITY, LONGEST = 1_500, 32
+PROTOCOLS = ("stream", "predict", "rest", "completions", "chat")
+OPENAI = ("completions", "chat")
+EVERYWHERE = pytest.mark.parametrize("protocol", PROTOCOLS)
+# how OpenAI's API, and vLLM's additions, call what `generate` has
+RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens",
+           "stop_ids": "stop_token_ids", "banned": "bad_words", "regex": "guided_regex",
+           "json_schema": "guided_json", "choices": "guided_choice"}
+ARGUMENTS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "regex",
+             "json_schema", "choices", "constraint")  # of Client.stream; the others are `options`
 DEEP: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
 for _ in range(400):
     DEEP = {"type": "array", "items": DEEP}
 
 
+class Refused(NamedTuple):
+    """An error: "invalid" or "not offered", and its message."""
+
+    kind: str
+    message: str
+
+
+class Answer(NamedTuple):
+    """An answer: text and reason."""
+
+    text: str
+    reason: str
+
+
 class Served(NamedTuple):
-    """A decoder behind a server, asked in three ways."""
+    """A decoder behind a server."""
 
     server: Server
     client: Client
     rest_port: int
+    options: tuple[TensorSpec, ...]
 
-    def stream(self, prompt: str | bytes = "ab", **options: Any) -> tuple[str, str]:
-        """Return text and reason of a streamed answer."""
-        with self.client.stream("bytes", prompt, **options) as stream:
+    def ask(self, protocol: str, prompt: str | bytes = "ab", **options: Any) -> Answer | Refused:
+        """Ask for one answer, greedy unless the options say something else."""
+        asking: Mapping[str, Callable[..., Answer]] = {
+            "stream": self._stream, "predict": self._predict, "rest": self._rest}
+        try:
+            if protocol in OPENAI:
+                return self._openai(protocol, prompt, {"temperature": 0.0, **options})
+            return asking[protocol](prompt, options)
+        except InvalidRequest as error:
+            return Refused("invalid", str(error))
+        except NotOffered as error:
+            return Refused("not offered", str(error))
+
+    def _stream(self, prompt: str | bytes, options: Mapping[str, Any]) -> Answer:
+        named = {name: value for name, value in options.items() if name in ARGUMENTS}
+        more = {name: value for name, value in options.items() if name not in ARGUMENTS}
+        with self.client.stream("writer", prompt, **named, options=more) as stream:
             for _ in stream:
                 pass
-        return stream.text, stream.finish_reason
+        return Answer(stream.text, stream.finish_reason)
 
-    def complete(self, prompt: Any = "ab", **fields: Any) -> tuple[int, dict[str, Any]]:
-        """Return status and answer of POST /v1/completions."""
-        body = json.dumps({"model": "bytes", "prompt": prompt, **fields}).encode()
-        return self.post(body)
+    def _row(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return one value for each option of the signature; lists are joined, as they travel."""
+        joined = {name: "\x1f".join(map(str, value)) if isinstance(value, list) else value
+                  for name, value in options.items()}
+        return {spec.name: joined.get(spec.name, spec.default) for spec in self.options}
 
-    def post(self, body: bytes) -> tuple[int, dict[str, Any]]:
-        """Return status and answer of any body."""
+    def _predict(self, prompt: str | bytes, options: Mapping[str, Any]) -> Answer:
+        raw = prompt.encode() if isinstance(prompt, str) else prompt
+        row = self._row(options)
+        inputs = {spec.name: np.array([row[spec.name]], spec.dtype.replace("string", "object"))
+                  for spec in self.options}
+        found = self.client.predict("writer", {"prompt": np.array([raw], object), **inputs},
+                                    signature="generate", outputs=["text", "finish_reason"])
+        return Answer(found["text"][0].decode("utf-8", "replace"),
+                      found["finish_reason"][0].decode())
+
+    def _rest(self, prompt: str | bytes, options: Mapping[str, Any]) -> Answer:
+        text: Any = prompt
+        if isinstance(prompt, bytes):
+            text = {"b64": base64.b64encode(prompt).decode()}
+        status, answer = self.post("/v1/models/writer:predict", {
+            "signature_name": "generate", "instances": [{"prompt": text, **self._row(options)}]})
+        if status != 200:
+            raise _refused(status, answer["error"])
+        row = answer["predictions"][0]
+        return Answer(row["text"], row["finish_reason"])
+
+    def _openai(self, kind: str, prompt: str | bytes, options: Mapping[str, Any]) -> Answer:
+        body = {"model": "writer", **asked_of(kind, prompt),
+                **{RENAMED.get(name, name): value for name, value in options.items()}}
+        status, answer = self.post(PATHS[kind], body)
+        if status != 200:
+            assert set(answer["error"]) == {"message", "type", "param", "code"}
+            raise _refused(status, answer["error"]["message"])
+        choice = answer["choices"][0]
+        text = choice["text"] if kind == "completions" else choice["message"]["content"]
+        return Answer(text, choice["finish_reason"])
+
+    def post(self, path: str, body: Any) -> tuple[int, Any]:
+        """Return status and answer of a body: bytes, or what becomes JSON."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         connection = http.client.HTTPConnection("localhost", self.rest_port, timeout=60)
-        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        got = answer.status, json.loads(answer.read())
-        connection.close()
-        return got
+        try:
+            connection.request("POST", path, raw, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            # As with TensorFlow Serving, strings of REST are bytes: those of noise are no UTF-8.
+            return answer.status, json.loads(answer.read().decode("utf-8", "replace"))
+        finally:
+            connection.close()
 
     def in_use(self) -> int:
         """Return the slots in which something is being generated."""
         return sum(engine.running for _, _, engine in self.server.generators.made())
 
 
+PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+
+
+def asked_of(kind: str, prompt: Any) -> dict[str, Any]:
+    return {"prompt": prompt} if kind == "completions" else {
+        "messages": [{"role": "user", "content": prompt}]}
+
+
+def _refused(status: int, message: str) -> ServingError:
+    return {400: InvalidRequest, 501: NotOffered, 503: ServerUnavailable}[status](message)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export a small decoder of bytes that was never trained."""
-    from tf_infer.cli.proof import make_golden
-    from tf_infer.config import (
-        CausalLMConfig,
-        GenerationDefaults,
-        PackingConfig,
-        ShapeGrid,
-        SmallTransformerConfig,
-    )
-    from tf_infer.equality import Tolerance
-    from tf_infer.export.saved_model import save
-    from tf_infer.tasks.build import build
-    from tf_infer.verify.parity import verify
-    from tf_infer.verify.predictors import SessionPredictor
-
-    task = build(CausalLMConfig(
-        name="bytes", capacity=CAPACITY, defaults=GenerationDefaults(max_new_tokens=2),
-        network=SmallTransformerConfig(width=16, layers=1, heads=2, hidden=16,
-                                       max_positions=LONGEST + CAPACITY),
-        packing=PackingConfig(max_tokens=LONGEST, end=False, truncation="left"),
-        grid=ShapeGrid(rows=(1, 2), tokens=(LONGEST,))))
-    base = tmp_path_factory.mktemp("models") / "bytes"
-    golden = make_golden(task, [b"ab"], max_rows=1)
-    save(task, base, name="bytes", golden=golden, check=lambda folder: verify(
-        {"session": lambda: SessionPredictor(folder)}, golden[:1], Tolerance()))
-    return base
+    return export_writer(tmp_path_factory.mktemp("models"), capacity=CAPACITY, longest=LONGEST)
 
 
-def start(exported: Path, socket_path: Path) -> Served:
+def start(exported: Path, socket_path: Path, *, slots: int = 2) -> Served:
     """Serve the decoder on a UNIX socket and a free port of HTTP."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        rest_port = probe.getsockname()[1]
+    rest_port = free_port()
     server = Server(ServerConfig(
-        models=(ModelConfig(name="bytes", base_path=str(exported)),), port=0, poll_s=0.0,
+        models=(ModelConfig(name="writer", base_path=str(exported)),), port=0, poll_s=0.0,
         warmup=False, golden_replay=False, socket_path=str(socket_path), rest_port=rest_port,
-        decode=DecodeConfig(slots=2)))
+        decode=DecodeConfig(slots=slots)))
     server.start()
+    signature = next(one for one in read_manifest(exported / "1").signatures
+                     if one.name == "generate")
+    options = tuple(spec for spec in signature.inputs if spec.name != "prompt")
     return Served(server, Client(f"unix:{socket_path}", timeout_s=120,
-                                 retry=RetryPolicy(attempts=1)), rest_port)
+                                 retry=RetryPolicy(attempts=1)), rest_port, options)
 
 
 @pytest.fixture(scope="module")
@@ -121,172 +196,231 @@ def served(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"max_new_tokens": -1}, "max_new_tokens"),
     ({"max_new_tokens": CAPACITY + 1}, "max_new_tokens"),
+    ({"max_new_tokens": 2**31 - 1}, "max_new_tokens"),
     ({"temperature": -0.5}, "temperature"),
     ({"temperature": math.inf}, "temperature"),
     ({"temperature": math.nan}, "temperature"),
-    ({"top_k": -2}, "top_k"),  # -1 keeps all, as vLLM's clients say it
+    ({"top_k": -2}, "top_k"),  # -1 keeps all in OpenAI's API, as vLLM's clients say it
     ({"top_p": 0.0}, "top_p"),
     ({"top_p": 1.5}, "top_p"),
     ({"top_p": math.nan}, "top_p"),
     ({"min_p": 2.0}, "min_p"),
     ({"repetition_penalty": 0.0}, "repetition_penalty"),
+    ({"presence_penalty": math.nan}, "presence_penalty"),
     ({"min_new_tokens": 9, "max_new_tokens": 3}, "min_new_tokens"),
-    ({"stop": [""]}, "stop"),
+    ({"stop": ["a", ""]}, "stop"),
+    ({"stop_ids": [-3]}, "stop_ids"),
+    ({"banned": ["a", ""]}, "banned"),
+    ({"constraint": "nobody-exported-this"}, "constraint"),
 ]
 
 
-def _named(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options as the client takes them: some have no argument of their own."""
-    own = {"max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop"}
-    return {**{name: value for name, value in options.items() if name in own},
-            "options": {name: value for name, value in options.items() if name not in own}}
-
-
+@EVERYWHERE
 @pytest.mark.parametrize(("options", "name"), OPTIONS, ids=str)
-def test_an_option_that_cannot_be_is_named_on_every_protocol(
-        served: Served, options: dict[str, Any], name: str) -> None:
-    with pytest.raises(InvalidRequest, match=name):
-        served.stream(**_named(options))
-    with pytest.raises((InvalidRequest, ConfigError), match=name):
-        served.client.generate("bytes", ["ab"], **_named(options))
-    renamed = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
-    status, answer = served.complete(**{
-        renamed.get(option, option): value for option, value in options.items()})
-    assert status == 400
-    finite = all(not isinstance(value, float) or math.isfinite(value) for value in options.values())
-    # JSON has no NaN and no infinity: that body is no JSON.
-    assert (name.replace("new_tokens", "") if finite else "body") in answer["error"]["message"]
+def test_an_option_that_cannot_be_is_refused_by_its_name(
+        served: Served, protocol: str, options: dict[str, Any], name: str) -> None:
+    found = served.ask(protocol, **options)
+    assert isinstance(found, Refused)
+    names = {name, RENAMED.get(name, name)} if protocol in OPENAI else {name}
+    if protocol in OPENAI and not all(math.isfinite(value) for value in options.values()
+                                      if isinstance(value, float)):
+        names = {"NaN"}  # such a body is no JSON
+    assert any(one in found.message for one in names), found.message
     assert served.in_use() == 0
 
 
-CONSTRAINTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    ({"regex": "ab[c"}, {"guided_regex": "ab[c"}, r"(position|character|place) \d+"),
-    ({"regex": "(?=a)b"}, {"guided_regex": "(?=a)b"}, "regex"),
-    ({"json_schema": '{"type": '}, {}, r"column \d+"),
-    ({"json_schema": {"type": "vegetable"}}, {"guided_json": {"type": "vegetable"}}, "schema"),
-    ({"json_schema": {"$ref": "#/nowhere"}}, {"guided_json": {"$ref": "#/nowhere"}}, "schema"),
-    ({"json_schema": DEEP}, {"guided_json": DEEP}, "schema"),
-    ({"regex": "(a{1,1000}){1,1000}"}, {"guided_regex": "(a{1,1000}){1,1000}"}, "regex"),
-    ({"choices": []}, {"guided_choice": []}, "choice"),
-    ({"constraint": "nobody-exported-this"}, {"constraint": "nobody-exported-this"}, "constraint"),
+CONSTRAINTS: list[tuple[dict[str, Any], str]] = [
+    ({"regex": "ab[c"}, r"regex: .*position \d+"),
+    ({"regex": "a(?=b)b"}, r"regex: .*position \d+"),
+    ({"regex": "a{3,2}"}, r"regex: .*position \d+"),
+    ({"json_schema": '{"type": '}, r"json_schema: .*line 1, column \d+"),
+    ({"json_schema": {"type": "vegetable"}}, r"json_schema: .* at #/type"),
+    ({"json_schema": {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}},
+     r"json_schema: .* at #/properties/a/\$ref"),
+    ({"json_schema": {"type": "integer", "minimum": 3, "maximum": 2}},
+     "json_schema: .*range that holds a number at #"),
+    ({"json_schema": {"type": "array", "items": {"$ref": "#"}, "minItems": 1}},
+     r"json_schema: .*recursion that can end .* at #/items/\$ref"),
+    ({"json_schema": DEEP}, "json_schema: .*(too deep|at most 400000 characters)"),
+    ({"json_schema": {"enum": ["x" * 250_000]}}, "json_schema: .*at most 200000 characters"),
+    ({"regex": "(a{1,1000}){1,1000}"}, "regex: .*at most 100000 characters with every repetition"),
+    ({"choices": []}, "choice"),
+    ({"choices": ["a", ""]}, "choice"),
+    ({"choices": [f"{number}" for number in range(20_000)]}, "choice"),
 ]
 
 
-@pytest.mark.parametrize(("given", "fields", "words"), CONSTRAINTS,
-                         ids=lambda value: str(value)[:40])
-def test_a_constraint_that_cannot_be_is_refused(
-        served: Served, given: dict[str, Any], fields: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize("protocol", ["stream", *OPENAI])
+@pytest.mark.parametrize(("given", "words"), CONSTRAINTS, ids=lambda value: str(value)[:40])
+def test_a_constraint_that_cannot_be_is_refused_with_the_place(
+        served: Served, protocol: str, given: dict[str, Any], words: str) -> None:
     began = time.monotonic()
-    with pytest.raises((ServingError, ConfigError), match=words):
-        served.stream(**given, max_new_tokens=5)
-    if fields:
-        status, answer = served.complete(**fields, max_tokens=5)
-        assert status in (400, 501)
-        assert set(answer["error"]) == {"message", "type", "param", "code"}
+    found = served.ask(protocol, max_new_tokens=5, **given)
+    assert isinstance(found, Refused)
+    renamed = words.replace("json_schema: ", "(json_schema|guided_json): ")
+    assert re.search(renamed, found.message), found.message
     assert time.monotonic() - began < 20, "what is too large has to be found out soon"
     assert served.in_use() == 0
 
 
-def test_two_constraints_contradict_each_other(served: Served) -> None:
-    with pytest.raises(ConfigError, match=r"expected one of .*choices.*regex"):
-        served.stream(regex="a", choices=["b"])
-    status, answer = served.complete(guided_regex="a", guided_choice=["b"])
-    assert status == 400 and "guided" in answer["error"]["message"]
+CONTRADICTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+    (OPENAI, {"regex": "a", "choices": ["b"]}),
+    (OPENAI, {"json_schema": {"type": "null"}, "regex": "a"}),
+    (OPENAI, {"constraint": "answer", "choices": ["b"]}),
+    (("predict", "rest"), {"constraint": "answer", "choices": ["b"]}),
+]
+
+
+@pytest.mark.parametrize(("protocol", "given"), [
+    (protocol, given) for protocols, given in CONTRADICTIONS for protocol in protocols], ids=str)
+def test_constraints_that_contradict_each_other_are_refused(
+        served: Served, protocol: str, given: dict[str, Any]) -> None:
+    found = served.ask(protocol, **given)
+    assert isinstance(found, Refused)
+    assert "constraint" in found.message
 
 
 # ---------------------------------------------------------------------------- edges
 
 
-def test_a_prompt_longer_than_the_context_is_read_from_its_end(served: Served) -> None:
+@EVERYWHERE
+def test_a_prompt_longer_than_the_context_is_read_from_its_end(
+        served: Served, protocol: str) -> None:
     long = "x" * 5_000 + "the end of a prompt that is long"
-    wanted = served.stream(long[-200:], max_new_tokens=8)
-    assert served.stream(long, max_new_tokens=8) == wanted
-    assert served.client.generate("bytes", [long], max_new_tokens=8)[0].text == wanted[0]
-    assert served.complete(long, max_tokens=8, temperature=0)[1]["choices"][0]["text"] == wanted[0]
+    wanted = served.ask("predict", long[-LONGEST:], max_new_tokens=8)
+    assert isinstance(wanted, Answer)
+    assert served.ask(protocol, long, max_new_tokens=8) == wanted
 
 
-def test_an_empty_prompt_is_a_prompt(served: Served) -> None:
-    wanted = served.client.generate("bytes", [""], max_new_tokens=8)[0]
-    assert served.stream("", max_new_tokens=8) == (wanted.text, wanted.finish_reason)
-    status, answer = served.complete("", max_tokens=8, temperature=0)
-    assert (status, answer["choices"][0]["text"]) == (200, wanted.text)
+@EVERYWHERE
+def test_an_empty_prompt_is_a_prompt(served: Served, protocol: str) -> None:
+    wanted = served.client.generate("writer", [""], max_new_tokens=8)[0]
+    assert wanted.text
+    assert served.ask(protocol, "", max_new_tokens=8) == (wanted.text, wanted.finish_reason)
 
 
-def test_no_tokens_at_all_are_an_empty_answer(served: Served) -> None:
-    assert served.stream(max_new_tokens=0) == ("", "length")
-    assert served.client.generate("bytes", ["ab"], max_new_tokens=0)[0].text == ""
-    status, answer = served.complete(max_tokens=0)
-    assert status == 200
-    assert (answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]) == ("", "length")
+@EVERYWHERE
+def test_no_tokens_at_all_are_an_empty_answer(served: Served, protocol: str) -> None:
+    assert served.ask(protocol, max_new_tokens=0) == ("", "length")
 
 
-def test_top_k_above_the_vocabulary_keeps_all(served: Served) -> None:
+@EVERYWHERE
+def test_as_many_tokens_as_fit_are_given(served: Served, protocol: str) -> None:
+    found = served.ask(protocol, max_new_tokens=CAPACITY, min_new_tokens=CAPACITY)
+    assert isinstance(found, Answer)
+    assert found.reason == "length" and len(found.text) > CAPACITY // 8
+
+
+@EVERYWHERE
+def test_top_k_above_the_vocabulary_keeps_all(served: Served, protocol: str) -> None:
     drawn = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3}
-    wanted = served.stream(**drawn)
-    assert served.stream(**drawn, top_k=2**31 - 1) == wanted
-    assert served.client.generate(
-        "bytes", ["ab"], **{**drawn, "seed": [3]}, top_k=100_000)[0].text == wanted[0]
+    wanted = served.ask("stream", **drawn)
+    assert isinstance(wanted, Answer)
+    assert served.ask(protocol, **drawn, top_k=2**31 - 1) == wanted
+    assert served.ask(protocol, **drawn, top_k=100_000) == wanted
 
 
-def test_temperature_0_is_greedy_whatever_else_is_asked_for(served: Served) -> None:
-    wanted = served.stream(max_new_tokens=12)
-    assert served.stream(max_new_tokens=12, temperature=0.0, top_k=3, top_p=0.2, seed=9) == wanted
+@EVERYWHERE
+def test_temperature_0_is_greedy_whatever_else_is_asked_for(
+        served: Served, protocol: str) -> None:
+    wanted = served.ask("predict", max_new_tokens=12)
+    assert isinstance(wanted, Answer)
+    assert served.ask(protocol, max_new_tokens=12, temperature=0.0, top_k=3, top_p=0.2, seed=9
+                      ) == wanted
 
 
-def test_a_prompt_that_is_not_utf_8_is_read_as_its_bytes(served: Served) -> None:
-    prompt = b"\xff\xfe caf\xe9"
-    wanted = served.client.generate("bytes", [prompt], max_new_tokens=6)[0]
-    text, reason = served.stream(prompt, max_new_tokens=6)
-    assert reason == wanted.finish_reason
-    assert text == wanted.text
-    # JSON is UTF-8: there it is no request.
-    status, answer = served.post(b'{"model": "bytes", "prompt": "caf\xe9"}')
-    assert status == 400 and "expected UTF-8" in answer["error"]["message"]
+@pytest.mark.parametrize("protocol", ["stream", "predict", "rest"])
+def test_a_prompt_that_is_not_utf_8_is_read_as_its_bytes(served: Served, protocol: str) -> None:
+    wanted = served.client.generate("writer", [b"\xff\xfe caf\xe9"], max_new_tokens=6)[0]
+    assert served.ask(protocol, b"\xff\xfe caf\xe9", max_new_tokens=6) == (
+        wanted.text, wanted.finish_reason)
+    assert served.ask(protocol, b"\xff\xfe caf\xe8", max_new_tokens=6) != (
+        wanted.text, wanted.finish_reason), "its bytes should make a difference"
 
 
-def test_a_constraint_goes_before_what_is_banned(served: Served) -> None:
-    assert served.stream(choices=["yes", "no"], max_new_tokens=8,
-                         options={"banned": ["yes", "no"]})[0] in ("yes", "no")
+@pytest.mark.parametrize("kind", OPENAI)
+def test_a_body_that_is_not_utf_8_is_no_request(served: Served, kind: str) -> None:
+    body = json.dumps({"model": "writer", **asked_of(kind, "cafX")}).encode()
+    status, answer = served.post(PATHS[kind], body.replace(b"X", b"\xe9"))
+    assert status == 400 and "expected UTF-8, got other bytes at" in answer["error"]["message"]
+    half = json.dumps({"model": "writer", **asked_of(kind, "caf\ud800")})
+    status, answer = served.post(PATHS[kind], half.encode())
+    assert status == 400 and "half of a pair of surrogates" in answer["error"]["message"]
 
 
-def test_a_constraint_that_the_limit_cuts_says_so(served: Served) -> None:
-    assert served.stream(regex="a{100}", max_new_tokens=10) == ("a" * 10, "incomplete")
+@EVERYWHERE
+@pytest.mark.parametrize("given", [{"choices": ["yes", "no"]}, {"constraint": "answer"}], ids=str)
+def test_a_constraint_goes_before_what_is_banned(
+        served: Served, protocol: str, given: dict[str, Any]) -> None:
+    found = served.ask(protocol, **given, max_new_tokens=8, banned=["yes", "no"])
+    assert isinstance(found, Answer)
+    assert found.text in ("yes", "no")
+
+
+@pytest.mark.parametrize("protocol", ["stream", "predict", "rest"])
+def test_a_constraint_goes_before_what_is_forced(served: Served, protocol: str) -> None:
+    found = served.ask(protocol, choices=["yes", "no"], max_new_tokens=8, forced_prefix="xyz")
+    assert isinstance(found, Answer)
+    assert found.text in ("yes", "no")
+
+
+@pytest.mark.parametrize("protocol", ["stream", *OPENAI])
+def test_a_constraint_that_the_limit_cuts_says_so(served: Served, protocol: str) -> None:
+    found = served.ask(protocol, regex="a{100}", max_new_tokens=10)
+    # OpenAI's API has no word for it but "length"
+    assert found == ("a" * 10, "length" if protocol in OPENAI else "incomplete")
 
 
 # ---------------------------------------------------------------------------- gone
 
-
-def until(true: Any, seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if true():
-            return True
-        time.sleep(0.01)
-    return False
-
-
 LONG = {"max_new_tokens": CAPACITY, "options": {"min_new_tokens": CAPACITY}}
 
 
-def test_a_client_that_goes_in_mid_stream_frees_its_slot(served: Served) -> None:
-    with served.client.stream("bytes", "ab", **LONG) as stream:
+def asking(served: Served, kind: str, *, stream: bool) -> http.client.HTTPConnection:
+    """Send a request for a long answer; return its connection."""
+    connection = http.client.HTTPConnection("localhost", served.rest_port, timeout=60)
+    connection.request("POST", PATHS[kind], json.dumps({
+        "model": "writer", **asked_of(kind, "ab"), "max_tokens": CAPACITY, "min_tokens": CAPACITY,
+        "stream": stream}).encode(), {"Content-Type": "application/json"})
+    return connection
+
+
+def test_a_grpc_client_that_goes_in_mid_stream_frees_its_slot(served: Served) -> None:
+    with served.client.stream("writer", "ab", **LONG) as stream:
         next(stream)
         assert served.in_use() == 1
-    assert until(lambda: served.in_use() == 0)
+    assert until(lambda: served.in_use() == 0, 20)
     assert stream.finish_reason == "" and stream.usage.new_tokens < CAPACITY
+    assert isinstance(served.ask("stream", max_new_tokens=3), Answer)  # it still answers
 
-    connection = http.client.HTTPConnection("localhost", served.rest_port, timeout=60)
-    connection.request("POST", "/v1/completions", json.dumps({
-        "model": "bytes", "prompt": "ab", "max_tokens": CAPACITY, "min_tokens": CAPACITY,
-        "stream": True}).encode(), {"Content-Type": "application/json"})
+
+@pytest.mark.parametrize("kind", OPENAI)
+def test_an_http_client_that_goes_in_mid_stream_frees_its_slot(served: Served, kind: str) -> None:
+    connection = asking(served, kind, stream=True)
     assert connection.getresponse().readline().startswith(b"data: ")
+    assert served.in_use() == 1
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
-    assert until(lambda: served.in_use() == 0)
-    assert len(served.stream("ab", max_new_tokens=3)[0].encode()) <= 9  # it still answers
+    assert until(lambda: served.in_use() == 0, 20)
+    assert isinstance(served.ask(kind, max_new_tokens=3), Answer)
 
 
-def test_a_server_that_stops_in_mid_stream_says_unavailable(exported: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", OPENAI)
+def test_an_http_client_that_does_not_wait_for_its_answer_frees_its_slot(
+        served: Served, kind: str) -> None:
+    connection = asking(served, kind, stream=False)
+    assert until(lambda: served.in_use() == 1, 20)
+    began = time.monotonic()
+    connection.close()
+    assert until(lambda: served.in_use() == 0, 20)
+    spent = time.monotonic() - began
+    began = time.monotonic()
+    served.ask(kind, max_new_tokens=CAPACITY, min_new_tokens=CAPACITY)
+    assert spent < time.monotonic() - began, "it has come to its end all the same"
+
+
+def test_grpc_streams_of_a_server_that_stops_end_with_unavailable(
+        exported: Path, tmp_path: Path) -> None:
     one = start(exported, tmp_path / "grpc")
     ended: list[BaseException] = []
 
@@ -297,7 +431,7 @@ def test_a_server_that_stops_in_mid_stream_says_unavailable(exported: Path, tmp_
         except ServingError as error:
             ended.append(error)
 
-    streams = [one.client.stream("bytes", "ab", **LONG) for _ in range(6)]  # four wait for a slot
+    streams = [one.client.stream("writer", "ab", **LONG) for _ in range(6)]  # four wait for a slot
     threads = [threading.Thread(target=read, args=(stream,)) for stream in streams]
     for thread in threads:
         thread.start()
@@ -308,3 +442,25 @@ def test_a_server_that_stops_in_mid_stream_says_unavailable(exported: Path, tmp_
     one.client.close()
     assert len(ended) >= 4
     assert all(isinstance(error, ServerUnavailable) for error in ended), ended
+
+
+@pytest.mark.parametrize("kind", OPENAI)
+def test_http_answers_of_a_server_that_stops_end_with_its_error(
+        exported: Path, tmp_path: Path, kind: str) -> None:
+    one = start(exported, tmp_path / "grpc", slots=1)
+    one.ask("stream", max_new_tokens=2)  # what is made once is made here
+    running = asking(one, kind, stream=True)
+    answer = running.getresponse()
+    assert answer.readline().startswith(b"data: ")
+    waiting = asking(one, kind, stream=False)
+    assert until(lambda: any(engine.waiting for _, _, engine in one.server.generators.made()), 10)
+    one.server.stop(0.0)
+    events = [event for event in answer.read().decode().split("\n\n") if event]
+    error = json.loads(events[-1].removeprefix("data: "))["error"]
+    assert error["code"] == "service_unavailable"
+    told = waiting.getresponse()
+    assert told.status == 503
+    assert json.loads(told.read())["error"]["code"] == "service_unavailable"
+    for connection in (running, waiting):
+        connection.close()
+    one.client.close()
