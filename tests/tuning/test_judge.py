@@ -39,8 +39,8 @@ def test_without_labels_agreement_is_told() -> None:
 
 def test_of_partly_labelled_texts_accuracy_goes_by_those_and_agreement_by_all() -> None:
     reference = classified(LOGITS, "b", "a", "a")
-    found = judge(classified(LOGITS, "b", "b", "b"), reference, ["b", None, "a"])
-    assert found == Judged(0.0, metric=0.5, agreement=pytest.approx(1 / 3))
+    found = judge(classified(LOGITS, "b", "a", "b"), reference, ["b", None, "a"])
+    assert found == Judged(0.0, metric=0.5, agreement=pytest.approx(2 / 3))
 
 
 def test_several_labels_are_a_set() -> None:

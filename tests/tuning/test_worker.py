@@ -134,13 +134,13 @@ def test_a_process_that_is_ended_in_the_middle_leaves_no_temporary_folder(
         failures.append(caught.value)
 
     thread = threading.Thread(target=build)
-    thread.start()
-    for _ in range(600):  # until it is in the middle of its work
-        if "printed while it was built" in (tmp_path / LOG_FILE).read_text():
-            break
-        time.sleep(0.1)
-    assert [path for path in (tmp_path / "tmp").rglob("*") if path.name.startswith("tmp")]
-    made.close()
+    with contextlib.closing(made):
+        thread.start()
+        for _ in range(600):  # until it is in the middle of its work
+            if "printed while it was built" in (tmp_path / LOG_FILE).read_text():
+                break
+            time.sleep(0.1)
+        assert [path for path in (tmp_path / "tmp").rglob("*") if path.name.startswith("tmp")]
     thread.join(timeout=60)
     assert len(failures) == 1
     assert list((tmp_path / "tmp").iterdir()) == []
