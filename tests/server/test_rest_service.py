@@ -18,6 +18,7 @@ from tf_infer.errors import TABLE, BackendMissing, exception_for
 from tf_infer.server import rest as rest_module
 from tf_infer.server.config import ModelConfig, Monitoring
 from tf_infer.server.fakes import load_echo
+from tf_infer.server.serving_batching import BatchingParameters
 from tf_infer.wire import methods, serving_pb2
 
 PREDICT, STATUS = "/v1/models/m:predict", "/v1/models/m"
@@ -373,6 +374,15 @@ def test_rs24_a_run_longer_than_the_limit_is_gone(tmp_path: Path) -> None:
             assert answer.status == 504
             assert "Timed out" in answer.error()
         assert rest.predict({"instances": [2]}).status == 200
+
+
+def test_ba17_rs24_a_limit_that_passes_in_the_batching_queue_is_429(tmp_path: Path) -> None:
+    patient = BatchingParameters(max_batch_size=4, batch_timeout_micros=10_000_000)
+    with serving(tmp_path, rest_timeout_s=0.2, batching=patient) as rest:
+        answer = rest.predict({"instances": [1]})
+        assert answer.status == 429
+        assert "timeout exceeded while waiting in batching queue" in answer.error()
+        assert rest.predict({"instances": [2, 3, 4, 5]}).status == 200
 
 
 def test_fl15_without_a_limit_a_run_may_take_its_time(tmp_path: Path) -> None:

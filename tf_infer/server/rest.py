@@ -171,9 +171,9 @@ class _Exchange:
             self._outcome.set_result(outcome)
 
     def _give_up(self, error: ServingError) -> None:
-        self._settle(error)
         if self._ticket is not None:
-            self._ticket.give_up(error)
+            self._ticket.give_up(error)  # a scheduler may have its own words for it (BA17)
+        self._settle(error)
 
 
 class RestServer:
