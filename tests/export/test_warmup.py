@@ -134,6 +134,28 @@ def test_a_signature_with_lists_asks_for_them_once_before_its_other_records(
     assert len(asked) > 1 and {text for one in asked[1:] for part in one for text in part} == {b""}
 
 
+@pytest.mark.parametrize(("taken", "asking", "wanted"), [
+    (True, True, b"a"), (False, True, b""), (True, False, b"")])
+def test_choices_are_asked_for_where_the_task_takes_them(
+        task: WordTask, tmp_path: Path, taken: bool, asking: bool, wanted: bytes) -> None:
+    spec = SignatureSpec(name="generate", outputs=(), inputs=(
+        rows("prompt", "string"), rows("max_new_tokens", "int32", default=9),
+        rows("stop", "string", default=""), rows("choices", "string", default="")))
+
+    def generate(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        tf.debugging.Assert(taken or inputs["choices"][0] == b"", ["no end id"])
+        assert inputs["max_new_tokens"].numpy().tolist() == [0]
+        return {}
+
+    signatures = {"encode": task.signatures()["encode"], "generate": Signature(spec, generate)}
+    warmup.write_warmup(tmp_path / "warm", signatures, GRID, model="m", asking=asking)
+    first = next(log.predict_log.request for log in read(tmp_path / "warm")
+                 if log.predict_log.request.model_spec.signature_name == "generate")
+    assert tf.make_ndarray(first.inputs["choices"]).tolist() == [wanted]
+    assert tf.make_ndarray(first.inputs["stop"]).tolist() == [b"a"]
+    assert tf.make_ndarray(first.inputs["max_new_tokens"]).tolist() == [9]
+
+
 def test_an_input_that_cannot_be_made_is_named(task: WordTask, tmp_path: Path) -> None:
     spec = SignatureSpec(name="s", outputs=(), inputs=(rows("state", "float32", None),))
     signatures = {"encode": task.signatures()["encode"], "s": Signature(spec, dict)}

@@ -101,7 +101,7 @@ def save(task: Task, base_dir: Path, *, name: str, check: Callable[[Path], Repor
             extras(extra)
             progress("writing warm-up requests")
             write_warmup(extra / WARMUP_FILE, signatures, manifest.grid, model=name,
-                         text=warmup_text)
+                         text=warmup_text, asking=task.compiled == "none")
             _write_manifest(manifest, stage.folder)
             progress("checking what was written")
             config.dump(_checked(check, stage.folder), extra / REPORT_FILE)

@@ -29,7 +29,8 @@ CLASSIFY_METHOD = "tensorflow/serving/classify"
 # Used when the caller has no text: words, digits, punctuation, another script.
 DEFAULT_TEXT = "Where is the parcel that I ordered on 3 May? 请问我的包裹在哪里？ It has not come. "
 # Options whose part of a graph is built when a row first asks for it, and a value for each.
-ASKED = {"stop": "a", "banned": "a"}
+ASKED = {"stop": "a", "banned": "a", "choices": "a"}
+CHOICES, LIMIT = "choices", "max_new_tokens"
 CUT_WINDOW = 32  # characters around the first cut that is long enough, searched for an exact one
 
 Counter = Callable[[Sequence[bytes]], Sequence[int]]
@@ -105,7 +106,7 @@ def _first_cut(count: Counter, text: str, tokens: int) -> int:
 
 
 def write_warmup(path: Path, signatures: Mapping[str, Signature], grid: ShapeGrid, *, model: str,
-                 text: str = "") -> int:
+                 text: str = "", asking: bool = True) -> int:
     """Write the warm-up file of a task and return the number of records.
 
     Args:
@@ -114,6 +115,8 @@ def write_warmup(path: Path, signatures: Mapping[str, Signature], grid: ShapeGri
         grid: rows x tokens to visit.
         model: its name, for the requests.
         text: to be cut; empty takes a text of ours.
+        asking: ask for choices, too, where they can be spelled. That is tried, op by op; a core
+            that XLA compiles would be compiled for it.
 
     Raises:
         ExportError: a packed text is not as wide as its bucket, or the grid is too large.
@@ -136,20 +139,45 @@ def write_warmup(path: Path, signatures: Mapping[str, Signature], grid: ShapeGri
     order = sorted(signatures, key=lambda name: name != "serving_default")
     written = 0
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for spec in (signatures[name].spec for name in order):
+        for signature in (signatures[name] for name in order):
+            spec = signature.spec
             sizes = grid.rows[:1] if _has_state(spec) else grid.rows
-            visits = [(one, rows, False) for one, rows in itertools.product(texts, sizes)]
-            if any(one.name in ASKED for one in spec.inputs):
-                visits.insert(0, (texts[0], sizes[0], True))
+            visits: list[tuple[bytes, int, Mapping[str, str]]] = [
+                (one, rows, {}) for one, rows in itertools.product(texts, sizes)]
+            if once := _asked(signature, texts[0], signatures["encode"], choices=asking):
+                visits.insert(0, (texts[0], sizes[0], once))
             if written + len(visits) > MAX_RECORDS:
                 break
             for one, rows, asked in visits:
-                row = _one_row(spec, one, signatures["encode"], asked=asked)
+                row = _one_row(spec, one, signatures["encode"], asked)
                 inputs = {key: np.repeat(array, rows, axis=0) for key, array in row.items()}
                 log = prediction_log(spec, inputs, model=model)
                 writer.write(log.SerializeToString())
                 written += 1
     return written
+
+
+def _asked(signature: Signature, text: bytes, encode: Signature, *, choices: bool
+           ) -> dict[str, str]:
+    """Return those options of ASKED, with their values, that a signature takes.
+
+    Choices need an id that ends a text, and a vocabulary that spells them.
+    """
+    names = {one.name for one in signature.spec.inputs}
+    found = {name: value for name, value in ASKED.items() if name in names}
+    if CHOICES not in found:
+        return found
+    others = {name: value for name, value in found.items() if name != CHOICES}
+    if not choices:
+        return others
+    row = _one_row(signature.spec, text, encode, found)
+    if LIMIT in row:  # nothing needs to be produced
+        row[LIMIT] = np.zeros_like(row[LIMIT])
+    try:
+        signature.function(**{name: tf.constant(array) for name, array in row.items()})
+    except tf.errors.InvalidArgumentError:
+        return others
+    return found
 
 
 def _has_state(spec: SignatureSpec) -> bool:
@@ -183,9 +211,9 @@ def _to_proto(array: np.ndarray, dtype: tf.DType) -> tensor_pb2.TensorProto:
     return tf.make_tensor_proto(array, dtype)
 
 
-def _one_row(spec: SignatureSpec, text: bytes, encode: Signature, *, asked: bool = False,
+def _one_row(spec: SignatureSpec, text: bytes, encode: Signature, asked: Mapping[str, str],
              ) -> dict[str, np.ndarray]:
-    """Return the inputs of one row that is as long as `text`, with the options of ASKED if `asked`.
+    """Return the inputs of one row that is as long as `text`, with the options that it asks for.
 
     A decoder's state begins as zeros and produces nothing: the row is read.
     """
@@ -198,8 +226,7 @@ def _one_row(spec: SignatureSpec, text: bytes, encode: Signature, *, asked: bool
         if spec.method_name == CLASSIFY_METHOD:
             row[one.name] = _strings([_example(text)])
         elif one.dtype == "string" and one.default is not None:
-            value = ASKED.get(one.name, one.default) if asked else one.default
-            row[one.name] = _strings([value.encode()])
+            row[one.name] = _strings([asked.get(one.name, one.default).encode()])
         elif one.dtype == "string":
             row[one.name] = _strings([b"" if one.name in SECOND_TEXTS else text])
         elif one.name in known:
