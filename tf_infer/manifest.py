@@ -159,6 +159,7 @@ class StepEngineManifest(EngineManifest):
         joined: (rows, ids of each) of reads of several slots that hold nothing yet.
         pages: positions of each page of the cache, which together hold P or more.
         layers, groups, head_size: of the cache.
+        cache: what it holds of keys and values; of int8 also the scale of each head's d numbers.
     """
 
     vocab_size: int
@@ -171,6 +172,7 @@ class StepEngineManifest(EngineManifest):
     groups: int
     head_size: int
     joined: tuple[tuple[int, int], ...] = ()
+    cache: Literal["int8", "float32"] = "float32"
 
     def __post_init__(self) -> None:
         EngineManifest.__post_init__(self)  # super() does not know a class with slots
@@ -212,14 +214,15 @@ class EncoderEngineManifest(EngineManifest):
                       f"room for positions = {self.positions}", self.shapes)
 
 
-def row_blocks(rows: int, page: int) -> list[tuple[int, int]]:
+def row_blocks(rows: int, page: int, cache: str = "float32") -> list[tuple[int, int]]:
     """Return which rows of a page an engine looks at together, as (begin, end).
 
-    So many that what it makes of them stays in a core's cache: about 512 positions, at least four
-    rows (a quarter less time than all rows at once, at 32 rows). Both sides must cut alike: another
-    rule needs another StepEngineManifest.format.
+    So many that what it makes of them stays in a core's cache: about 512 positions of floats, 256
+    of int8, which become floats first; at least four rows (a quarter less time than all rows at
+    once, at 32 rows). Both sides must cut alike: another rule needs another
+    StepEngineManifest.format.
     """
-    size = min(rows, max(4, 512 // page))
+    size = min(rows, max(4, (256 if cache == "int8" else 512) // page))
     return [(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
 
 

@@ -38,10 +38,10 @@ def network(family: str) -> Any:
     return built
 
 
-def engine(decoder: Any, folder: Path, precision: Any = "float32", *, threads: int = 1
-           ) -> litert.LiteRTEngine:
+def engine(decoder: Any, folder: Path, precision: Any = "float32", *, cache: Any = None,
+           threads: int = 1) -> litert.LiteRTEngine:
     """Build and load the engine of a decoder."""
-    settings = EngineSettings(precision=precision, rows=ROWS, chunks=CHUNKS)
+    settings = EngineSettings(precision=precision, cache=cache, rows=ROWS, chunks=CHUNKS)
     write(decoder, folder, settings, positions=10_000)
     return litert.load(folder, threads=threads)
 

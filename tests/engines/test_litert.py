@@ -22,6 +22,7 @@ FLOAT_ATOL = 2e-5  # logits up to 10; other orders of the same sums
 # average little of that away. Root mean square of differences, relative to that of the logits;
 # the rounded weights alone, multiplied in float32, make 0.024.
 INT8_RMS = 0.04
+INT8_CACHE_RMS = 0.01
 
 
 class Case:
@@ -95,6 +96,7 @@ def test_any_order_of_reads_steps_joins_and_leaves_gives_the_networks_logits(cas
 
 def test_int8_weights_stay_near_the_network(tmp_path: Path) -> None:
     case = Case("llama", tmp_path / "litert", "int8")
+    assert case.engine.manifest.cache == "float32"  # heads are small
     apart = []
     for place in range(small.POSITIONS):
         logits = case.engine.step(case.ids[:, place], np.full(4, place), [0, 1, 2, 3])
@@ -137,10 +139,12 @@ def test_a_slot_is_alone_whatever_stands_in_the_others(llama: Case) -> None:
 
 
 @pytest.mark.parametrize("length", [3, 20, 33, 50, 70])
+@pytest.mark.parametrize("cache", ["float32", "int8"])
 def test_a_slots_logits_are_the_same_bits_beside_longer_neighbours(
-        llama: Case, length: int) -> None:
+        llama: Case, rounded: litert.LiteRTEngine, cache: str, length: int) -> None:
     """A step of more rows and pages sums in the same order: sampled texts need that."""
-    engine, lengths = llama.engine, np.array([length, 60, 98, 20], np.int32)
+    engine = llama.engine if cache == "float32" else rounded
+    lengths = np.array([length, 60, 98, 20], np.int32)
     for slot, held in enumerate(lengths):
         read_whole(engine, slot, llama.ids[slot, :held])
     alone = engine.step(llama.ids[:, 9], lengths, [0])[0].copy()
@@ -155,7 +159,7 @@ def test_prompts_read_together_are_the_same_bits_as_each_alone(
         llama: Case, precision: str, tmp_path: Path) -> None:
     """Whatever the others' lengths, in whichever slots, and also in what is written down."""
     engine = llama.engine if precision == "float32" else small.engine(
-        llama.network, tmp_path / "litert", precision)
+        llama.network, tmp_path / "litert", precision, cache="int8")
     lengths = (3, 16, 9, 4, 97, 60)
     alone = {}
     for length in lengths:
@@ -170,6 +174,46 @@ def test_prompts_read_together_are_the_same_bits_as_each_alone(
             np.testing.assert_array_equal(logits, alone[length])
             keys = np.concatenate([page[0] for page in engine.save(slot, length).pages], 2)
             np.testing.assert_array_equal(keys, alone[-length])
+
+
+@pytest.fixture(scope="module")
+def rounded(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same network with a cache of int8, so that nothing else is rounded."""
+    return small.engine(cases["llama"].network, tmp_path_factory.mktemp("rounded") / "litert",
+                        cache="int8")
+
+
+def test_an_int8_cache_holds_each_head_within_half_a_step_of_its_scale(
+        llama: Case, rounded: litert.LiteRTEngine) -> None:
+    for engine in (llama.engine, rounded):
+        read_whole(engine, 1, llama.ids[1, :60])
+        lengths = np.full(4, 60, np.int32)
+        engine.step(np.full(4, llama.ids[1, 60], np.int32), lengths, [1])
+    exact, kept = (engine.save(1, 61) for engine in (llama.engine, rounded))
+    assert kept.nbytes == 2 * 2 * 2 * 61 * (8 + 4)  # kinds, layers, groups, places, d and a scale
+    for wanted, found in zip(exact.pages, kept.pages):
+        for floats, numbers, scales in zip(wanted, found[:2], found[2:]):
+            # Of the first layer alone the inputs are the same.
+            apart = np.abs(numbers[0] * scales[0] - floats[0])
+            assert numbers.dtype == np.int8 and (apart <= 0.501 * scales[0]).all()
+            np.testing.assert_allclose(scales[0], np.abs(floats[0]).max(-1, keepdims=True) / 127,
+                                       rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[96, 4], [16] * 6 + [4], [1] * 20 + [80], [3, 16, 7, 64, 10]])
+def test_what_an_int8_cache_rounds_does_not_depend_on_how_a_prompt_is_cut(
+        llama: Case, rounded: litert.LiteRTEngine, sizes: list[int]) -> None:
+    """A chunk sees of itself what those behind it see of it."""
+    wanted = [rounded.step(np.full(4, llama.ids[1, place], np.int32), np.full(4, place), [1]
+                           )[1].copy() for place in range(small.POSITIONS)]
+    relative = np.sqrt(np.mean(np.square(np.stack(wanted) - llama.wanted[1]))
+                       / np.mean(np.square(llama.wanted[1])))
+    assert 1e-4 < relative < INT8_CACHE_RMS
+    start = 0
+    for size in sizes:
+        logits = rounded.read(1, llama.ids[1, start:start + size], start)
+        start += size
+        np.testing.assert_allclose(logits, wanted[start - 1], atol=FLOAT_ATOL)
 
 
 def test_prompts_are_read_together_in_few_calls(llama: Case) -> None:

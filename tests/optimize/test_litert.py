@@ -7,7 +7,7 @@ import pytest
 
 from tf_infer.errors import ConfigError
 from tf_infer.optimize import litert_file
-from tf_infer.optimize.litert import EngineSettings, joined_shapes, page_sizes
+from tf_infer.optimize.litert import EngineSettings, cache_of, joined_shapes, page_sizes
 
 
 @pytest.mark.parametrize(("positions", "pages"), [
@@ -25,6 +25,11 @@ def test_a_quantised_row_is_within_half_a_step_of_its_numbers() -> None:
     assert np.abs(values).max() == 127
     assert (np.abs(values * scales[:, None] - array) <= scales[:, None] * 0.5001).all()
     assert not values[3].any()
+
+
+def test_only_large_heads_are_kept_as_int8_and_only_beside_int8_weights() -> None:
+    assert [cache_of("int8", size) for size in (8, 31, 32, 64)] == ["float32"] * 2 + ["int8"] * 2
+    assert cache_of("float32", 64) == "float32"
 
 
 @pytest.mark.parametrize(("slots", "shapes"), [

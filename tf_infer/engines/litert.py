@@ -8,7 +8,8 @@ they read, is written where it belongs by NumPy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,14 @@ import numpy as np
 
 from tf_infer.engines import files
 from tf_infer.engines.contracts import Part
-from tf_infer.engines.litert_runtime import Call, Model, aligned
+from tf_infer.engines.litert_runtime import ALIGNMENT, Call, Model, aligned
 from tf_infer.engines.reading import cuts, groups
 from tf_infer.errors import ConfigError
 from tf_infer.manifest import StepEngineManifest, row_blocks
 
 MASKED = -1e30
-KINDS = ("keys", "values")
+KINDS = {"float32": ("keys", "values"),
+         "int8": ("keys", "values", "key_scales", "value_scales")}
 
 
 def load(folder: Path, *, threads: int = 2, warm_up: bool = True) -> LiteRTEngine:
@@ -47,9 +49,9 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True) -> LiteRTEngin
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a slot held: keys and values of each page, [layers, groups, positions, head size]."""
+    """What a slot held of each page: by KINDS, [layers, groups, positions, head size or 1]."""
 
-    pages: tuple[tuple[np.ndarray, np.ndarray], ...]
+    pages: tuple[tuple[np.ndarray, ...], ...]
 
     @property
     def nbytes(self) -> int:
@@ -65,7 +67,7 @@ class _Step:
     ids: np.ndarray
     positions: np.ndarray
     mask: np.ndarray
-    new: tuple[np.ndarray, np.ndarray]  # keys and values [layers, N, G, 1, d]
+    new: tuple[np.ndarray, ...]  # what is kept of them, [layers, N, G, 1, d or 1] each
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,8 @@ class _Read:
     ids: np.ndarray
     positions: np.ndarray
     mask: np.ndarray | None
-    last: np.ndarray                    # [N, 1, T]
-    new: tuple[np.ndarray, np.ndarray]  # keys and values [layers, N, G, T, d]
+    last: np.ndarray             # [N, 1, T]
+    new: tuple[np.ndarray, ...]  # what is kept of them, [layers, N, G, T, d or 1] each
 
 
 class LiteRTEngine:
@@ -97,10 +99,8 @@ class LiteRTEngine:
         self.slots, self.positions = manifest.slots, manifest.positions
         self.chunk, self.vocab_size = manifest.chunks[-1], manifest.vocab_size
         self._model = Model(path, threads=threads)
-        shape = (manifest.layers, self.slots, manifest.groups)
-        self._pages = tuple(
-            (aligned((*shape, page, manifest.head_size)),
-             aligned((*shape, page, manifest.head_size))) for page in manifest.pages)
+        self._kinds = KINDS[manifest.cache]
+        self._pages = tuple(tuple(self._room(self.slots, page)) for page in manifest.pages)
         self._begins = np.cumsum((0, *manifest.pages))  # first position of each page, and the end
         self._places = np.arange(self._begins[-1], dtype=np.int32)
         self._row_of = np.arange(self.slots)  # row of each slot
@@ -111,9 +111,9 @@ class LiteRTEngine:
         self._reads: dict[tuple[int, int, int], _Read] = {}
         self._joined: dict[tuple[int, int], _Read] = {}
         self._shapes = (*((1, tokens) for tokens in manifest.chunks), *manifest.joined)
-        largest = max(self.slots, *(rows * tokens for rows, tokens in self._shapes))
-        self._new = tuple(aligned((manifest.layers * manifest.groups * largest,
-                                   manifest.head_size)) for _ in KINDS)
+        # One memory for what any call hands out: it is kept before the next.
+        self._new = tuple(self._room(1, max(self.slots, *(
+            rows * tokens for rows, tokens in self._shapes))))
 
     @property
     def cache_bytes(self) -> int:
@@ -219,14 +219,13 @@ class LiteRTEngine:
         for page, begin in zip(self._pages, self._begins):
             count = min(length - begin, page[0].shape[3])
             if count > 0:
-                keys, values = (array[:, row, :, :count].copy() for array in page)
-                kept.append((keys, values))
+                kept.append(tuple(array[:, row, :, :count].copy() for array in page))
         return Saved(tuple(kept))
 
     def restore(self, slot: int, saved: Saved) -> None:
         """Make a slot begin with what was saved; see `StepEngine`."""
         row = self._row_of[slot]
-        length = sum(keys.shape[2] for keys, _ in saved.pages)
+        length = sum(page[0].shape[2] for page in saved.pages)
         self._filled[row] = max(self._filled[row], length)
         for page, kept in zip(self._pages, saved.pages):
             for array, values in zip(page, kept):
@@ -293,17 +292,28 @@ class LiteRTEngine:
             **self._named(new), **cached})
         return _Read(call, ids, positions, cached.get("mask"), last, new)
 
-    def _new_arrays(self, rows: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return where graphs of this size put keys and values: [layers, rows, G, tokens, d].
+    def _room(self, rows: int, places: int) -> Iterator[np.ndarray]:
+        """Yield room for each kind, [layers, rows, G, places, d or 1]."""
+        for kind in self._kinds:
+            scale = kind.endswith("scales")
+            shape = (rows, self.manifest.groups, places, 1 if scale else self.manifest.head_size)
+            dtype = np.dtype(np.float32 if scale else self.manifest.cache)
+            # Of each layer there is a little more, so that the next begins where it can be bound.
+            room = ALIGNMENT // dtype.itemsize
+            layer = -(-math.prod(shape) // room) * room
+            yield aligned((self.manifest.layers, layer), dtype)[
+                :, :math.prod(shape)].reshape(-1, *shape)
 
-        One memory for all sizes: what a call hands out is kept before the next.
-        """
-        shape = (self.manifest.layers, rows, self.manifest.groups, tokens)
-        keys, values = (array[:np.prod(shape)].reshape(*shape, -1) for array in self._new)
-        return keys, values
+    def _new_arrays(self, rows: int, tokens: int) -> tuple[np.ndarray, ...]:
+        """Return where graphs of this size put what is kept: [layers, rows, G, tokens, d or 1]."""
+        layers, groups = self.manifest.layers, self.manifest.groups
+        flat = (array.reshape(layers, -1) for array in self._new)
+        return tuple(array[:, :rows * groups * tokens * size].reshape(
+            layers, rows, groups, tokens, size)
+            for array, size in zip(flat, (one.shape[-1] for one in self._new)))
 
-    def _named(self, new: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
-        return {f"{kind}_{layer}": array[layer] for kind, array in zip(KINDS, new)
+    def _named(self, new: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        return {f"{kind}_{layer}": array[layer] for kind, array in zip(self._kinds, new)
                 for layer in range(self.manifest.layers)}
 
     def _cached(self, first: int, rows: int, pages: int) -> dict[str, np.ndarray]:
@@ -311,8 +321,10 @@ class LiteRTEngine:
         return {f"{kind}_{layer}_{page}_{number}":
                 self._pages[page][place][layer, first + begin:first + end]
                 for page in range(pages)
-                for number, (begin, end) in enumerate(row_blocks(rows, self.manifest.pages[page]))
-                for place, kind in enumerate(KINDS) for layer in range(self.manifest.layers)}
+                for number, (begin, end) in enumerate(row_blocks(
+                    rows, self.manifest.pages[page], self.manifest.cache))
+                for place, kind in enumerate(self._kinds)
+                for layer in range(self.manifest.layers)}
 
     # ------------------------------------------------------------------ the cache
 

@@ -7,12 +7,14 @@ read once for each token, and everything that copies or reorders it costs that o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from tf_infer.manifest import row_blocks
 from tf_infer.optimize.litert_file import GraphWriter, Tensor
+
+Precision: TypeAlias = Literal["int8", "float32"]
 
 MASKED = -1e30  # as networks.attention
 # Ids of a long read are looked at so many at a time, so that little is computed of what lies ahead
@@ -20,22 +22,38 @@ MASKED = -1e30  # as networks.attention
 READ_BLOCK = 64
 
 
+# Least size of what is rounded: of nothing but zeros the scale is no zero.
+LEAST = 1e-30
+
+
+class _Kept(NamedTuple):
+    """Keys or values [N, G, C, d] as they are kept.
+
+    Of int8 a float of d numbers is a whole number times the scale of its place, [N, G, 1, C].
+    """
+
+    numbers: Tensor
+    scales: Tensor | None
+
+
 class _Block(NamedTuple):
-    """Keys and values of one page, [rows, G, C, d] each, and which rows of the step they are."""
+    """Keys and values of one page, and which rows of the step they are."""
 
     rows: tuple[int, int]
-    keys: Tensor
-    values: Tensor
+    keys: _Kept
+    values: _Kept
 
 
 class Attention:
     """Attention of one graph: N rows of T ids; one row, or one id of each, or no pages.
 
-    Makes the inputs `mask`, `keys_i_j_k` and `values_i_j_k`, and the outputs `keys_i`, `values_i`.
+    Makes the inputs `mask`, `keys_i_j_k` and `values_i_j_k`, and the outputs `keys_i`, `values_i`;
+    of int8 also `key_scales...` and `value_scales...`.
     """
 
-    def __init__(self, writer: GraphWriter, rows: int, tokens: int, pages: Sequence[int]) -> None:
-        self.writer = writer
+    def __init__(self, writer: GraphWriter, rows: int, tokens: int, pages: Sequence[int],
+                 kind: Precision) -> None:
+        self.writer, self.kind = writer, kind
         self.rows, self.tokens, self.pages = rows, tokens, tuple(pages)
         self.mask: Tensor | None = None
         if tokens == 1:
@@ -55,27 +73,44 @@ class Attention:
             [N T, G R d].
         """
         writer, (rows, groups, shared, tokens, size) = self.writer, query.shape
-        writer.output(f"keys_{number}", keys)
-        writer.output(f"values_{number}", values)
+        own = [self._keep(number, name, tensor)
+               for name, tensor in (("key", keys), ("value", values))]
         cached = [self._inputs(number, page, groups, size) for page in range(len(self.pages))]
         parts = []
         for begin in range(0, tokens, READ_BLOCK):
             end = min(begin + READ_BLOCK, tokens)
             part = writer.reshape(writer.part(query, {3: (begin, end)}),
                                   [rows, groups, shared * (end - begin), size])
-            seen = [writer.part(tensor, {2: (0, end)}) for tensor in (keys, values)]
+            seen = [_Kept(writer.part(kept.numbers, {2: (0, end)}), None if kept.scales is None
+                          else writer.part(kept.scales, {3: (0, end)})) for kept in own]
             found = self._look(part, cached, seen[0], seen[1], begin)
             parts.append(writer.reshape(found, [rows, groups, shared, end - begin, size]))
         found = writer.transpose(writer.concat(parts, 3), [0, 3, 1, 2, 4])
         return writer.reshape(found, [rows * tokens, groups * shared * size])
 
-    def _look(self, query: Tensor, cached: Sequence[Sequence[_Block]], keys: Tensor,
-              values: Tensor, begin: int) -> Tensor:
+    def _keep(self, layer: int, name: str, tensor: Tensor) -> _Kept:
+        """Hand out what is to be kept of [N, G, T, d], and return it as it will be seen again."""
+        writer, (rows, groups, tokens, _) = self.writer, tensor.shape
+        if self.kind == "float32":
+            writer.output(f"{name}s_{layer}", tensor)
+            return _Kept(tensor, None)
+        constants = [writer.file.constant(np.array([number], np.float32))
+                     for number in (1.0 / 127.0, LEAST)]
+        scales = writer.multiply(writer.largest(writer.absolute(tensor), 3), constants[0])
+        scales = writer.at_least(scales, constants[1])                       # [N, G, T, 1]
+        numbers = writer.to_int8(writer.divide(tensor, scales))
+        writer.output(f"{name}s_{layer}", numbers)
+        writer.output(f"{name}_scales_{layer}", scales)
+        return _Kept(writer.to_float(numbers),
+                     writer.reshape(scales, [rows, groups, 1, tokens]))
+
+    def _look(self, query: Tensor, cached: Sequence[Sequence[_Block]], keys: _Kept,
+              values: _Kept, begin: int) -> Tensor:
         """Look from ids `begin` and so on at all pages and at what was read up to them.
 
         query [N, G, Q, d], keys, values [N, G, E, d] -> [N, G, Q, d].
         """
-        writer, queries, end = self.writer, query.shape[2], keys.shape[2]
+        writer, queries, end = self.writer, query.shape[2], keys.numbers.shape[2]
         scores = [self._of_page(query, blocks) for blocks in cached]
         own = self._scores(query, keys)
         if self.tokens == 1:
@@ -102,12 +137,24 @@ class Attention:
     def _inputs(self, layer: int, page: int, groups: int, size: int) -> list[_Block]:
         """Make the inputs of one page of one layer, some rows each."""
         blocks = []
-        for number, (begin, end) in enumerate(row_blocks(self.rows, self.pages[page])):
+        for number, (begin, end) in enumerate(row_blocks(
+                self.rows, self.pages[page], self.kind)):
             shape = [end - begin, groups, self.pages[page], size]
-            name = f"{layer}_{page}_{number}"
-            blocks.append(_Block((begin, end), self.writer.input(f"keys_{name}", shape),
-                                 self.writer.input(f"values_{name}", shape)))
+            place = f"{layer}_{page}_{number}"
+            keys, values = (self._input(f"{name}s_{place}", f"{name}_scales_{place}", shape)
+                            for name in ("key", "value"))
+            blocks.append(_Block((begin, end), keys, values))
         return blocks
+
+    def _input(self, name: str, scales: str, shape: Sequence[int]) -> _Kept:
+        numbers = self.writer.input(name, shape, self.kind)
+        if self.kind == "float32":
+            return _Kept(numbers, None)
+        rows, groups, places, _ = shape
+        # A read looks at them once for each of its blocks. In a step they become floats where they
+        # are needed: then these are still in the core's cache.
+        return _Kept(self._floats(numbers) if self.tokens > 1 else numbers,
+                     self.writer.input(scales, [rows, groups, 1, places]))
 
     def _of_page(self, query: Tensor, blocks: Sequence[_Block]) -> Tensor:
         """Scores [N, G, Q, C] of a page."""
@@ -115,18 +162,27 @@ class Attention:
             self._scores(self.writer.part(query, {0: block.rows}), block.keys)
             for block in blocks], 0)
 
-    def _scores(self, query: Tensor, keys: Tensor) -> Tensor:
+    def _floats(self, numbers: Tensor) -> Tensor:
+        return numbers if numbers.dtype == "float32" else self.writer.to_float(numbers)
+
+    def _scores(self, query: Tensor, kept: _Kept) -> Tensor:
         """[N, G, Q, d], [N, G, C, d] -> [N, G, Q, C]."""
         writer, (rows, groups, queries, _) = self.writer, query.shape
+        keys = self._floats(kept.numbers)
         if queries > 1:
-            return writer.batch_matmul(query, keys, transposed=True)
-        # A matrix product would first copy the keys into another order, for one query.
-        found = writer.sum(writer.multiply(keys, query), 3)                  # [N, G, C, 1]
-        return writer.reshape(found, [rows, groups, 1, keys.shape[2]])
+            found = writer.batch_matmul(query, keys, transposed=True)
+        else:
+            # A matrix product would first copy the keys into another order, for one query.
+            found = writer.sum(writer.multiply(keys, query), 3)              # [N, G, C, 1]
+            found = writer.reshape(found, [rows, groups, 1, keys.shape[2]])
+        return found if kept.scales is None else writer.multiply(found, kept.scales)
 
-    def _mixed(self, weights: Tensor, values: Tensor) -> Tensor:
+    def _mixed(self, weights: Tensor, kept: _Kept) -> Tensor:
         """[N, G, Q, C], [N, G, C, d] -> [N, G, Q, d]."""
         writer, (rows, groups, queries, places) = self.writer, weights.shape
+        if kept.scales is not None:
+            weights = writer.multiply(weights, kept.scales)
+        values = self._floats(kept.numbers)
         if places == 1:
             return writer.multiply(weights, values)
         if queries > 1:

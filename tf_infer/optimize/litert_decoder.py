@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 
 from tf_infer.networks.arrays import DecoderArrays, Dense, Norm
-from tf_infer.optimize.litert_attention import Attention
+from tf_infer.optimize.litert_attention import Attention, Precision
 from tf_infer.optimize.litert_file import Constant, GraphWriter, ModelFile, Tensor
-
-Precision: TypeAlias = Literal["int8", "float32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +50,15 @@ class DecoderFile:
         precision: of kernels and vocabulary. int8 has one scale for each output; inputs are
             quantised row by row while it runs.
         vocabulary_precision: of the word vectors and what logits are made with.
+        cache: of keys and values.
     """
 
     def __init__(self, arrays: DecoderArrays, precision: Precision,
-                 vocabulary_precision: Precision | None = None) -> None:
+                 vocabulary_precision: Precision | None = None,
+                 cache: Precision = "float32") -> None:
         self.arrays = arrays
         self.precision = precision
+        self.cache: Precision = cache
         self.file = ModelFile()
         self._scale = 1.0 / float(arrays.head_size) ** 0.5
         words_precision = vocabulary_precision or precision
@@ -149,7 +149,7 @@ class _Graph:
         count = rows * tokens
         self.ids = writer.input("ids", [count], "int32")
         self.positions = writer.input("positions", [count], "int32")
-        self.attention = Attention(writer, rows, tokens, pages)
+        self.attention = Attention(writer, rows, tokens, pages, decoder.cache)
 
     def run(self) -> Tensor:
         """Return hidden [N * T, D] of all layers; keys and values become outputs."""

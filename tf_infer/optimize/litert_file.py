@@ -30,6 +30,7 @@ class Tensor(NamedTuple):
 
     place: int
     shape: tuple[int, ...]
+    dtype: str = "float32"
 
 
 class Constant(NamedTuple):
@@ -69,6 +70,7 @@ class ModelFile:
     graphs: list[GraphWriter] = field(default_factory=list)
     codes: dict[tuple[int, int], int] = field(default_factory=dict)
     known: dict[tuple[str, tuple[int, ...], bytes], Constant] = field(default_factory=dict)
+    whole: _Scales = field(default_factory=lambda: _Scales(np.ones(1, np.float32)))
 
     def constant(self, array: np.ndarray) -> Constant:
         """Add float32 or int32 numbers; those that are there already are not added again."""
@@ -162,12 +164,12 @@ class GraphWriter:
         return made
 
     def op(self, operator: int, inputs: Sequence[Tensor | Constant], shape: Sequence[int],
-           options: Any = None, *, version: int = 1) -> Tensor:
-        """Add an operation with one float32 output of `shape`."""
+           options: Any = None, *, version: int = 1, dtype: str = "float32") -> Tensor:
+        """Add an operation with one output of `shape`."""
         made = schema.OperatorT()
         made.opcodeIndex = self.file.code(operator, version)
         made.inputs = [self._index(one) for one in inputs]
-        result = self._tensor(f"t{len(self.subgraph.tensors)}", shape, "float32")
+        result = self._tensor(f"t{len(self.subgraph.tensors)}", shape, dtype)
         made.outputs = [result.place]
         if options is not None:
             made.builtinOptions = options
@@ -189,6 +191,23 @@ class GraphWriter:
     def multiply(self, left: Tensor, right: Tensor | Constant) -> Tensor:
         """left * right, broadcast."""
         return self.op(Op.MUL, [left, right], _broadcast(left, right), schema.MulOptionsT())
+
+    def divide(self, left: Tensor, right: Tensor | Constant) -> Tensor:
+        """left / right, broadcast."""
+        return self.op(Op.DIV, [left, right], _broadcast(left, right), schema.DivOptionsT())
+
+    def absolute(self, tensor: Tensor) -> Tensor:
+        """The size of each number."""
+        return self.op(Op.ABS, [tensor], tensor.shape, schema.AbsOptionsT())
+
+    def to_int8(self, tensor: Tensor) -> Tensor:
+        """The nearest whole number, -128 .. 127."""
+        return self.op(Op.QUANTIZE, [tensor], tensor.shape, schema.QuantizeOptionsT(), dtype="int8")
+
+    def to_float(self, tensor: Tensor) -> Tensor:
+        """What was int8."""
+        return self.op(Op.DEQUANTIZE, [tensor], tensor.shape, schema.DequantizeOptionsT(),
+                       version=2)
 
     def mean(self, tensor: Tensor, axis: int) -> Tensor:
         """Mean over one axis, which stays as 1."""
@@ -316,9 +335,9 @@ class GraphWriter:
                 quantization: _Scales | None = None) -> Tensor:
         made = schema.TensorT()
         made.name, made.shape, made.type, made.buffer = name, list(shape), _TYPES[dtype], buffer
-        made.quantization = quantization
+        made.quantization = quantization or (self.file.whole if dtype == "int8" else None)
         self.subgraph.tensors.append(made)
-        return Tensor(len(self.subgraph.tensors) - 1, tuple(shape))
+        return Tensor(len(self.subgraph.tensors) - 1, tuple(shape), dtype)
 
 
 def quantize_rows(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
