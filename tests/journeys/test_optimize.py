@@ -22,6 +22,7 @@ from tf_infer.tuning.judge import read
 from tf_infer.verify.predictors import EagerPredictor
 
 TEXTS = ("where is my parcel", "支付 失败", "something else", "late", "a b c d e f g h", "x")
+BUDGET = "30s"  # one round of a decoder's three forms takes 2 s, on a busy machine ten times that
 
 
 def rows(path: Path, *, labels: bool) -> Path:
@@ -33,7 +34,7 @@ def rows(path: Path, *, labels: bool) -> Path:
 
 def command(model: Path, texts: Path, output: Path, *more: str) -> list[str]:
     return ["optimize", str(model), "--texts", str(texts), "--output", str(output), "--name", "m",
-            "--budget", "2s", "--no-xla", "--max-rows", "1", *more]
+            "--budget", BUDGET, "--no-xla", "--max-rows", "1", *more]
 
 
 def optimize(*arguments: Any) -> dict[str, Any]:
