@@ -35,6 +35,7 @@ SKIPPED = {"graph": "what is saved is this graph",
            "session": "the server plays the samples in a session when it starts"}
 PIECES = 900  # of the classifier; the decoder has three times as many
 REPLY_TOKENS = 48
+CHAT = "{{ messages[-1]['content'] }} =>"  # the decoder was trained on "intent: message => reply"
 LEAST_ACCURACY = 0.75
 CALLS = 50  # for the latencies
 READY_S = 120.0
@@ -121,6 +122,7 @@ def _models(scratch: Path) -> Iterator[tuple[str, Task, list[str]]]:
     dialogues = _dialogues()
     pieces = learn_sentencepiece([d.text for d in dialogues], scratch / "pieces",
                                  vocab_size=3 * PIECES)
+    (pieces.parent / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
     writer = _writer(pieces.parent)
     loop.fit(writer, dialogues, _train_config(epochs=22, learning_rate=3e-3))
     prompts = [f"{m.labels[0]}: {m.text} =>" for m in unseen]
