@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tf_infer import config
 from tf_infer.cli import engine as cli_engine
 from tf_infer.cli.engine_paths import engines, served_within
 from tf_infer.cli.proof import make_golden
+from tf_infer.engines import encoders
 from tf_infer.equality import Tolerance
 from tf_infer.manifest import (
     ENGINE_FILE,
@@ -97,6 +99,32 @@ def test_a_classifiers_engine_is_held_to_the_logits_and_to_a_row_alone(
     wrong = compared(folder, task, samples, Moved(graph, "logits", 0.5))
     assert not wrong["litert"].passed
     assert wrong["litert alone"].passed  # the engine is its own reference there
+
+
+@pytest.mark.parametrize("as_proven", [True, False])
+def test_company_may_move_a_row_on_a_gpu_as_far_as_the_export_allows_and_on_a_cpu_not(
+        as_proven: bool, classifier: tuple[Path, Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, task = classifier
+    inner = encoders.load(folder / "assets.extra" / "engines" / "litert")
+
+    class InCompany:
+        """An engine whose rows move with how many there are."""
+
+        manifest = replace(inner.manifest, atol=0.01)
+        close = inner.close
+
+        def run(self, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray, *,
+                timeout_s: float | None = None) -> np.ndarray:
+            return inner.run(ids, mask, segments, timeout_s=timeout_s) + np.float32(
+                1e-3 * len(ids))
+
+    engine = InCompany()
+    engine.as_proven = as_proven  # type: ignore[attr-defined]
+    monkeypatch.setattr(encoders, "KINDS", {"litert": lambda folder, threads: engine})
+    samples = [Sample("serving_default", texts("a", "a longer text", "中文", ""))]
+    found = compared(folder, task, samples, GraphPredictor(task.signatures()))
+    assert found["litert"].passed
+    assert found["litert alone"].passed is not as_proven
 
 
 def test_our_server_may_answer_as_its_engine_does(classifier: tuple[Path, Task]) -> None:
