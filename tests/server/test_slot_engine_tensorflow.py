@@ -296,3 +296,16 @@ def test_a_rule_of_the_graph_ends_that_request_alone(
         assert isinstance(heard[1].failure(), InvalidRequest)
         for place in (0, 2):
             assert len(heard[place].answer().ids) <= 3
+
+
+def test_a_prefix_longer_than_the_limit_is_refused_as_generate_refuses_it(
+        version: SavedModelServable, task: Served) -> None:
+    message = "forced_prefix: expected at most max_new_tokens"
+    long = {"forced_prefix": "So far", "max_new_tokens": 5}
+    with engine_over(version, task) as engine:
+        with pytest.raises(InvalidRequest, match=message):
+            asked(engine, b"a", long)
+        with pytest.raises(InvalidRequest, match=message):
+            generated(version, b"a", long)
+        fits = {**long, "max_new_tokens": 6}
+        holds(asked(engine, b"a", fits), generated(version, b"a", fits))

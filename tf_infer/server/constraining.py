@@ -18,6 +18,7 @@ from tf_infer.server.contracts import Servable
 from tf_infer.server.forms import CHOOSE
 from tf_infer.token_bytes import TokenBytes
 
+PREFIX = "forced_prefix"
 ROWS = 32  # of one run of `choose` that is asked for end ids
 
 TOO_OLD = ("constraint: this version cannot keep it. Export the model again with this version of "
@@ -81,6 +82,28 @@ class Constraining:
                   "constraint": np.asarray([name], object)}
         out = self._servable.run(CHOOSE, inputs, outputs=("is_end",), timeout_s=None)
         return bool(out["is_end"][0])
+
+    def check_prefix(self, prefix: bytes, limit: int) -> None:
+        """Refuse a forced prefix of more ids than a row may produce, as `generate` does.
+
+        `choose` is asked for the token behind that many, with one id the best and with another: it
+        takes the same both times where the prefix goes on.
+
+        Raises:
+            InvalidRequest: there are more.
+        """
+        spec = self._spec()
+        size = vocabulary_of(spec)
+        logits = np.zeros((2, size), np.float32)
+        logits[[0, 1], [0, 1]] = 100.0
+        # What was produced before is the last id: no penalty on it can reach the two best.
+        inputs = {**greedy(spec, logits), "ids": np.full((2, limit), size - 1, np.int32),
+                  "length": np.full(2, limit, np.int32),
+                  PREFIX: np.asarray([prefix, prefix], object)}
+        out = self._servable.run(CHOOSE, inputs, outputs=("token",), timeout_s=None)
+        if out["token"][0] == out["token"][1]:
+            raise InvalidRequest(f"{PREFIX}: expected at most max_new_tokens = {limit} ids. Give a "
+                                 "shorter one, or a higher limit.")
 
     def _spec(self) -> SignatureSpec:
         spec = next((one for one in self._manifest.signatures if one.name == CHOOSE), None)

@@ -28,7 +28,7 @@ from tf_infer.errors import (
 )
 from tf_infer.manifest import ModelManifest
 from tf_infer.server.asked import LEAST, NAMED, STOP_IDS, Asked, read, stop_ids_of
-from tf_infer.server.constraining import Constraining
+from tf_infer.server.constraining import PREFIX, Constraining
 from tf_infer.server.contracts import Servable
 from tf_infer.server.forms import Choice, Form, Row
 from tf_infer.server.generation import GenerationRequest, Listener, Piece, Token
@@ -200,6 +200,8 @@ class SlotEngine:
                      self._encode(request.prompt))
         if asked.matched is not None:
             call.automaton = self._constraints.automaton(*asked.matched)
+        if prefix := asked.options.get(PREFIX):
+            self._constraints.check_prefix(prefix, asked.max_new_tokens)
         with self._changed:
             self._refuse(full=False)
             self._refuse(full=not self._board.enqueue(call))
