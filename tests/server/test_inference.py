@@ -234,6 +234,14 @@ def test_MI13_every_task_gets_the_same_examples() -> None:
     assert list(first.inputs["inputs"]) == list(second.inputs["inputs"])
 
 
+def test_MI13_tasks_that_read_different_tensors_cannot_be_one_run() -> None:
+    apart = signature({"inputs": (TEXT, ROWS)}, {"outputs": (FLOAT, ROWS)}, REGRESS)
+    apart.inputs["inputs"].name = "regress_inputs:0"
+    with pytest.raises(ServingError, match="Input tensor must be the same for all Signatures"):
+        inference.multi_inference({**SIGNATURES, "apart": apart},
+                                  tasks(("both", CLASSIFY), ("apart", REGRESS)))
+
+
 @pytest.mark.parametrize(("named", "code", "words"), [
     pytest.param([("both", CLASSIFY), ("regress", REGRESS, "other")], "INVALID_ARGUMENT",
                  "must access the same model name", id="MI04"),

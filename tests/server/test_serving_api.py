@@ -398,13 +398,22 @@ def test_CL_RG_EX_MI_through_the_stock_stubs(stub: Stub) -> None:
         stub.prediction.Classify(examples(classify_request(), None), 30)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
-    multi = examples(inference_pb2.MultiInferenceRequest(), 0.5)
-    for kind in ("classify", "regress"):
-        task = multi.tasks.add(method_name=f"tensorflow/serving/{kind}")
-        task.model_spec.name, task.model_spec.signature_name = "m", kind
-    first, second = stub.prediction.MultiInference(multi, 30).results
+    first, second = (stub.prediction.MultiInference(multi_request(kind), 30).results[0]
+                     for kind in ("classify", "regress"))
     assert first.classification_result.classifications[0].classes[0].score == 0.5
     assert second.regression_result.regressions[0].value == 1.0
+    with pytest.raises(grpc.RpcError, match="Input tensor must be the same") as caught:  # MI13
+        stub.prediction.MultiInference(multi_request("classify", "regress"), 30)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def multi_request(*kinds: str) -> Any:
+    """Return a request to signatures of a TensorFlow 2 module, each of which has its own input."""
+    request = examples(inference_pb2.MultiInferenceRequest(), 0.5)
+    for kind in kinds:
+        task = request.tasks.add(method_name=f"tensorflow/serving/{kind}")
+        task.model_spec.name, task.model_spec.signature_name = "m", kind
+    return request
 
 
 # ---------------------------------------------------------------------------- loading

@@ -76,7 +76,7 @@ def multi_inference(signatures: Signatures, request: serving_pb2.MultiInferenceR
     """Plan a MultiInference: a run a task; results in task order, without the version (MI01).
 
     Raises:
-        InvalidRequest, NotOffered: the tasks break a rule (MI04 to MI11).
+        InvalidRequest, NotOffered: the tasks break a rule (MI04 to MI11, MI13).
     """
     names = [task.model_spec.signature_name or messages.SERVING_DEFAULT for task in request.tasks]
     _check_tasks(signatures, request, names)
@@ -121,6 +121,12 @@ def _check_tasks(signatures: Signatures, request: serving_pb2.MultiInferenceRequ
             check_regress(signatures[name])
         else:
             raise NotOffered(f"Unsupported signature method_name: {task.method_name}")
+        if _input_tensor(signatures[name]) != _input_tensor(signatures[names[0]]):
+            raise InvalidRequest("Input tensor must be the same for all Signatures")
+
+
+def _input_tensor(signature: serving_pb2.SignatureDef) -> str:
+    return next(iter(signature.inputs.values())).name
 
 
 def _find(signatures: Signatures, name: str) -> serving_pb2.SignatureDef:
