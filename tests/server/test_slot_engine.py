@@ -426,11 +426,20 @@ def test_two_that_come_together_read_their_shared_beginning_once(form: str) -> N
 
 @FORMS
 def test_short_prompts_that_come_together_are_read_in_one_call(form: str) -> None:
-    gate = threading.Event()
+    gate, held = threading.Event(), threading.Event()
     prompts = (b"ab", b"c", b"def", b"gh")  # 8 ids with their starts, but the last of each
-    with stand(form, before=lambda what: what in HOST or gate.wait(10)) as there:
+
+    def before(what: str) -> None:
+        if what not in HOST:
+            held.set()
+            assert gate.wait(10)
+
+    with stand(form, before=before) as there:
+        first = there.ask(b"z", max_new_tokens=1)
+        assert held.wait(10)  # what comes from now on is for the next turn
         heard = [there.ask(prompt, max_new_tokens=6) for prompt in prompts]
         gate.set()
+        first.answer()
         for one, prompt in zip(heard, prompts):
             same(one.answer(), alone(prompt, max_new_tokens=6))
         assert there.stepper.most_joined == (4 if form == "engine" else 0)
