@@ -4,11 +4,11 @@
     python -m benchmarks.decode --peers DIR --shape gpt2 --only tf_infer llama --rows 1
     python -m benchmarks.decode --peers DIR --minutes 12       # rounds end before that
 
-Prints one JSON object. Every contestant is a process of its own that has a thread for each CPU and
-is frozen (SIGSTOP) when it is not its turn. In each round every contestant has its turn at every
-cell (prompt length x rows): a whole call of 64 new tokens, prefill included, and a call of one new
-token. The first round warms up. Figures are medians over the rounds with their least and greatest
-value; a ratio is the median of the rounds' ratios.
+Prints one JSON object. Every contestant is a process of its own that has a thread for each CPU,
+where its name does not say "one thread", and is frozen (SIGSTOP) when it is not its turn. In each
+round every contestant has its turn at every cell (prompt length x rows): a whole call of 64 new
+tokens, prefill included, and a call of one new token. The first round warms up. Figures are medians
+over the rounds with their least and greatest value; a ratio is the median of the rounds' ratios.
 
     tokens_per_s    new tokens of all rows by the seconds of a whole call
     first_ms        seconds of a call of one new token: time to the first token
@@ -66,6 +66,8 @@ CONTESTANTS = (
             model="ours-engine"),
     *(Decoder(name=f"tf_infer portable {precision}", script="ours_decoder", form="saved_model",
               model=f"ours-{precision}") for precision in ("bfloat16", "int8")),
+    Decoder(name="tf_infer portable int8, one thread", script="ours_decoder", form="saved_model-1",
+            model="ours-int8"),
     Decoder(name="llama.cpp q8_0", script="llama_decoder", form="flash", model="q8_0.gguf",
             venv="llama"),
     *(Decoder(name=f"OpenVINO {name} int8 {precision}", script="openvino_decoder",
@@ -78,6 +80,8 @@ CONTESTANTS = (
     Decoder(name=REFERENCE, script="torch_decoder", form="float32", model="checkpoint",
             venv="torch"),
     Decoder(name="KerasHub graph", script="keras_decoder", form="graph", model="checkpoint"),
+    Decoder(name="KerasHub graph, one thread", script="keras_decoder", form="graph-1",
+            model="checkpoint"),
     # XLA compiles each length anew, which a call of one token would double.
     Decoder(name="KerasHub XLA", script="keras_decoder", form="xla", model="checkpoint",
             first=False),

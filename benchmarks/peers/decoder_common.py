@@ -28,6 +28,16 @@ class Asked(NamedTuple):
 Generate = Callable[[Asked], Ids]
 
 
+def set_threads(form: str) -> None:
+    """Let TensorFlow work in one thread where a form says so ("...-1"), else in all."""
+    import tensorflow as tf
+
+    alone = form.endswith("-1")
+    tf.config.threading.set_intra_op_parallelism_threads(1 if alone else THREADS)
+    if alone:
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
 def run(load: Callable[[dict[str, Any]], Generate]) -> None:
     """Load, then answer until standard input ends."""
 

@@ -1,4 +1,7 @@
-"""KerasHub's own generate with its greedy sampler, float32; form: "graph" or "xla"."""
+"""KerasHub's own generate with its greedy sampler, float32.
+
+Form: "graph", "graph-1" (in one thread) or "xla".
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,10 @@ from typing import Any
 
 import decoder_common as common
 import numpy as np
-import tensorflow as tf
 
 
 def load(settings: dict[str, Any]) -> common.Generate:
-    tf.config.threading.set_intra_op_parallelism_threads(common.THREADS)
+    common.set_threads(settings["form"])
     import keras_hub
 
     from tf_infer.networks import build, checkpoints

@@ -1,6 +1,7 @@
-"""Our own forms of a decoder, in process; form: "saved_model" or "engine".
+"""Our own forms of a decoder, in process; form: "saved_model", "saved_model-1" or "engine".
 
-saved_model: the signature `generate` of an exported version, texts in and texts out.
+saved_model: the signature `generate` of an exported version, texts in and texts out; with "-1" in
+    one thread, as the embedded server runs it where there are two CPUs.
 engine: a StepEngine and this file's greedy loop, ids in and ids out.
 """
 
@@ -17,7 +18,7 @@ def saved_model(settings: dict[str, Any]) -> common.Generate:
     import tensorflow as tf
     import tensorflow_text  # noqa: F401  registers the ops of the tokenizer
 
-    tf.config.threading.set_intra_op_parallelism_threads(common.THREADS)
+    common.set_threads(settings["form"])
     model = tf.saved_model.load(settings["model"])
     signature = model.signatures["generate"]
     inputs = signature.structured_input_signature[1]
@@ -72,7 +73,7 @@ def greedy(engine: Any, ids: np.ndarray, new_tokens: int) -> common.Ids:
 
 
 def load(settings: dict[str, Any]) -> common.Generate:
-    return {"saved_model": saved_model, "engine": engine}[settings["form"]](settings)
+    return (engine if settings["form"] == "engine" else saved_model)(settings)
 
 
 if __name__ == "__main__":
