@@ -247,7 +247,7 @@ def streaming(group: Sequence[Decoding], seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=decoders.CACHE, help="exported models")
+    parser.add_argument("--cache", type=Path, default=models.CACHE, help="exported models")
     parser.add_argument("--peers", type=Path, help="makes the checkpoint, see benchmarks/decode.py")
     parser.add_argument("--shape", choices=sorted(decoders.SHAPES), default="mini")
     parser.add_argument("--form", default="served-float32",
