@@ -24,6 +24,7 @@ from aiohttp import web
 
 from tf_infer.server.logs import event
 from tf_infer.server.logs import log as server_log
+from tf_infer.server.mailbox import Mailbox
 
 MAX_BODY_BYTES = 2**31 - 1  # as of a gRPC message (LI01, LI02)
 IDLE_S = 75.0  # a connection without a request; longer than load balancers keep theirs
@@ -117,7 +118,12 @@ class HttpServer:
         handler: answers one request, on the loop; it is cancelled when the caller has gone.
         host: address to listen on; one of `EVERYWHERE` for all, IPv6 too where there is any (RS23).
         port: > 0.
+
+    Attributes:
+        mailbox: of its loop; there is one as soon as requests are taken.
     """
+
+    mailbox: Mailbox
 
     def __init__(self, handler: Handler, *, host: str, port: int) -> None:
         self._handler, self._host, self._port = handler, host, port
@@ -165,6 +171,7 @@ class HttpServer:
 
     async def _serve(self) -> bool:
         loop = self._loop = asyncio.get_running_loop()
+        self.mailbox = Mailbox(loop)
         loop.set_exception_handler(_log_fault)
         self._ending = loop.create_future()
         connections = _Connections(self._answer, handler_cancellation=True)

@@ -13,7 +13,6 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +27,7 @@ from tf_infer.errors import (
 from tf_infer.server.generation import Constraint, GenerationRequest, Generators, Lent, Piece
 from tf_infer.server.generation_log import Record, finish
 from tf_infer.server.http_server import Reply, Streamed
+from tf_infer.server.mailbox import Mailbox
 from tf_infer.server.metrics import REST, Metrics
 from tf_infer.server.scheduler import TIMED_OUT, as_serving_error
 from tf_infer.server.streams import Event, Stream
@@ -38,33 +38,6 @@ MAX_BODY_BYTES = 8 * 2**20
 SEEDS = 2**63
 
 
-class _Mail:
-    """Brings what threads say onto the loop, which is woken once for all that has come.
-
-    To wake it is a system call, and a generator's thread would make one for each token and caller.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._letters: list[tuple[Callable[[Any], None], Any]] = []
-        self._lock = threading.Lock()
-
-    def send(self, take: Callable[[Any], None], letter: Any) -> None:
-        """Have `take(letter)` called on the loop; from any thread."""
-        with self._lock:
-            woken = bool(self._letters)
-            self._letters.append((take, letter))
-        if not woken:
-            with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        with self._lock:
-            letters, self._letters = self._letters, []
-        for take, letter in letters:
-            take(letter)
-
-
 class _Exchange:
     """The streams of one request, seen from the loop.
 
@@ -72,9 +45,9 @@ class _Exchange:
         mail: brings the events.
     """
 
-    def __init__(self, mail: _Mail) -> None:
+    def __init__(self, mailbox: Mailbox) -> None:
         self._loop = asyncio.get_running_loop()
-        self._mail = mail
+        self._mailbox = mailbox
         # an answer's number and what came of it, or a wait's number and None: it took too long
         self._events: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
         self._waits = 0
@@ -91,7 +64,7 @@ class _Exchange:
         index = len(self._streams)
 
         def tell(event: Event) -> None:
-            self._mail.send(self._events.put_nowait, (index, event))
+            self._mailbox.put(self._events.put_nowait, (index, event))
 
         stream = Stream(lent, tell, tell)
         with self._lock:
@@ -163,7 +136,6 @@ class OpenAIService:
         self._timeout_s, self._headers = timeout_s, headers or {}
         self._draw_seed = draw_seed
         self._created = int(time.time())
-        self._mail: _Mail | None = None
 
     def models(self) -> Reply | None:
         """Answer GET /v1/models; None where no model generates, as if there were no such route."""
@@ -171,18 +143,18 @@ class OpenAIService:
         return Reply(200, openai_answers.models(names, self._created), JSON,
                      self._headers) if names else None
 
-    async def answer(self, kind: openai.Kind, content: bytes, request_id: str | None
-                     ) -> Reply | Streamed:
+    async def answer(self, kind: openai.Kind, content: bytes, request_id: str | None,
+                     mailbox: Mailbox) -> Reply | Streamed:
         """Answer a request.
 
         Args:
             kind: which of the two.
             content: its body, inflated.
             request_id: as the caller gave it.
+            mailbox: of the loop.
         """
         record = Record(kind, REST, time.monotonic(), len(content), request_id=request_id)
-        self._mail = self._mail or _Mail(asyncio.get_running_loop())
-        exchange = _Exchange(self._mail)
+        exchange = _Exchange(mailbox)
         try:
             wanted, head = await asyncio.get_running_loop().run_in_executor(
                 self._workers, self._begin, kind, content, exchange, record)

@@ -197,7 +197,6 @@ class RestServer:
         self._service, self._pipeline = service, pipeline
         self._timeout_s = timeout_s
         self._headers = CORS if cors else {}
-        self._mailbox: Mailbox | None = None  # of the loop, which there is with the first request
         self._monitoring = monitoring or Monitoring()
         self._workers = ElasticExecutor(1, max(1, threads - 1), name="tf-infer-rest")
         self._openai = OpenAIService(generators, pipeline.metrics, self._workers,
@@ -235,7 +234,8 @@ class RestServer:
             if encoding and len(content) <= MAX_BODY_BYTES:  # else it is refused for its size
                 content = await asyncio.get_running_loop().run_in_executor(
                     self._workers, inflate, content, encoding)
-            return await self._openai.answer(route, content, request.headers.get("X-Request-Id"))
+            return await self._openai.answer(route, content, request.headers.get("X-Request-Id"),
+                                             self._http.mailbox)
         if is_api(target):
             return await self._api(request, target)
         if target == "/healthz":
@@ -282,9 +282,7 @@ class RestServer:
         def begin() -> RestCall | bytes:
             return self._service.begin(route, inflate(content, encoding), deadline)
 
-        if self._mailbox is None:
-            self._mailbox = Mailbox(asyncio.get_running_loop())
-        exchange = _Exchange(self._pipeline.submit, self._workers, record, self._mailbox)
+        exchange = _Exchange(self._pipeline.submit, self._workers, record, self._http.mailbox)
         return await exchange.run(begin, large=len(content) > INLINE_BYTES or bool(encoding),
                                   timeout_s=self._timeout_s)
 
