@@ -6,24 +6,18 @@ A third of the nodes of a decoder's graph, each of which takes time when a versi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from tensorflow.core.framework import function_pb2, node_def_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tf_infer.export.signatures import GRAPH_FILE
-
 PLAIN = {"dtype", "value", "_output_shapes"}  # attributes; one with others is left alone
 
 
-def share_constants(folder: Path) -> None:
-    """Write the SavedModel of a folder anew, with every constant of a function once."""
-    path = folder / GRAPH_FILE
-    model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+def share_constants(model: saved_model_pb2.SavedModel) -> None:
+    """Leave every constant of a function once."""
     for meta_graph in model.meta_graphs:
         for function in meta_graph.graph_def.library.function:
             share(function)
-    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def share(function: function_pb2.FunctionDef) -> None:

@@ -25,6 +25,7 @@ from tf_infer.export.signatures import (
     check_specs,
     describe_signatures,
     options_of,
+    rewritten,
 )
 from tf_infer.export.versions import staging
 from tf_infer.export.warmup import write_warmup
@@ -131,9 +132,10 @@ def write_saved_model(task: Task, folder: Path) -> None:
         specs = signature.input_specs()
         archive.add_endpoint(name, _traced(signature, specs), list(specs.values()))
     archive.write_out(str(folder), verbose=False)
-    share_constants(folder)
     specs_written = [signature.spec for signature in signatures.values()]
-    describe_signatures(folder, specs_written)
+    with rewritten(folder) as model:
+        share_constants(model)
+        describe_signatures(model, specs_written)
     check_signature_defs(folder, specs_written)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +35,30 @@ def check_specs(specs: Iterable[SignatureSpec]) -> None:
         raise ExportError("; ".join(faults) + ". A server joins rows only along a first free axis.")
 
 
-def describe_signatures(folder: Path, specs: Iterable[SignatureSpec]) -> None:
-    """Write what TensorFlow 2 leaves out of the SavedModel: method names, defaults of options.
+@contextlib.contextmanager
+def rewritten(folder: Path) -> Iterator[saved_model_pb2.SavedModel]:
+    """Lend the SavedModel of a folder to be changed, and write what became of it."""
+    model = _read(folder)
+    yield model
+    (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
+    # It holds a checksum of the graph file as it was; loaders do without it.
+    (folder / FINGERPRINT_FILE).unlink(missing_ok=True)
+
+
+def describe_signatures(model: saved_model_pb2.SavedModel, specs: Iterable[SignatureSpec]) -> None:
+    """Add what TensorFlow 2 leaves out of the SavedModel: method names, defaults of options.
 
     TensorFlow 2 writes "tensorflow/serving/predict" for all. A server that is told to check the
     method name answers Classify only for "tensorflow/serving/classify". An option with a default
     may be left out of a Predict request (PR25): the server then feeds the default, a vector of one,
     which `write_saved_model` repeats for all rows.
     """
-    model = _read(folder)
     definitions = model.meta_graphs[0].signature_def
     for spec in specs:
         definitions[spec.name].method_name = spec.method_name
         for one in options_of(spec):
             definitions[spec.name].defaults[one.name].CopyFrom(
                 tf.make_tensor_proto([one.default], tensor_spec(one).dtype))
-    (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
-    # It holds a checksum of the graph file as it was; loaders do without it.
-    (folder / FINGERPRINT_FILE).unlink(missing_ok=True)
 
 
 def options_of(spec: SignatureSpec) -> list[TensorSpec]:
