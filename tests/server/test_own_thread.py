@@ -14,7 +14,8 @@ tf = pytest.importorskip("tensorflow")
 from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
 from tf_infer.manifest import ModelManifest  # noqa: E402
 from tf_infer.server import servable  # noqa: E402
-from tf_infer.server.servable import SavedModelServable, slowest, sure  # noqa: E402
+from tf_infer.server.own_thread import slowest, sure  # noqa: E402
+from tf_infer.server.servable import SavedModelServable  # noqa: E402
 
 ROWS = 8
 OURS = ModelManifest(name="m", version=1, signatures=(), grid=ShapeGrid(rows=(1, ROWS)),

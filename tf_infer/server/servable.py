@@ -45,6 +45,7 @@ from tf_infer.server.encoder_engines import engine_of, replay_atol, within
 from tf_infer.server.engine_servable import EngineServable
 from tf_infer.server.logs import event
 from tf_infer.server.metrics import Metrics, counted
+from tf_infer.server.own_thread import slowest, sure, within_grid
 from tf_infer.server.scheduler import TIMED_OUT
 from tf_infer.server.session_config import FEW_CPUS, for_version, session_config
 from tf_infer.server.tracing import Step, stage_times
@@ -56,8 +57,6 @@ LITE_FILE = "model.tflite"
 PIECE_NODES = 500  # of functions that are imported at once, some milliseconds
 FRAGILE_OP = b"FastWordpiece"  # begins the names of TF-Text's operations of this kind
 CALLERS_THREAD = -1  # in place of the number of a pool
-FORGET = 0.999  # of what the slowest run took, at each run
-SURE = 10.0  # so many times as far as the slowest run took, a deadline is not met during a run
 
 
 class _Ends(NamedTuple):
@@ -288,36 +287,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(told)
-
-
-def within_grid(manifest: ModelManifest | None, inputs: Mapping[str, np.ndarray]) -> bool:
-    """Whether a run is one of a classifier of ours, and no larger than those of its warm-up."""
-    return (manifest is not None and isinstance(manifest.task, ClassifierConfig)
-            and all(array.ndim and len(array) <= manifest.grid.rows[-1]
-                    for array in inputs.values()))
-
-
-def slowest(before_s: float | None, took_s: float) -> float:
-    """Return what the slowest run took, with one more run; slowly forgotten, since it may be luck.
-
-    The first one counts for nothing: TensorFlow prepares the graph in it.
-    """
-    return 0.0 if before_s is None else max(took_s, FORGET * before_s)
-
-
-def sure(slowest_s: float | None, timeout_s: float | None) -> bool:
-    """Whether a run ends long before its deadline.
-
-    The thread that asks then does it by itself, which takes a fifth less processor time than
-    TensorFlow's pool (docs/runtime.md), but does not stop at a deadline.
-
-    Args:
-        slowest_s: what the slowest run of the signature took, but for the first; None or 0 before
-            there was one.
-        timeout_s: until the deadline; None for no deadline.
-    """
-    return (slowest_s is not None and slowest_s > 0
-            and (timeout_s is None or timeout_s > SURE * slowest_s))
 
 
 def _milliseconds(timeout_s: float) -> int:
