@@ -190,7 +190,6 @@ class LiteRTEncoder:
         masks = arrays["mask"][0, 0]                                         # [1 or T, T]
         masks[:count, :count], masks[:count, count:] = seen, FOREIGN
         masks[count:, :count], masks[count:, count:] = FOREIGN, UNCOUNTED
-        real = 1.0
         if "pick" in arrays:
             pick: np.ndarray = arrays["pick"][0]                             # [texts, T]
             pick.fill(0.0)
