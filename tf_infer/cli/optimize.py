@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EPILOG = """what is tried (docs/tuning.md): the model as it is, its plans (docs/optimisation.md)
 and its engines (docs/engines.md), each exported and proven once, then asked about the same texts
 in turns, each in a process of its own. What this machine would only emulate or has not installed
-is left out, and that is said. A form that cannot be built is a row of the table with its reason.
+is left out, and that is said. A form that cannot be built is a row of the table with a note.
 
 examples:
   tf-infer optimize models/intents --texts test.jsonl
@@ -121,7 +121,8 @@ def _run(arguments: argparse.Namespace, output: Path) -> int:
     from tf_infer.tuning.machine import machine
     from tf_infer.tuning.search import Search
     from tf_infer.tuning.state import open_folder
-    from tf_infer.tuning.table import lines, summary
+    from tf_infer.tuning.table import summary
+    from tf_infer.tuning.text_table import lines
 
     objective = read_objective(arguments.objective)
     max_drop = read_drop(arguments.max_drop)

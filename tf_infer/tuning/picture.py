@@ -11,12 +11,14 @@ import matplotlib
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from tf_infer import pages
-from tf_infer.tuning.table import partly_labelled
+from tf_infer.tuning.table import notes, partly_labelled
 
 DPI = 120
 AREA = 160.0           # of the mark of the largest file, points squared
+UP = (9, -15, 20, -26, 31, -37, 42, -48)  # of a name over its mark, points, in the order tried
 BEST, OTHER, OUT = "#1a7f37", "#0969da", "#8c959f"
 METRICS = {"accuracy": "accuracy, %", "agreement": "same label as the reference, %",
            "loss": "perplexity (lower is better)"}
@@ -36,6 +38,9 @@ def draw(told: Mapping[str, Any]) -> Figure:
     for axes, batch in zip(panels, shown):
         _metric_against_time(axes, told, batch)
     _sizes(panels[-1], plans)
+    figure.draw_without_rendering()  # only now is it known where a mark stands
+    for axes, batch in zip(panels, shown):
+        _name(axes, [(time_ms, height, one["plan"]) for time_ms, height, one in _seen(told, batch)])
     return figure
 
 
@@ -49,10 +54,12 @@ def png(told: Mapping[str, Any]) -> bytes:
 def html(told: Mapping[str, Any], *, title: str) -> str:
     """Return the page: what was chosen and why, the picture, the table."""
     batches = sorted({int(batch) for one in told["plans"] for batch in one["p50_ms"]})
+    below = notes(told)
     return pages.html(
         "search.html", title=title, told=told, loss=_is_loss(told), partly=partly_labelled(told),
         batches=[str(batch) for batch in batches],
-        metric="perplexity" if _is_loss(told) else told["metric"],
+        metric="perplexity" if _is_loss(told) else told["metric"], notes=below,
+        marks={name: number for number, note in enumerate(below, 1) for name in note.plans},
         picture=base64.b64encode(png(told)).decode("ascii"))
 
 
@@ -67,10 +74,14 @@ def _height(one: Mapping[str, Any], told: Mapping[str, Any]) -> float | None:
     return None if share is None else 100.0 * share
 
 
-def _metric_against_time(axes: Axes, told: Mapping[str, Any], batch: int) -> None:
-    loss = _is_loss(told)
-    seen = [(one["p50_ms"][str(batch)], height, one) for one in told["plans"]
+def _seen(told: Mapping[str, Any], batch: int) -> list[tuple[float, float, Mapping[str, Any]]]:
+    """Return time, height and candidate of each mark in a panel."""
+    return [(one["p50_ms"][str(batch)], height, one) for one in told["plans"]
             if str(batch) in one["p50_ms"] and (height := _height(one, told)) is not None]
+
+
+def _metric_against_time(axes: Axes, told: Mapping[str, Any], batch: int) -> None:
+    loss, seen = _is_loss(told), _seen(told, batch)
     most = max((one["megabytes"] or 0.0 for _, _, one in seen), default=1.0) or 1.0
     for time_ms, height, one in seen:
         low, high = one["spread_ms"][str(batch)]
@@ -78,7 +89,6 @@ def _metric_against_time(axes: Axes, told: Mapping[str, Any], batch: int) -> Non
                       color=_color(one), linewidth=1, capsize=2, zorder=2)
         axes.scatter(time_ms, height, s=20 + AREA * (one["megabytes"] or 0.0) / most,
                      color=_color(one), alpha=0.75, zorder=3)
-    _name(axes, [(time_ms, height, one["plan"]) for time_ms, height, one in seen])
     _bound(axes, told)
     call = "a token" if loss else f"a call of {batch} text{'s' if batch > 1 else ''}"
     of = f", {batch} row{'s' if batch > 1 else ''} at once" if loss else ""
@@ -95,10 +105,17 @@ def _metric_against_time(axes: Axes, told: Mapping[str, Any], batch: int) -> Non
 
 
 def _name(axes: Axes, marks: Sequence[tuple[float, float, str]]) -> None:
-    """Write names beside marks; of marks at one height every other name goes below."""
-    for place, (time_ms, height, name) in enumerate(sorted(marks)):
-        axes.annotate(name, (time_ms, height), textcoords="offset points", fontsize=8,
-                      xytext=(0, (9, -15, 20, -26)[place % 4]), ha="center")
+    """Write names above or below marks, where no name stands yet."""
+    taken: list[Bbox] = []
+    for time_ms, height, name in sorted(marks):
+        for up in UP:
+            note = axes.annotate(name, (time_ms, height), textcoords="offset points",
+                                 fontsize=8, xytext=(0, up), ha="center")
+            box = note.get_window_extent()
+            if not any(box.overlaps(other) for other in taken) or up == UP[-1]:
+                break
+            note.remove()
+        taken.append(box)
 
 
 def _bound(axes: Axes, told: Mapping[str, Any]) -> None:

@@ -1,17 +1,17 @@
-"""The result of a search as a table: lines of text, or plain values for JSON and report.json."""
+"""The result of a search as plain values: for JSON, report.json, and whatever shows a table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tf_infer.config import to_json
 from tf_infer.metrics import perplexity
-from tf_infer.tuning.candidates import REFERENCE
 from tf_infer.tuning.choice import Choice, Objective, median_interval, seconds, value
 from tf_infer.tuning.trial import MetricKind, Trial, drop
 
 MB = 1e6
+NOT_TRIED = "not tried"
 
 
 def rows(trials: Sequence[Trial], choice: Choice, kind: MetricKind, batches: Sequence[int]
@@ -80,65 +80,24 @@ def summary(trials: Sequence[Trial], choice: Choice, kind: MetricKind, batches: 
             "plans": rows(trials, choice, kind, batches)}
 
 
-def lines(told: Mapping[str, Any]) -> list[str]:
-    """Return a summary as a table and the sentence of the choice."""
-    kind, plans = told["metric"], told["plans"]
-    batches = sorted({int(batch) for one in plans for batch in one["p50_ms"]})
-    by = told["objective"].partition("@")[2]
-    unit = "tok/s" if kind == "loss" else "ms"
-    names = {"accuracy": "accuracy", "agreement": "agrees", "loss": "perplexity"}
-    partly = partly_labelled(told)
-    header = ["", "plan", "MB", *(f"{unit} @{batch}" for batch in batches),
-              *(f"ratio @{batch}" for batch in _told(by, batches)), "difference", names[kind],
-              *([names["agreement"]] if partly else []), ""]
-    table = [header, *(_cells(one, kind, batches, _told(by, batches), partly=partly)
-                       for one in plans)]
-    table += [["", name, *[""] * (len(header) - 3), f"not tried: {reason}"]
-              for name, reason in told["left_out"].items()]
-    widths = [max(len(row[place]) for row in table) for place in range(len(header))]
-    found = ["  ".join(cell.ljust(width) if place in (1, len(header) - 1) else cell.rjust(width)
-                       for place, (cell, width) in enumerate(zip(row, widths))).rstrip()
-             for row in table]
-    found.insert(1, "  ".join("-" * width for width in widths).rstrip())
-    if partly:
-        found += ["", f"accuracy: of the {told['labelled']} labelled texts; agrees: with the "
-                      f"reference, of all {told['answered']}"]
-    return [*found, "", told["reason"]]
+class Note(NamedTuple):
+    """Why some forms are out; it stands below the table, their rows have its number."""
+
+    plans: tuple[str, ...]
+    text: str
+
+
+def notes(told: Mapping[str, Any]) -> list[Note]:
+    """Return the notes of a summary, in the order of its rows; one reason is told once."""
+    found: dict[str, list[str]] = {}
+    for one in told["plans"]:
+        if one["why_not"]:
+            found.setdefault(one["why_not"], []).append(one["plan"])
+    for name, reason in told["left_out"].items():
+        found.setdefault(f"{NOT_TRIED}: {reason}", []).append(name)
+    return [Note(tuple(names), text) for text, names in found.items()]
 
 
 def partly_labelled(told: Mapping[str, Any]) -> bool:
     """Return whether the metric is told of some of the texts alone."""
     return bool(0 < told["labelled"] < told["answered"])
-
-
-def _told(by: str, batches: Sequence[int]) -> list[int]:
-    """Return the batch sizes whose ratio has a column: that of the objective, else all."""
-    return [int(by)] if by and int(by) in batches else list(batches)
-
-
-def _cells(one: Mapping[str, Any], kind: str, batches: Sequence[int], ratios: Sequence[int], *,
-           partly: bool) -> list[str]:
-    mark = ">" if one["chosen"] else "=" if one["tied"] else ""
-    times = [_number(one["per_s"].get(str(batch)), "{:,.0f}") if kind == "loss"
-             else _time(one["p50_ms"].get(str(batch))) for batch in batches]
-    shown = one.get("perplexity" if kind == "loss" else kind)
-    metric = _number(shown, "{:.4g}") if kind == "loss" else _share(shown)
-    same = one["plan"] == REFERENCE
-    return [mark, one["plan"], _number(one["megabytes"], "{:.1f}"), *times,
-            *(_number(one["ratio"].get(str(batch)), "{:.2f}") for batch in ratios),
-            "" if same else _number(one["worst_difference"], "{:.2g}"), metric,
-            *([_share(one["agreement"])] if partly else []), one["why_not"]]
-
-
-def _time(milliseconds: float | None) -> str:
-    if milliseconds is None:
-        return ""
-    return f"{milliseconds:.2f}" if milliseconds < 10 else f"{milliseconds:.1f}"
-
-
-def _share(share: float | None) -> str:
-    return _number(None if share is None else 100 * share, "{:.2f} %")
-
-
-def _number(number: float | None, form: str) -> str:
-    return "" if number is None else form.format(number)
