@@ -14,6 +14,7 @@ import pytest
 from tests.server.generationkit import SCRIPT, TEXT, Serving, serving, until
 from tf_infer.cli.main import main
 from tf_infer.client.calls import row_seeds
+from tf_infer.errors import ServerUnavailable
 from tf_infer.server.scripted import Writer
 
 
@@ -74,7 +75,19 @@ def test_ctrl_c_ends_the_request_and_the_command(tmp_path: Path,
         pressed.join()
         assert until(lambda: writer.cancelled == 1)
     out, err = capsys.readouterr()
-    assert set(out.strip()) == {"a"} and err == "tf-infer predict: interrupted\n"
+    assert set(out.removesuffix("\n")) == {"a"} and out.endswith("\n")
+    assert err == "tf-infer predict: interrupted\n"
+
+
+def test_the_error_of_a_text_that_breaks_off_stands_on_a_line_of_its_own(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = Writer([b"half ", b"a"], fault=ServerUnavailable("The server is stopping."))
+    with serving(tmp_path, writer) as one:
+        assert predict(one, "Once") == 1
+        assert predict(one, "Once", "--max-new-tokens", "-1") == 1
+    out, err = capsys.readouterr()
+    assert out == "half a\n"
+    assert "UNAVAILABLE: The server is stopping." in err.splitlines()[0]
 
 
 @pytest.mark.parametrize(("arguments", "text"), [

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tf_infer.client.client import Client
-    from tf_infer.client.results import Classification, Generation
+    from tf_infer.client.results import Classification, Generation, StreamPiece
     from tf_infer.wire.messages import ModelRef, SignatureInfo
 
 EPILOG = """examples:
@@ -202,16 +202,27 @@ def _stream_texts(client: Client, ref: ModelRef, texts: Iterator[str],
         if seed is not None:  # that of the row which the text would be without --stream
             seed = row_seeds(seed, place % arguments.rows + 1)[-1]
         with client.stream(ref, text, seed=seed, **options) as stream:
-            for piece in stream:
-                if arguments.json:
-                    _print_json({
-                        "text": piece.text, "ids": [token.id for token in piece.tokens],
-                        "score": piece.score, "finish_reason": piece.finish_reason})
-                    sys.stdout.flush()
-                else:
-                    print(piece.text, end="", flush=True)
-        if not arguments.json:
+            _print_pieces(stream, as_json=arguments.json)
+
+
+def _print_pieces(stream: Iterable[StreamPiece], *, as_json: bool) -> None:
+    """Print what comes; the line of a text that breaks off is ended before its error is said."""
+    begun = False
+    try:
+        for piece in stream:
+            if as_json:
+                _print_json({"text": piece.text, "ids": [token.id for token in piece.tokens],
+                             "score": piece.score, "finish_reason": piece.finish_reason})
+                sys.stdout.flush()
+            else:
+                print(piece.text, end="", flush=True)
+                begun = begun or bool(piece.text)
+    except BaseException:
+        if begun:
             print(flush=True)
+        raise
+    if not as_json:
+        print(flush=True)
 
 
 def _signature(client: Client, ref: ModelRef, name: str) -> SignatureInfo:
