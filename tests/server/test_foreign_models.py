@@ -15,6 +15,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_serving")
 
+from tensorflow.core.protobuf.config_pb2 import CallableOptions  # noqa: E402
 from tensorflow_serving.apis import (  # noqa: E402
     classification_pb2,
     get_model_metadata_pb2,
@@ -70,6 +71,7 @@ def save_half_plus_two(path: Path) -> None:
             "classify_x_to_y": define({"inputs": serialized}, {"scores": y}, "classify"),
             "asset": define({"x": bare}, {"y": tf.io.read_file(name)}, "predict"),
             "passed": define({"x": bare}, {"y": bare}, "predict"),
+            "twice": define({"a": bare, "b": bare}, {"y": bare * half + two}, "predict"),
         }, assets_collection=v1.get_collection(v1.GraphKeys.ASSET_FILEPATHS),
             main_op=name.assign(asset).op)
         builder.save()
@@ -221,6 +223,18 @@ def test_an_output_that_is_an_input_gets_the_runtimes_own_text(stub: Stub) -> No
         stub.predict("half", "passed", x=F32([1]))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details() == "bare:0 is both fed and fetched."
+
+
+def test_PR21_two_inputs_of_one_tensor_get_the_runtimes_own_text(stub: Stub) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.predict("half", "twice", a=F32([1]), b=F32([1]))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with tf.Graph().as_default(), v1.Session() as session:
+        tf.identity(v1.placeholder(tf.float32, name="bare"), name="y")
+        with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+            session._make_callable_from_options(
+                CallableOptions(feed=["bare:0", "bare:0"], fetch=["y:0"]))
+    assert caught.value.details() == raised.value.message
 
 
 def test_PR23_PR24_tables_and_variables_keep_what_requests_put_into_them(stub: Stub) -> None:

@@ -237,7 +237,7 @@ def test_MI13_every_task_gets_the_same_examples() -> None:
 def test_MI13_tasks_that_read_different_tensors_cannot_be_one_run() -> None:
     apart = signature({"inputs": (TEXT, ROWS)}, {"outputs": (FLOAT, ROWS)}, REGRESS)
     apart.inputs["inputs"].name = "regress_inputs:0"
-    with pytest.raises(ServingError, match="Input tensor must be the same for all Signatures"):
+    with pytest.raises(ServingError, match=r"Input tensor must be the same for all Signatures\."):
         inference.multi_inference({**SIGNATURES, "apart": apart},
                                   tasks(("both", CLASSIFY), ("apart", REGRESS)))
 

@@ -330,6 +330,29 @@ def test_rp36_of_equal_keys_the_first_counts() -> None:
     assert array(b'{"inputs": {"x": 1, "x": 2}}', FLOAT).tolist() == 1
 
 
+def test_rp36_of_an_input_named_twice_in_a_row_all_values_are_taken_until_the_rows_are_full(
+        ) -> None:
+    # AddInstanceItem appends, and the tensor's shape is what there are instances
+    body = b'{"instances": [{"x": [1, 2], "x": [3, 4]}, {"x": [5, 6]}]}'
+    assert array(body, FLOAT).tolist() == [[1, 2], [3, 4]]
+    two = {"x": pb.DT_FLOAT, "y": pb.DT_FLOAT}
+    found, _ = read(b'{"instances": [{"x": 1, "y": 2}, {"y": 3, "x": 4, "y": 5}]}', two)
+    assert {name: value.tolist() for name, value in found.items()} == {"x": [1, 4], "y": [2, 3]}
+
+
+def test_rp36_rp38_of_an_input_named_twice_in_a_row_both_values_must_fit() -> None:
+    assert refused(b'{"instances": [{"x": 1, "x": "a"}]}', FLOAT).startswith(
+        "Failed to process element: 0 key: x of 'instances' list. Error: ")
+    assert refused(b'{"instances": [{"x": 1, "x": [2]}]}', FLOAT).endswith(
+        "Expecting shape [] but got: [1]")
+
+
+def test_rp23_rp24_an_object_with_equal_keys_is_no_value() -> None:
+    twice = b'{"inputs": [{"b64": "aGk=", "b64": "aGk="}]}'
+    assert refused(twice, STRING).endswith("not formatted correctly for base64 data")
+    assert refused(twice, FLOAT).endswith("Type: Object is not of expected type: float")
+
+
 def test_rp38_the_faulty_row_is_named() -> None:
     text = refused({"instances": [1, 2, "secret"]}, FLOAT)
     assert text == ("Failed to process element: 2 of 'instances' list. Error: INVALID_ARGUMENT: "

@@ -41,8 +41,30 @@ def test_rc01_a_request_has_examples_and_perhaps_a_context_and_a_signature() -> 
     assert listed.examples[0].features.feature["a"].int64_list.value == [1]
 
 
-def test_rc01_the_first_of_equal_keys_counts() -> None:
-    assert feature('1, "f": 2').int64_list.value == [1]
+def test_rc04_of_a_feature_named_twice_the_last_counts() -> None:
+    assert feature('1, "f": 2').int64_list.value == [2]
+    assert feature('[1, 2], "f": "x"').bytes_list.value == [b"x"]
+    assert feature('1.5, "f": []').WhichOneof("kind") is None
+    _, message = read(b'{"context": {"c": 1, "c": 2}, "examples": [{}]}')
+    context = message.example_list_with_context.context
+    assert context.features.feature["c"].int64_list.value == [2]
+
+
+def test_rc06_of_a_feature_named_twice_both_must_be_one() -> None:
+    assert "unexpected JSON type: Null" in refused(b'{"examples": [{"f": null, "f": 1}]}')
+    assert "unexpected JSON type: Object" in refused(
+        b'{"examples": [{"f": {"b64": "aGk=", "b64": "aGk="}}]}')
+
+
+def test_rc09_a_signature_name_that_is_no_unicode_is_just_unknown() -> None:
+    name, _ = read(b'{"signature_name": "\\udc80", "examples": [{}]}')
+    assert name.encode() == "\ufffd".encode() * 3
+
+
+def test_rc01_the_first_of_equal_keys_at_the_top_counts() -> None:
+    name, message = read(b'{"signature_name": "a", "examples": [{}], "signature_name": "b", '
+                         b'"examples": []}')
+    assert (name, len(message.example_list.examples)) == ("a", 1)
 
 
 def test_rc02_rc03_classes_are_pairs_below_results() -> None:

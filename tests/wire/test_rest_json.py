@@ -82,10 +82,43 @@ def test_texts_become_utf8_and_other_bytes_pass_as_they_came() -> None:
     assert other.to_bytes(other.members["a"]) == b"\xff\xfe"
 
 
-def test_a_lone_surrogate_is_refused() -> None:
-    document = rest_json.parse(b'{"a": "\\udc80"}')
+@pytest.mark.parametrize(("body", "offset"), [
+    (b'{"a": "\\ud800"}', 7), (b'{"a": 1, "a": ["\\uDBFF\\n"]}', 16), (b'{"\\ud83d\\ud83d": 1}', 2),
+    (b'{"a": "\xc3\xbc\\\\\\ud83dx", "b": }', 11), (b'{"a": {"b": "\\ud800\\u0041"}}', 13),
+], ids=["value", "ignored", "key", "before-another-fault", "below"])
+def test_rp16_half_of_a_surrogate_pair_is_refused_wherever_it_stands(body: bytes, offset: int,
+                                                                     ) -> None:
+    assert refused(body) == ("JSON Parse error: The surrogate pair in string is invalid. "
+                             f"at offset: {offset}")
+
+
+@pytest.mark.parametrize(("text", "raw"), [
+    (b"\\\\ud800", b"\\ud800"), (b"\\ud83d\\ude00", "😀".encode()),
+    (b"\\uD83D\\uDE00x", "😀x".encode()), (b"\\udc80", b"\xed\xb2\x80"),
+    (b"\\ud83d\\ude00\\ude00", "😀".encode() + b"\xed\xb8\x80"),
+])
+def test_rp22_what_looks_like_half_a_pair_may_be_none_or_passes_as_rapidjson_takes_it(
+        text: bytes, raw: bytes) -> None:
+    document = rest_json.parse(b'{"a": "' + text + b'"} "\\ud800"')
+    assert document.to_bytes(document.members["a"]) == raw
+
+
+def test_a_second_half_in_a_body_that_is_no_utf8_is_refused() -> None:
+    document = rest_json.parse(b'{"a": "\\udfff", "b": "\xff"}')
     with pytest.raises(InvalidRequest, match="JSON Parse error: The surrogate pair"):
         document.to_bytes(document.members["a"])
+
+
+def test_rp36_an_object_with_equal_keys_keeps_them_all() -> None:
+    members = rest_json.parse(b'{"a": {"x": 1, "y": 3, "x": 2}, "b": {"x": 1}}').members
+    assert list(rest_json.pairs_of(members["a"])) == [("x", 1), ("y", 3), ("x", 2)]
+    assert list(rest_json.pairs_of(members["b"])) == [("x", 1)]
+    assert rest_json.type_name(members["a"]) == "Object"
+
+
+def test_rp23_b64_twice_is_no_base64() -> None:
+    value = rest_json.parse(b'{"a": {"b64": "aGk=", "b64": "aGk="}}').members["a"]
+    assert not rest_json.is_base64(value)
 
 
 @given(st.binary(max_size=60))

@@ -122,7 +122,7 @@ def _check_tasks(signatures: Signatures, request: serving_pb2.MultiInferenceRequ
         else:
             raise NotOffered(f"Unsupported signature method_name: {task.method_name}")
         if _input_tensor(signatures[name]) != _input_tensor(signatures[names[0]]):
-            raise InvalidRequest("Input tensor must be the same for all Signatures")
+            raise InvalidRequest("Input tensor must be the same for all Signatures.")
 
 
 def _input_tensor(signature: serving_pb2.SignatureDef) -> str:

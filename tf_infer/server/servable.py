@@ -10,7 +10,8 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -226,6 +227,8 @@ class SavedModelServable:
             _check_survivable(self.signatures[signature], inputs)
         ends = self._ends_of(signature)
         feeds = {ends.inputs[name]: array for name, array in inputs.items()}
+        if len(feeds) < len(inputs):
+            _refuse_fed_twice(self.signatures[signature], inputs)
         # Other outputs are another graph to TensorFlow, and its first run takes 1.5 s for a small
         # BERT. One of ours computes all of them anyway; warm-up has run it.
         fetched = tuple(ends.outputs) if whole and self.manifest is not None else outputs
@@ -272,6 +275,16 @@ def _check_survivable(signature: serving_pb2.SignatureDef,
             raise InvalidRequest(
                 f"{name}: expected a string tensor of rank {len(declared.dim)}, got a scalar. "
                 "Send one string as a vector of one.")
+
+
+def _refuse_fed_twice(signature: serving_pb2.SignatureDef, given: Iterable[str]) -> None:
+    """Raise what TensorFlow says of a tensor that two inputs name; by a dict it cannot be told.
+
+    Raises:
+        InvalidRequest: always.
+    """
+    fed = Counter(signature.inputs[name].name for name in given)
+    raise InvalidRequest(f'Endpoint "{max(fed, key=lambda name: fed[name])}" fed more than once.')
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def read_body(body: bytes) -> Body:
     if not isinstance(name, str):
         raise InvalidRequest(f"JSON Value: {shown(document.members)} not formatted correctly. "
                              f"'{SIGNATURE_NAME}' key must be a string value.")
-    return Body(document, name)
+    return Body(document, document.to_bytes(name).decode("utf-8", "replace"))
 
 
 def read_inputs(body: Body, inputs: Mapping[str, pb.TensorInfo]) -> tuple[Arrays, Form]:
@@ -83,7 +83,7 @@ def read_inputs(body: Body, inputs: Mapping[str, pb.TensorInfo]) -> tuple[Arrays
 
 
 def _columns(value: Any, inputs: Mapping[str, int], document: Document) -> Arrays:
-    if type(value) is not dict or rest_json.is_base64(value):
+    if not _is_object(value):
         if len(inputs) > 1:
             raise InvalidRequest(
                 "inputs is a plain value/list, but expecting an object as multiple input tensors "
@@ -107,7 +107,7 @@ def _rows(instances: Any, inputs: Mapping[str, int], document: Document) -> Arra
     if not instances:
         raise InvalidRequest(
             f"JSON Value: {shown(document.members)} No values in '{INSTANCES}' array")
-    if type(instances[0]) is not dict and len(inputs) > 1:
+    if not isinstance(instances[0], dict) and len(inputs) > 1:
         raise InvalidRequest(
             "instances is a plain list, but expecting list of objects as multiple input tensors "
             "required as per tensorinfo_map")
@@ -119,7 +119,7 @@ def _rows(instances: Any, inputs: Mapping[str, int], document: Document) -> Arra
 
 
 def _is_object(value: Any) -> bool:
-    return type(value) is dict and not rest_json.is_base64(value)
+    return isinstance(value, dict) and not rest_json.is_base64(value)
 
 
 def _whole(instances: list[Any], inputs: Mapping[str, int], document: Document) -> Arrays:
@@ -128,9 +128,14 @@ def _whole(instances: list[Any], inputs: Mapping[str, int], document: Document) 
         name, dtype = next(iter(inputs.items()))
         return {name: dense(instances, dtype, document)}
     names = inputs.keys()
-    if not all(type(element) is dict and element.keys() == names and not rest_json.is_base64(
+    if not all(isinstance(element, dict) and element.keys() == names and not rest_json.is_base64(
             element) for element in instances):
         raise InvalidRequest(f"keys must be equal to: {','.join(names)}")
+    if rest_json.Repeating in map(type, instances):
+        # All values of a name are appended, and the tensor's shape takes as many as there are rows.
+        return {name: dense([value for element in instances
+                             for key, value in rest_json.pairs_of(element) if key == name],
+                            dtype, document)[:len(instances)] for name, dtype in inputs.items()}
     return {name: dense([element[name] for element in instances], dtype, document)
             for name, dtype in inputs.items()}
 
@@ -161,7 +166,7 @@ def _check_element(element: Any, place: int, first: Any, inputs: Mapping[str, in
         return
     if not _is_object(element):
         raise InvalidRequest(f"Expecting object but got list at item {place} of input list")
-    for name, value in element.items():
+    for name, value in rest_json.pairs_of(element):
         _check_item(value, name, inputs, shapes, document, f"{where} key: {name}")
     if element.keys() != inputs.keys():
         raise InvalidRequest(f"{where} of '{INSTANCES}' list. JSON object: {shown(element)} "

@@ -166,9 +166,10 @@ def _fits(block: list[Any], shape: tuple[int, ...], dtype: int, document: Docume
 def _leaf_fault(value: Any, dtype: int, document: Document) -> ServingError | None:
     """Return what is wrong with a value where a value is expected; None when nothing is."""
     rule = _RULES.get(dtype)
-    if rule is None and type(value) is not dict:
+    kind = dict if isinstance(value, dict) else type(value)
+    if rule is None and kind is not dict:
         return _no_conversion(value, dtype)
-    if rule is None or type(value) not in rule.kinds or (
+    if rule is None or kind not in rule.kinds or (
             rule.high and not rule.low <= value <= rule.high):
         return InvalidRequest(f"JSON Value: {shown(value)} Type: {type_name(value)} is not of "
                               f"expected type: {dtype_text(dtype)}")

@@ -60,12 +60,13 @@ def read_examples(body: bytes) -> tuple[str, Any]:
 
 
 def _example(value: Any, document: Document) -> Any:
-    if type(value) is not dict:
+    if not isinstance(value, dict):
         raise InvalidRequest(f"Example must be JSON object but got JSON {type_name(value)}")
     example = pb.Example()
     example.features.SetInParent()
-    for name, content in value.items():
+    for name, content in rest_json.pairs_of(value):
         feature = example.features.feature[document.to_bytes(name).decode("utf-8", "replace")]
+        feature.Clear()  # the last of equal names counts
         items = content if type(content) is list else [content]
         if items:
             _fill(feature, name, items, document)

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from json.encoder import encode_basestring
@@ -23,6 +23,7 @@ import numpy as np
 from tf_infer.errors import InvalidRequest
 
 TOO_BIG = "JSON Parse error: Number too big to be stored in double."
+LONE_HALF = "The surrogate pair in string is invalid."
 FEW = 16  # numbers that are faster written one by one
 MAX_SHOWN_DIGITS = 40  # of a number in an error text
 
@@ -47,6 +48,9 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 # A text, which stays, or what rapidjson reads beside NaN, Infinity and -Infinity.
 _SPELLINGS = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|-NaN|(-?Inf)(?!i)', re.DOTALL)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*")
+# An escape; the first half of a surrogate pair, and the second one if it follows.
+_ESCAPE = re.compile(r"\\(?:(u[dD][89abAB][0-9a-fA-F]{2})(\\u[dD][c-fC-F][0-9a-fA-F]{2})?|.)",
+                     re.DOTALL)
 
 
 # ---------------------------------------------------------------------------- reading
@@ -57,29 +61,47 @@ class Document:
     """A request body.
 
     Attributes:
-        members: of the object at the top; of equal keys the first one counts, on every level.
-        text_errors: how its texts become bytes: "strict", or "surrogateescape" when the body was
-            not UTF-8, whose bytes then pass as they came.
+        members: of the object at the top; of equal keys the first one counts, on every level, but
+            an object that has some is `Repeating`.
+        text_errors: how its texts become bytes: "surrogatepass", since rapidjson takes a second
+            half of a surrogate pair for a character, or "surrogateescape" when the body was not
+            UTF-8, whose bytes then pass as they came.
     """
 
     members: dict[str, Any]
     text_errors: str
 
     def to_bytes(self, text: str) -> bytes:
-        """Return a text of the document as bytes; a lone surrogate escape is refused."""
+        """Return a text of the document as bytes."""
         try:
             return text.encode("utf-8", self.text_errors)
-        except UnicodeEncodeError:
-            raise InvalidRequest("JSON Parse error: The surrogate pair in string is invalid."
-                                 ) from None
+        except UnicodeEncodeError:  # an escape in a body whose own bytes are written alike
+            raise InvalidRequest(f"JSON Parse error: {LONE_HALF}") from None
 
 
-def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class Repeating(dict[str, Any]):
+    """An object with equal keys, of which the first one counts.
+
+    Attributes:
+        pairs: all of its keys and values, as they were written.
+    """
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(reversed(pairs))
+        self.pairs = pairs
+
+
+def pairs_of(value: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Return the keys and values of an object, equal keys too."""
+    return value.pairs if isinstance(value, Repeating) else value.items()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
-    return members if len(members) == len(pairs) else dict(reversed(pairs))
+    return members if len(members) == len(pairs) else Repeating(pairs)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_first_wins, parse_constant=CONSTANTS.__getitem__)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=CONSTANTS.__getitem__)
 
 
 def parse(body: bytes) -> Document:
@@ -93,20 +115,22 @@ def parse(body: bytes) -> Document:
     if body.startswith(_BOM):
         body = body[len(_BOM):]
     try:
-        text, errors = body.decode("utf-8"), "strict"
+        text, errors = body.decode("utf-8"), "surrogatepass"
     except UnicodeDecodeError:
         text, errors = body.decode("utf-8", "surrogateescape"), "surrogateescape"
     start = cast("re.Match[str]", _SPACE.match(text)).end()
     if start == len(text):
         raise _fault("The document is empty.", text, start)
     try:
-        value, _ = _decoded(text, start)
+        value, end = _decoded(text, start)
     except json.JSONDecodeError as error:
+        _check_pairs(text, start, error.pos)
         raise _fault(_FAULTS.get(error.msg, "Invalid value."), text, error.pos) from None
     except ValueError:  # more digits than Python turns into an int
         raise InvalidRequest(TOO_BIG) from None
     except RecursionError:
         raise InvalidRequest("JSON Parse error: The document is nested too deeply.") from None
+    _check_pairs(text, start, end)
     if not isinstance(value, dict):
         raise InvalidRequest(f"JSON Value: {shown(value)} Is not object")
     return Document(value, errors)
@@ -123,6 +147,15 @@ def _decoded(text: str, start: int) -> tuple[Any, int]:
         return _DECODER.raw_decode(_SPELLINGS.sub(_respelled, text), start)
     except json.JSONDecodeError as error:
         raise json.JSONDecodeError(error.msg, text, min(error.pos, len(text))) from None
+
+
+def _check_pairs(text: str, start: int, end: int) -> None:
+    """Raise for the first half of a surrogate pair without the second, wherever it stands."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return
+    for found in _ESCAPE.finditer(text, start, end):
+        if found[1] and not found[2]:
+            raise _fault(LONE_HALF, text, found.start())
 
 
 def _respelled(found: re.Match[str]) -> str:
@@ -143,7 +176,7 @@ def type_name(value: Any) -> str:
         return "Null"
     if isinstance(value, bool):
         return str(value)
-    names: dict[type, str] = {dict: "Object", list: "Array", str: "String"}
+    names: dict[type, str] = {dict: "Object", Repeating: "Object", list: "Array", str: "String"}
     return names.get(type(value), "Number")
 
 
