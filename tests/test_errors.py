@@ -66,3 +66,21 @@ def test_an_unknown_number_counts_as_unknown_and_ok_is_refused() -> None:
     assert errors.exception_for(99, "").code is Code.UNKNOWN
     with pytest.raises(errors.ConfigError, match="other than OK"):
         errors.exception_for(Code.OK, "")
+
+
+ROW_OF_A_GRAPH = (
+    "{{function_node __inference_call_159096}} {{function_node __inference_call_159096}} "
+    "assertion failed: [temperature: expected a finite number >= 0.] [First such row:] [2] "
+    "[got:] [nan]\n\t [[{{function_node __inference_named_152873}}{{node preprocess/Assert_1}}]]"
+    "\n\t [[StatefulPartitionedCall_6]]")
+
+
+@pytest.mark.parametrize(("details", "said"), [
+    (ROW_OF_A_GRAPH, "temperature: expected a finite number >= 0, got nan (row 2)."),
+    ("assertion failed: [stop: expected at most 8 texts [B].] [First such row:] [0]\n\t [[node]]",
+     "stop: expected at most 8 texts [B] (row 0)."),
+    ("assertion failed: [x must be small] [7]\n\t [[{{node Assert}}]]",
+     "assertion failed: [x must be small] [7]\n\t [[{{node Assert}}]]"),
+    ("top_k: expected >= 0, got -2.", "top_k: expected >= 0, got -2."), ("", "")])
+def test_a_check_of_ours_is_told_without_the_names_of_nodes(details: str, said: str) -> None:
+    assert errors.plain(details) == said

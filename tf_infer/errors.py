@@ -26,6 +26,7 @@ Standard library only. Source of the HTTP column: TensorFlow Serving's REST stat
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 from functools import partial
 from typing import Any, NamedTuple
@@ -213,6 +214,24 @@ def exception_for(code: Code | int, details: str) -> ServingError:
     if row.exception is None:
         raise ConfigError("exception_for: expected a code other than OK, got OK.")
     return row.exception(details, code=row.code)
+
+
+# A check in a graph of ours that failed (`tasks.grid.require`), as TensorFlow words it; the names of
+# nodes and functions stand before and behind it.
+_CHECK = re.compile(r"assertion failed: \[(?P<rule>.*?)\.?\] \[First such row:\] \[(?P<row>\d+)\]"
+                    r"(?: \[got:\] \[(?P<got>[^\]]*)\])?", re.DOTALL)
+
+
+def plain(details: str) -> str:
+    """Return what a failed check of one of our exports says, without TensorFlow's names of nodes.
+
+    Any other text, also of checks in somebody else's graph, stays as it is.
+    """
+    found = _CHECK.search(details)
+    if found is None:
+        return details
+    got = "" if found["got"] is None else f", got {found['got']}"
+    return f"{found['rule']}{got} (row {found['row']})."
 
 
 def http_status(code: Code) -> int:

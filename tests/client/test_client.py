@@ -376,6 +376,16 @@ def test_each_code_is_its_exception_and_only_safe_ones_are_retried(make: Any, ro
         assert len({metadata["x-request-id"] for _, _, metadata in server.requests}) == 1
 
 
+def test_what_a_graph_refuses_is_told_without_its_nodes(make: Any) -> None:
+    text = ("{{function_node __inference_9}} assertion failed: [top_p: expected 0 < top_p <= 1.] "
+            "[First such row:] [1] [got:] [2]\n\t [[{{node preprocess/Assert_1}}]]")
+    answer = fail_with(grpc.StatusCode.INVALID_ARGUMENT, text)
+    with (FakeServer({methods.PREDICT: answer}) as server, make(server.address) as client,
+          pytest.raises(InvalidRequest) as caught):
+        client.predict("m", {"x": 1.0})
+    assert caught.value.details == "top_p: expected 0 < top_p <= 1, got 2 (row 1)."
+
+
 def test_retries_stop_with_the_deadline(make: Any) -> None:
     policy = RetryPolicy(attempts=100, initial_backoff_s=0.2, multiplier=1, max_backoff_s=0.2)
     busy = fail_with(grpc.StatusCode.RESOURCE_EXHAUSTED)

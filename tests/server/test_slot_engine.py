@@ -156,6 +156,16 @@ def test_what_cannot_be_is_refused_at_once(
     assert words in str(caught.value) and "hot" not in str(caught.value)
 
 
+@FORMS
+def test_what_a_graph_refuses_is_told_without_its_nodes(form: str) -> None:
+    with stand(form) as there:
+        heard = [there.ask(b"a", temperature=value) for value in (0.0, -1.0)]
+        told = heard[1].failure()
+        same(heard[0].answer(), alone(b"a"))
+    assert (type(told), told.details) == (
+        InvalidRequest, "temperature: expected a finite number >= 0, got -1.0 (row 0).")
+
+
 def constrained(there: Stand, kind: str, value: str, **options: Any) -> Heard:
     heard = Heard()
     there.engine.submit(GenerationRequest(

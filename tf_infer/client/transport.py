@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import grpc
 
 from tf_infer.client.credentials import INSECURE, Credentials
-from tf_infer.errors import Code, ConfigError, ServingError, exception_for
+from tf_infer.errors import Code, ConfigError, ServingError, exception_for, plain
 
 Metadata = Sequence[tuple[str, str]]
 Hear = Callable[[Sequence[tuple[str, Any]]], object]  # is told an answer's trailing metadata
@@ -246,7 +246,7 @@ class _Channels:
         if code == Code.UNAVAILABLE:
             self.addresses.mark_down(index, time.monotonic())
             details = f"{details} (address {self.names[index]})"
-        return exception_for(code, details)
+        return exception_for(code, plain(details))
 
 
 class GrpcTransport:

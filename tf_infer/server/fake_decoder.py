@@ -278,8 +278,14 @@ def _row(options: Mapping[str, np.ndarray], row: int) -> dict[str, Any]:
 
 
 def _check(options: Mapping[str, np.ndarray]) -> None:
-    if not (options["temperature"] >= 0.0).all():
-        raise InvalidRequest("temperature: expected a finite number >= 0.")
+    """Refuse what a graph refuses, in TensorFlow's words."""
+    wrong = ~(options["temperature"] >= 0.0)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise InvalidRequest(
+            "{{function_node __inference_7}} assertion failed: [temperature: expected a finite "
+            f"number >= 0.] [First such row:] [{row}] [got:] [{options['temperature'][row]}]\n\t "
+            "[[{{node preprocess/Assert_1}}]]")
 
 
 def _tops(found: Sequence[Chosen]) -> Arrays:

@@ -25,6 +25,8 @@ from tf_infer.errors import (
     Overloaded,
     ServerUnavailable,
     ServingError,
+    exception_for,
+    plain,
 )
 from tf_infer.manifest import ModelManifest
 from tf_infer.server.asked import LEAST, NAMED, STOP_IDS, Asked, read, stop_ids_of
@@ -354,7 +356,8 @@ class SlotEngine:
         except Exception as error:
             if len(calls) > 1:
                 return [call for one in calls for call in self._checked(form, [one])]
-            self._fail(calls, as_serving_error(error, "a prompt"))
+            told = as_serving_error(error, "a prompt")
+            self._fail(calls, exception_for(told.code, plain(told.details)))
             return ()
         return calls
 
