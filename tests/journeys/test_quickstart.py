@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -16,6 +17,8 @@ import pytest
 from tests.server.generationkit import SCRIPT, TEXT, serving
 from tf_infer.cli import main, quickstart
 from tf_infer.client.client import Client
+from tf_infer.manifest import PathReport, Report
+from tf_infer.verify.parity import not_compared
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -52,6 +55,7 @@ def test_it_trains_exports_serves_and_answers(tmp_path: Path) -> None:
     assert streamed is not None
     assert int(streamed[1]) > 1, "it came all at once"
     assert int(streamed[2]) < int(streamed[3]) < 10_000
+    assert "  not compared here: xla; " in ran.stdout
     for name in (quickstart.INTENTS, quickstart.WRITER):
         assert (tmp_path / "models" / name / "1" / "saved_model.pb").is_file()
     assert "what to type next" in ran.stdout
@@ -113,6 +117,16 @@ def test_a_reply_is_shown_as_it_is_written(
     assert shown[1] == TEXT
     assert 1 <= int(shown[2]) <= len(SCRIPT)
     assert int(shown[3]) <= int(shown[4])
+
+
+def test_it_says_which_paths_it_has_not_compared() -> None:
+    paths = (PathReport(path="saved_model", atol=1e-4, rtol=1e-4, samples=9, seconds=1.0,
+                        differences=()),
+             *itertools.starmap(not_compared, quickstart.SKIPPED_OF_WRITER.items()))
+    assert quickstart._compared(Report(reference="eager", paths=paths)) == [
+        "equal to the model run op by op: saved_model",
+        *(f"not compared here: {name}; {why}"
+          for name, why in quickstart.SKIPPED_OF_WRITER.items())]
 
 
 def test_every_message_has_a_reply_of_its_intent_and_language() -> None:
