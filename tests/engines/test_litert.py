@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensorflow.lite.python import schema_py_generated as schema
 
 from tests.engines import small
 from tf_infer.engines import litert, litert_runtime
@@ -177,10 +178,14 @@ def test_prompts_read_together_are_the_same_bits_as_each_alone(
 
 
 @pytest.fixture(scope="module")
-def rounded(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def rounded_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rounded") / "litert" / "model.tflite"
+
+
+@pytest.fixture(scope="module")
+def rounded(cases: dict[str, Case], rounded_file: Path) -> Any:
     """The same network with a cache of int8, so that nothing else is rounded."""
-    return small.engine(cases["llama"].network, tmp_path_factory.mktemp("rounded") / "litert",
-                        cache="int8")
+    return small.engine(cases["llama"].network, rounded_file.parent, cache="int8")
 
 
 def test_an_int8_cache_holds_each_head_within_half_a_step_of_its_scale(
@@ -267,11 +272,54 @@ def test_warming_up_meets_every_graph_and_changes_no_slot(llama: Case) -> None:
     engine = litert.load(llama.folder, threads=1)
     manifest = engine.manifest
     assert len(engine._steps) == len(manifest.rows) * len(manifest.pages)
-    assert len(engine._reads) == len(manifest.chunks) * (len(manifest.pages) + 1)
+    met = len(engine._steps) + len(engine._reads) + len(engine._joined)
+    assert met == len(engine._model.signatures)
     assert set(engine._joined) == {(2, 4), (4, 4), (2, 16), (4, 16)}
     llama.engine.warm_up()
     logits = llama.engine.step(llama.ids[:, 50], np.array([0, 50, 0, 0]), [1])
     np.testing.assert_allclose(logits[1], llama.wanted[1, 50], atol=FLOAT_ATOL)
+
+
+def test_of_a_loaded_model_file_no_page_and_no_second_description_stays(llama: Case) -> None:
+    engine = litert.load(llama.folder, threads=1)
+    mapped = Path("/proc/self/smaps").read_text("utf-8").split(f"{llama.folder}/model.tflite\n")[1:]
+    resident = [part.split("\nRss:", 1)[1].split("kB", 1)[0].strip() for part in mapped]
+    assert "0" in resident
+    assert engine._model._model is None, "LiteRT's own description of every operation"
+    np.testing.assert_allclose(read_whole(engine, 0, llama.ids[0, :40]), llama.wanted[0, 39],
+                               atol=FLOAT_ATOL)
+    engine.close()
+
+
+def test_there_is_a_graph_for_every_read_that_a_slot_has_room_for_and_no_other(llama: Case) -> None:
+    engine = llama.engine
+    asked = set()
+    for start in range(small.POSITIONS):
+        for count in range(1, min(engine.chunk, small.POSITIONS - start) + 1):
+            size = next(size for size in engine.manifest.chunks if size >= count)
+            asked.add(f"read_{size}_{engine._pages_for(start)}")
+    assert asked == {name for name in engine._model.signatures
+                     if name.startswith("read") and "x" not in name}
+
+
+def test_no_product_takes_what_becomes_floats_for_it_alone(
+        rounded: litert.LiteRTEngine, rounded_file: Path) -> None:
+    """XNNPACK would keep as much memory again, for every layer of every graph."""
+    model = schema.Model.GetRootAs(rounded_file.read_bytes())
+    codes = [model.OperatorCodes(place).BuiltinCode()
+             for place in range(model.OperatorCodesLength())]
+    products = 0
+    for number in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(number)
+        made = {}
+        for place in range(graph.OperatorsLength()):
+            one = graph.Operators(place)
+            made[one.Outputs(0)] = code = codes[one.OpcodeIndex()]
+            if code == schema.BuiltinOperator.BATCH_MATMUL:
+                products += 1
+                assert schema.BuiltinOperator.DEQUANTIZE not in (
+                    made.get(one.Inputs(0)), made.get(one.Inputs(1))), graph.Name()
+    assert products > len(rounded._model.signatures)
 
 
 def test_the_loops_of_other_threads_go_on_while_it_computes(llama: Case) -> None:

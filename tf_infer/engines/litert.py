@@ -232,14 +232,17 @@ class LiteRTEngine:
                 array[:, row, :, :values.shape[2]] = values
 
     def warm_up(self) -> None:
-        """Run every graph once; no slot changes."""
+        """Run every graph once, and give back what that took; no slot changes."""
         for count in range(len(self.manifest.pages) + 1):
             for rows in self.manifest.rows:
                 self._stepping(rows, max(count, 1)).call()
             for tokens in self.manifest.chunks:
-                self._reading(0, tokens, count).call()
+                # Only where so much stands in front of so many ids at most.
+                if _read_name(tokens, count) in self._model.signatures:
+                    self._reading(0, tokens, count).call()
         for shape in self.manifest.joined:
             self._joining(shape).call()
+        self._model.settle()
 
     def close(self) -> None:
         """Free the model; no call follows."""
@@ -254,13 +257,14 @@ class LiteRTEngine:
 
     def _stepping(self, rows: int, pages: int) -> _Step:
         if (rows, pages) not in self._steps:
+            name = f"step_{rows}_{pages}"
             new = self._new_arrays(rows, 1)
             ids, positions = aligned((rows,), np.int32), aligned((rows,), np.int32)
             mask = aligned((rows, 1, 1, int(self._begins[pages]) + 1))
             arrays = {"ids": ids, "positions": positions, "mask": mask,
                       "logits": self._logits[:rows], **self._named(new)}
-            arrays |= self._cached(0, rows, pages)
-            call = self._model.bind(f"step_{rows}_{pages}", arrays)
+            arrays |= self._cached(name, 0, rows)
+            call = self._model.bind(name, arrays)
             self._steps[rows, pages] = _Step(call, ids, positions, mask, new)
         return self._steps[rows, pages]
 
@@ -268,12 +272,12 @@ class LiteRTEngine:
         if not pages:
             row = 0  # it looks at no slot: one for all
         if (row, tokens, pages) not in self._reads:
+            name = _read_name(tokens, pages)
             arrays: dict[str, np.ndarray] = {}
             if pages:
                 arrays = {"mask": aligned((1, 1, 1, int(self._begins[pages]))),
-                          **self._cached(row, 1, pages)}
-            self._reads[row, tokens, pages] = self._reader(
-                f"read_{tokens}_{pages}", 1, tokens, arrays)
+                          **self._cached(name, row, 1)}
+            self._reads[row, tokens, pages] = self._reader(name, 1, tokens, arrays)
         return self._reads[row, tokens, pages]
 
     def _joining(self, shape: tuple[int, int]) -> _Read:
@@ -316,15 +320,18 @@ class LiteRTEngine:
         return {f"{kind}_{layer}": array[layer] for kind, array in zip(self._kinds, new)
                 for layer in range(self.manifest.layers)}
 
-    def _cached(self, first: int, rows: int, pages: int) -> dict[str, np.ndarray]:
-        """Return the parts of the first pages that hold `rows` rows from `first` on, by input."""
-        return {f"{kind}_{layer}_{page}_{number}":
-                self._pages[page][place][layer, first + begin:first + end]
-                for page in range(pages)
-                for number, (begin, end) in enumerate(row_blocks(
-                    rows, self.manifest.pages[page], self.manifest.cache))
-                for place, kind in enumerate(self._kinds)
-                for layer in range(self.manifest.layers)}
+    def _cached(self, graph: str, first: int, rows: int) -> dict[str, np.ndarray]:
+        """Return what a graph sees of the cache, of `rows` rows from `first` on, by input."""
+        found = {}
+        for name in self._model.inputs(graph):
+            kind, *places = name.rsplit("_", name.count("_") - (1 if "scales" in name else 0))
+            if kind in self._kinds:
+                layer, page, *block = map(int, places)
+                begin, end = row_blocks(rows, self.manifest.pages[page], self.manifest.cache)[
+                    block[0]] if block else (0, rows)
+                found[name] = self._pages[page][self._kinds.index(kind)][
+                    layer, first + begin:first + end]
+        return found
 
     # ------------------------------------------------------------------ the cache
 
@@ -365,3 +372,8 @@ class LiteRTEngine:
                     live[:, rows] = live[:, rows[::-1]]
             self._filled[rows] = self._filled[rows[::-1]]
             self._row_of[[slot, other]] = rows[::-1]
+
+
+def _read_name(tokens: int, pages: int) -> str:
+    """Return the graph that reads so many ids of one slot, of which it sees so many pages."""
+    return f"read_{tokens}_{pages}"

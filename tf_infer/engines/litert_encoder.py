@@ -120,10 +120,11 @@ class LiteRTEncoder:
         self._sizes = Sizes(self.manifest.shapes, packed=False)
 
     def warm_up(self) -> None:
-        """Run every graph once."""
+        """Run every graph once, and give back what that took."""
         with self._lock:
             for rows, tokens in self.manifest.shapes:
                 self._graph(rows, tokens).call()
+            self._model.settle()
 
     def close(self) -> None:
         """Free the model; no call follows."""

@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import mmap
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ _CPU = 1
 _TYPE_BYTES = 256  # room for LiteRtRankedTensorType, which is passed on unread
 # One packed copy of the weights for all signatures, in memory (XNNPACK's own name for it).
 _WEIGHT_CACHE = ":memory"
+# Of int8 weights every graph has scales and zero points of its own; the latter are all 0.
+_ONE_ZERO_POINT = "compress_quantization_zero_points = true\n"
 
 _Pointer = ctypes.c_void_p
 _Out = ctypes.POINTER(ctypes.c_void_p)
@@ -33,7 +36,7 @@ _Text = ctypes.POINTER(ctypes.c_char_p)
 _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _FUNCTIONS: Mapping[str, tuple[Any, ...]] = {
     "LiteRtCreateEnvironment": (ctypes.c_int, _Pointer, _Out),
-    "LiteRtCreateModelFromFile": (_Pointer, ctypes.c_char_p, _Out),
+    "LiteRtCreateModelFromBuffer": (_Pointer, _Pointer, _Size, _Out),
     "LiteRtCreateOptions": (_Out,),
     "LiteRtSetOptionsHardwareAccelerators": (_Pointer, ctypes.c_int),
     "LiteRtCreateOpaqueOptions": (ctypes.c_char_p, _Pointer, _Deleter, _Out),
@@ -116,6 +119,33 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+class _Mapped:
+    """A file in memory, of which pages come and go as they are looked at.
+
+    Raises:
+        ExportError: it cannot be mapped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with open(path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # ValueError: it is empty
+            raise ExportError(f"{path}: expected the engine's model, got {error}. Export the model "
+                              "again.") from error
+        self._bytes: np.ndarray | None = np.frombuffer(self._map, np.uint8)
+        self.address, self.size = int(self._bytes.ctypes.data), len(self._bytes)
+
+    def leave(self) -> None:
+        """Keep no page of it: whoever looks at one fetches it anew."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Take it out of memory; nobody may look at it any more."""
+        self._bytes = None
+        self._map.close()
+
+
 class Model:
     """A compiled model file.
 
@@ -135,25 +165,35 @@ class Model:
         self._library = _library()
         self._path = Path(path)
         self._buffers: list[Any] = []
-        self._kinds: list[Any] = []
+        self._known: dict[bytes | str, Any] = {}
+        self._file = _Mapped(self._path)
         options = (_Option * 2)(_Option(*_ONLY_CPU), _Option(*_ERRORS_ONLY))
         self._environment = self._make("LiteRtCreateEnvironment", 2, ctypes.byref(options))
-        self._model = self._make(
-            "LiteRtCreateModelFromFile", self._environment, str(path).encode())
+        self._model = self._make("LiteRtCreateModelFromBuffer", self._environment,
+                                 self._file.address, self._file.size)
         options = self._make("LiteRtCreateOptions")
         self._ask("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
-        text = f'num_threads = {threads}\nweight_cache_file_path = "{_WEIGHT_CACHE}"\n'
-        self._settings = ctypes.create_string_buffer(text.encode())  # the options point to it
+        self._settings: list[Any] = []  # the options point to them
         self._deleter = _Deleter(lambda _: None)
-        self._ask("LiteRtAddOpaqueOptions", options, self._make(
-            "LiteRtCreateOpaqueOptions", b"xnnpack", ctypes.cast(self._settings, _Pointer),
-            self._deleter))
+        self._set(options, b"runtime_options_string", _ONE_ZERO_POINT)
+        self._set(options, b"xnnpack", f"num_threads = {threads}\n"
+                                       f'weight_cache_file_path = "{_WEIGHT_CACHE}"\n')
         self._compiled = self._make(
             "LiteRtCreateCompiledModel", self._environment, self._model, options)
         self._library.LiteRtDestroyOptions(options)
         self._signatures = dict(map(self._signature, range(self._count(
             "LiteRtGetNumModelSignatures", self._model))))
         self.signatures = tuple(self._signatures)
+        # It describes every operation and tensor anew; what is compiled looks at the file alone.
+        self._library.LiteRtDestroyModel(self._model)
+        self._model = None
+        self.settle()
+
+    def settle(self) -> None:
+        """Give back to the system what is needed no more, as after the first run of each graph."""
+        self._file.leave()
+        with suppress(AttributeError):  # glibc alone has it
+            ctypes.CDLL(None).malloc_trim(0)
 
     def inputs(self, name: str) -> tuple[str, ...]:
         """Return the names of a signature's inputs."""
@@ -188,15 +228,23 @@ class Model:
                                   "model": "LiteRtDestroyModel",
                                   "environment": "LiteRtDestroyEnvironment"}[name])(handle)
             setattr(self, f"_{name}", None)
+        self._file.close()
 
     def run(self, place: int, sides: tuple[Any, ...]) -> None:
         """Run a signature; other Python threads run meanwhile."""
         self._ask("LiteRtRunCompiledModel", self._compiled, place, *sides)
 
+    def _set(self, options: Any, part: bytes, text: str) -> None:
+        """Add settings of a part of LiteRT, written as TOML."""
+        self._settings.append(ctypes.create_string_buffer(text.encode()))
+        self._ask("LiteRtAddOpaqueOptions", options, self._make(
+            "LiteRtCreateOpaqueOptions", part, ctypes.cast(self._settings[-1], _Pointer),
+            self._deleter))
+
     def _buffer(self, kind: Any, array: np.ndarray) -> Any:
         assert array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
-        made = self._make("LiteRtCreateTensorBufferFromHostMemory", kind, array.ctypes.data,
-                          array.nbytes, None)
+        made = self._make("LiteRtCreateTensorBufferFromHostMemory", ctypes.cast(kind, _Pointer),
+                          array.ctypes.data, array.nbytes, None)
         self._buffers.append(made)
         return made
 
@@ -210,8 +258,9 @@ class Model:
                 tensor = self._make(f"LiteRtGetSignature{side}TensorByIndex", handle, place)
                 kind = ctypes.create_string_buffer(_TYPE_BYTES)
                 self._ask("LiteRtGetRankedTensorType", tensor, ctypes.cast(kind, _Pointer))
-                tensors.append((name, ctypes.cast(kind, _Pointer)))
-                self._kinds.append(kind)
+                # Graphs have names and types in common: each is kept once.
+                tensors.append((self._known.setdefault(name, name),
+                                self._known.setdefault(kind.raw, kind)))
             sides.append(tuple(tensors))
         return self._text("LiteRtGetSignatureKey", handle), _Signature(index, *sides)
 

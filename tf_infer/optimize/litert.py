@@ -100,6 +100,15 @@ def page_sizes(positions: int) -> tuple[int, ...]:
     return tuple(pages)
 
 
+def most_pages(tokens: int, chunks: Sequence[int], pages: Sequence[int], positions: int) -> int:
+    """Return how many pages a read of `tokens` ids may have to look at.
+
+    It reads at least one id more than the size below it, behind at least one id of the last page.
+    """
+    least = 1 + max((size for size in chunks if size < tokens), default=0)
+    return sum(sum(pages[:place]) + 1 + least <= positions for place in range(len(pages)))
+
+
 def write(network: Any, folder: Path, settings: EngineSettings, *, positions: int,
           progress: Callable[[str], None] = lambda line: None) -> StepEngineManifest:
     """Write `model.tflite` and `engine.json` of a decoder into `folder`, which is made.
@@ -124,7 +133,7 @@ def write(network: Any, folder: Path, settings: EngineSettings, *, positions: in
         for count in range(1, len(pages) + 1):
             decoder.add_step(f"step_{rows}_{count}", rows, pages[:count])
     for tokens in settings.chunks:
-        for count in range(len(pages) + 1):
+        for count in range(most_pages(tokens, settings.chunks, pages, positions) + 1):
             decoder.add_read(f"read_{tokens}_{count}", 1, tokens, pages[:count])
     joined = joined_shapes(settings.rows[-1], settings.chunks)
     for rows, tokens in joined:

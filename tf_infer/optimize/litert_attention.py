@@ -29,26 +29,43 @@ LEAST = 1e-30
 class _Kept(NamedTuple):
     """Keys or values [N, G, C, d] as they are kept.
 
-    Of int8 a float of d numbers is a whole number times the scale of its place, [N, G, 1, C].
+    Of int8 a float of d numbers is a whole number times the scale of its place: [N, G, C, 1] where
+    a step has one query, else [N, G, 1, C].
     """
 
     numbers: Tensor
     scales: Tensor | None
 
 
-class _Block(NamedTuple):
-    """Keys and values of one page, and which rows of the step they are."""
+class _Span(NamedTuple):
+    """Keys or values of places `begin` to `end` of the cache.
 
-    rows: tuple[int, int]
-    keys: _Kept
-    values: _Kept
+    Attributes:
+        begin, end: of the places.
+        blocks: rows (begin, end) of the step, and their numbers.
+        scales: of all rows.
+    """
+
+    begin: int
+    end: int
+    blocks: tuple[tuple[tuple[int, int], Tensor], ...]
+    scales: Tensor | None
+
+
+class _Cached(NamedTuple):
+    """What a layer sees of the cache: `scales` are of all values at once, for reads."""
+
+    keys: tuple[_Span, ...]
+    values: tuple[_Span, ...]
+    scales: Tensor | None
 
 
 class Attention:
     """Attention of one graph: N rows of T ids; one row, or one id of each, or no pages.
 
     Makes the inputs `mask`, `keys_i_j_k` and `values_i_j_k`, and the outputs `keys_i`, `values_i`;
-    of int8 also `key_scales...` and `value_scales...`.
+    of int8 also the inputs `key_scales_i_j` and `value_scales_i_j` and the outputs `key_scales_i`
+    and `value_scales_i`.
     """
 
     def __init__(self, writer: GraphWriter, rows: int, tokens: int, pages: Sequence[int],
@@ -73,9 +90,13 @@ class Attention:
             [N T, G R d].
         """
         writer, (rows, groups, shared, tokens, size) = self.writer, query.shape
-        own = [self._keep(number, name, tensor)
+        alone = shared * tokens == 1
+        own = [self._keep(number, name, tensor, alone)
                for name, tensor in (("key", keys), ("value", values))]
-        cached = [self._inputs(number, page, groups, size) for page in range(len(self.pages))]
+        cached = self._cached(number, groups, size, alone)
+        if alone:
+            found = self._look_alone(writer.reshape(query, [rows, groups, 1, size]), cached, *own)
+            return writer.reshape(found, [rows, groups * size])
         parts = []
         for begin in range(0, tokens, READ_BLOCK):
             end = min(begin + READ_BLOCK, tokens)
@@ -88,7 +109,7 @@ class Attention:
         found = writer.transpose(writer.concat(parts, 3), [0, 3, 1, 2, 4])
         return writer.reshape(found, [rows * tokens, groups * shared * size])
 
-    def _keep(self, layer: int, name: str, tensor: Tensor) -> _Kept:
+    def _keep(self, layer: int, name: str, tensor: Tensor, alone: bool) -> _Kept:
         """Hand out what is to be kept of [N, G, T, d], and return it as it will be seen again."""
         writer, (rows, groups, tokens, _) = self.writer, tensor.shape
         if self.kind == "float32":
@@ -101,18 +122,114 @@ class Attention:
         numbers = writer.to_int8(writer.divide(tensor, scales))
         writer.output(f"{name}s_{layer}", numbers)
         writer.output(f"{name}_scales_{layer}", scales)
-        return _Kept(writer.to_float(numbers),
-                     writer.reshape(scales, [rows, groups, 1, tokens]))
+        return _Kept(writer.to_float(numbers) if alone else self._multiplied(numbers),
+                     scales if alone else writer.reshape(scales, [rows, groups, 1, tokens]))
 
-    def _look(self, query: Tensor, cached: Sequence[Sequence[_Block]], keys: _Kept,
-              values: _Kept, begin: int) -> Tensor:
+    # ------------------------------------------------------------------ the cache
+
+    def _cached(self, layer: int, groups: int, size: int, alone: bool) -> _Cached:
+        """Make the inputs of one layer."""
+        keys, values = (tuple(self._span(f"{name}s_{layer}", f"{name}_scales_{layer}", page,
+                                         groups, size, alone)
+                              for page in range(len(self.pages))) for name in ("key", "value"))
+        if self.tokens == 1 or not self.pages:
+            # In a step they become floats where they are needed: then these are still in the
+            # core's cache.
+            return _Cached(keys, values, None)
+        # A read looks at them once for each of its blocks, and at all keys in one product.
+        floats = self._floats if len(keys) > 1 else self._multiplied
+        numbers = self.writer.concat([floats(span.blocks[0][1]) for span in keys], 2)
+        return _Cached(
+            (_Span(0, sum(self.pages), (((0, 1), numbers),), self._scales(keys)),),
+            tuple(span._replace(blocks=(((0, 1), self._multiplied(span.blocks[0][1])),))
+                  for span in values), self._scales(values))
+
+    def _span(self, name: str, scales: str, page: int, groups: int, size: int, alone: bool
+              ) -> _Span:
+        """Make the inputs of one page, some rows each."""
+        writer, places = self.writer, self.pages[page]
+        begin = sum(self.pages[:page])
+        blocks = []
+        for number, (first, last) in enumerate(row_blocks(self.rows, places, self.kind)):
+            numbers = writer.input(f"{name}_{page}_{number}", [last - first, groups, places, size],
+                                   self.kind)
+            blocks.append(((first, last), numbers))
+        made = None if self.kind == "float32" else writer.input(f"{scales}_{page}", [
+            self.rows, groups, *((places, 1) if alone else (1, places))])
+        return _Span(begin, begin + places, tuple(blocks), made)
+
+    def _scales(self, spans: Sequence[_Span]) -> Tensor | None:
+        """Scales of a read's spans, one behind the other."""
+        scales = [span.scales for span in spans if span.scales is not None]
+        return self.writer.concat(scales, 3) if scales else None
+
+    def _floats(self, numbers: Tensor) -> Tensor:
+        return numbers if numbers.dtype == "float32" else self.writer.to_float(numbers)
+
+    def _multiplied(self, numbers: Tensor) -> Tensor:
+        """Numbers as floats for a matrix product.
+
+        XNNPACK keeps a float for each number of what becomes floats for one product alone, in every
+        layer of every graph. So something that costs nothing stands between.
+        """
+        return (numbers if numbers.dtype == "float32"
+                else self.writer.as_it_is(self.writer.to_float(numbers)))
+
+    # ------------------------------------------------------------------ one query of each row
+
+    def _look_alone(self, query: Tensor, cached: _Cached, keys: _Kept, values: _Kept) -> Tensor:
+        """Look from one query of each row at all pages and at itself, by products and sums.
+
+        A matrix product would first copy all keys into another order, for one query.
+        query, keys, values [N, G, 1, d] -> [N, G, 1, d].
+        """
+        writer, (rows, groups, _, _) = self.writer, query.shape
+        queries = {(0, rows): query}
+        scores = []
+        for span in cached.keys:
+            parts = []
+            for block, numbers in span.blocks:
+                if block not in queries:
+                    queries[block] = writer.part(query, {0: block})
+                parts.append(writer.sum(
+                    writer.multiply(self._floats(numbers), queries[block]), 3))
+            scores.append(self._scaled(writer.concat(parts, 0), span.scales))  # [N, G, C, 1]
+        scores.append(self._scaled(
+            writer.sum(writer.multiply(keys.numbers, query), 3), keys.scales))
+        joined = writer.concat(scores, 2)
+        places = joined.shape[2]
+        assert self.mask is not None
+        weights = writer.softmax(
+            writer.add(writer.reshape(joined, [rows, groups, 1, places]), self.mask))
+        weights = writer.reshape(weights, [rows, groups, places, 1])
+        found = writer.multiply(values.numbers, self._scaled(
+            writer.part(weights, {2: (places - 1, places)}), values.scales))
+        for span in cached.values:
+            here = self._scaled(writer.part(weights, {2: (span.begin, span.end)}), span.scales)
+            parts = [writer.sum(writer.multiply(
+                self._floats(numbers), writer.part(here, {0: block})), 2)
+                for block, numbers in span.blocks]                            # [n, G, 1, d]
+            found = writer.add(found, writer.concat(parts, 0))
+        return found
+
+    def _scaled(self, tensor: Tensor, scales: Tensor | None) -> Tensor:
+        return tensor if scales is None else self.writer.multiply(tensor, scales)
+
+    # ------------------------------------------------------------------ several queries of each
+
+    def _look(self, query: Tensor, cached: _Cached, keys: _Kept, values: _Kept, begin: int
+              ) -> Tensor:
         """Look from ids `begin` and so on at all pages and at what was read up to them.
 
         query [N, G, Q, d], keys, values [N, G, E, d] -> [N, G, Q, d].
         """
         writer, queries, end = self.writer, query.shape[2], keys.numbers.shape[2]
-        scores = [self._of_page(query, blocks) for blocks in cached]
-        own = self._scores(query, keys)
+        scores = [self._scaled(writer.concat([
+            writer.batch_matmul(writer.part(query, {0: block}), self._multiplied(numbers),
+                                transposed=True) for block, numbers in span.blocks], 0),
+            span.scales) for span in cached.keys]                             # [N, G, Q, C]
+        own = self._scaled(
+            writer.batch_matmul(query, keys.numbers, transposed=True), keys.scales)
         if self.tokens == 1:
             assert self.mask is not None
             joined = writer.add(writer.concat([*scores, own], 3), self.mask)
@@ -125,67 +242,22 @@ class Attention:
             joined = writer.concat([*scores, own], 3)
         weights = writer.softmax(joined)
         first = sum(self.pages)
-        found = self._mixed(writer.part(weights, {3: (first, first + end)}), values)
-        for page, blocks in enumerate(cached):
-            place = sum(self.pages[:page])
-            parts = [self._mixed(
-                writer.part(weights, {0: block.rows, 3: (place, place + self.pages[page])}),
-                block.values) for block in blocks]
+        found = self._mixed(
+            self._scaled(writer.part(weights, {3: (first, first + end)}), values.scales),
+            values.numbers)
+        if cached.scales is not None:
+            weights = writer.multiply(writer.part(weights, {3: (0, first)}), cached.scales)
+        for span in cached.values:
+            here = writer.part(weights, {3: (span.begin, span.end)})
+            if cached.scales is None:
+                here = self._scaled(here, span.scales)
+            parts = [self._mixed(writer.part(here, {0: block}), self._multiplied(numbers))
+                     for block, numbers in span.blocks]
             found = writer.add(found, writer.concat(parts, 0))
         return found
 
-    def _inputs(self, layer: int, page: int, groups: int, size: int) -> list[_Block]:
-        """Make the inputs of one page of one layer, some rows each."""
-        blocks = []
-        for number, (begin, end) in enumerate(row_blocks(
-                self.rows, self.pages[page], self.kind)):
-            shape = [end - begin, groups, self.pages[page], size]
-            place = f"{layer}_{page}_{number}"
-            keys, values = (self._input(f"{name}s_{place}", f"{name}_scales_{place}", shape)
-                            for name in ("key", "value"))
-            blocks.append(_Block((begin, end), keys, values))
-        return blocks
-
-    def _input(self, name: str, scales: str, shape: Sequence[int]) -> _Kept:
-        numbers = self.writer.input(name, shape, self.kind)
-        if self.kind == "float32":
-            return _Kept(numbers, None)
-        rows, groups, places, _ = shape
-        # A read looks at them once for each of its blocks. In a step they become floats where they
-        # are needed: then these are still in the core's cache.
-        return _Kept(self._floats(numbers) if self.tokens > 1 else numbers,
-                     self.writer.input(scales, [rows, groups, 1, places]))
-
-    def _of_page(self, query: Tensor, blocks: Sequence[_Block]) -> Tensor:
-        """Scores [N, G, Q, C] of a page."""
-        return self.writer.concat([
-            self._scores(self.writer.part(query, {0: block.rows}), block.keys)
-            for block in blocks], 0)
-
-    def _floats(self, numbers: Tensor) -> Tensor:
-        return numbers if numbers.dtype == "float32" else self.writer.to_float(numbers)
-
-    def _scores(self, query: Tensor, kept: _Kept) -> Tensor:
-        """[N, G, Q, d], [N, G, C, d] -> [N, G, Q, C]."""
-        writer, (rows, groups, queries, _) = self.writer, query.shape
-        keys = self._floats(kept.numbers)
-        if queries > 1:
-            found = writer.batch_matmul(query, keys, transposed=True)
-        else:
-            # A matrix product would first copy the keys into another order, for one query.
-            found = writer.sum(writer.multiply(keys, query), 3)              # [N, G, C, 1]
-            found = writer.reshape(found, [rows, groups, 1, keys.shape[2]])
-        return found if kept.scales is None else writer.multiply(found, kept.scales)
-
-    def _mixed(self, weights: Tensor, kept: _Kept) -> Tensor:
+    def _mixed(self, weights: Tensor, values: Tensor) -> Tensor:
         """[N, G, Q, C], [N, G, C, d] -> [N, G, Q, d]."""
-        writer, (rows, groups, queries, places) = self.writer, weights.shape
-        if kept.scales is not None:
-            weights = writer.multiply(weights, kept.scales)
-        values = self._floats(kept.numbers)
-        if places == 1:
-            return writer.multiply(weights, values)
-        if queries > 1:
-            return writer.batch_matmul(weights, values)
-        weights = writer.reshape(weights, [rows, groups, places, 1])
-        return writer.sum(writer.multiply(values, weights), 2)               # [N, G, 1, d]
+        if values.shape[2] == 1:
+            return self.writer.multiply(weights, values)
+        return self.writer.batch_matmul(weights, values)

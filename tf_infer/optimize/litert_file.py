@@ -253,9 +253,11 @@ class GraphWriter:
         """Same numbers, another shape."""
         if tuple(shape) == tensor.shape:
             return tensor
-        options = schema.ReshapeOptionsT()
-        options.newShape = list(shape)
-        return self.op(Op.RESHAPE, [tensor, self._ints(shape)], shape, options)
+        return self._reshape(tensor, shape)
+
+    def as_it_is(self, tensor: Tensor) -> Tensor:
+        """Same numbers, same shape, by an operation all the same."""
+        return self._reshape(tensor, tensor.shape)
 
     def transpose(self, tensor: Tensor, order: Sequence[int]) -> Tensor:
         """Axes in another order."""
@@ -311,6 +313,11 @@ class GraphWriter:
         """Rows [N, D] of a table [V, D] by ids [N] int32."""
         return self.op(Op.EMBEDDING_LOOKUP, [ids, table], (ids.shape[0], table.shape[1]),
                        version=4 if table.dtype == "int8" else 1)
+
+    def _reshape(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+        options = schema.ReshapeOptionsT()
+        options.newShape = list(shape)
+        return self.op(Op.RESHAPE, [tensor, self._ints(shape)], shape, options)
 
     def _reduce(self, operator: int, tensor: Tensor, axis: int) -> Tensor:
         options = schema.ReducerOptionsT()
