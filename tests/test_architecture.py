@@ -86,7 +86,7 @@ FILES: dict[str, set[str]] = {
     "optimize/litert_file.py": {"flatbuffers"},
     "optimize/onnx_file.py": {"onnx"},
     "optimize/onnx_limits.py": {"onnxruntime"},
-    "engines/onnx_runtime.py": {"onnxruntime"},
+    "engines/onnx_runtime.py": {"onnxruntime", "tensorrt_libs"},
     "verify/predictors.py": {"tensorflow", "tensorflow_text"},
     "verify/duplicates.py": {"sklearn"},
     "verify/error_report.py": {"matplotlib"},

@@ -128,5 +128,17 @@ def test_without_tensorrt_its_library_is_named(monkeypatch: pytest.MonkeyPatch) 
         onnx_runtime.tensorrt_version()
 
 
+def test_the_libraries_of_the_package_tensorrt_are_loaded_from_where_it_put_them(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "tensorrt_libs", raising=False)
+    onnx_runtime.load_tensorrt()  # none is fine: the system may have its own
+    (tmp_path / "tensorrt_libs").mkdir()
+    (tmp_path / "tensorrt_libs" / "__init__.py").write_text("loaded = True\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    onnx_runtime.load_tensorrt()
+    assert sys.modules["tensorrt_libs"].loaded
+    monkeypatch.delitem(sys.modules, "tensorrt_libs")
+
+
 def test_without_a_driver_there_is_no_gpu() -> None:
     assert gpus.found("libnowhere.so.1") == ()

@@ -6,6 +6,7 @@ kept in a folder for each (`engine_cache`), where the next start finds them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import os
@@ -29,8 +30,8 @@ INSTALL = "Run pip install 'tf-infer[onnx]'."
 INSTALL_GPU: Mapping[Provider, str] = {
     "cuda": "Run pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'.",
     "tensorrt": "Run pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' "
-                "and the package tensorrt of the release that ONNX Runtime's page of TensorRT "
-                "names."}
+                "and the package tensorrt of the CUDA and the major release that it was linked "
+                "with: of ONNX Runtime 1.31 'tensorrt-cu13<11'."}
 _TENSORRT_PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 _TENSORRT = ("libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer.so")
 _ERRORS_ONLY = 3  # of the severities of its log
@@ -178,6 +179,12 @@ def tensorrt_version() -> str:
                          f"{INSTALL_GPU['tensorrt']}")
 
 
+def load_tensorrt() -> None:
+    """Load the libraries that the package tensorrt brings, from where no linker looks for them."""
+    with contextlib.suppress(ImportError):  # then the system's own, or none
+        import tensorrt_libs  # noqa: F401
+
+
 def open_session(path: Path, provider: Provider, shapes: Shapes, inputs: Sequence[str], *,
                  sha256: str, threads: int, cache: Path | None = None) -> Any:
     """Open a model file.
@@ -202,6 +209,8 @@ def open_session(path: Path, provider: Provider, shapes: Shapes, inputs: Sequenc
         folder = _made(cache, gpus.found()[0], versions, sha256)
     if provider != "cpu":
         runtime.preload_dlls()
+    if provider == "tensorrt":
+        load_tensorrt()
     given = runtime.SessionOptions()
     given.intra_op_num_threads, given.inter_op_num_threads = threads, 1
     given.log_severity_level = _ERRORS_ONLY
