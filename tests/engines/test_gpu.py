@@ -1,77 +1,109 @@
-"""On a GPU: TensorRT's and CUDA's engines of a classifier, and the graph compiled by XLA.
+"""On a GPU: TensorRT's and CUDA's engines of a classifier, and its graph compiled by XLA.
 
 Run by whoever has one: `pytest -m gpu tests/engines/test_gpu.py`. Needs NVIDIA's driver and
-`onnxruntime-gpu` (docs/engines.md); XLA's part needs `tensorflow[and-cuda]`.
+`onnxruntime-gpu` (docs/engines.md), for XLA's part `jax[cuda13]`; and TensorFlow, or in its place
+the folder that gpu_cases.py makes, named by `TF_INFER_GPU_CASES`.
 """
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from tests.networks.encoders import POSITIONS, classifier, rows
-from tests.networks.encoders import logits as network_logits
-from tf_infer.config import ShapeGrid
+from tests.engines import gpu_cases
+from tests.engines.xla_programs import Program
 from tf_infer.engines import gpus, onnx, onnx_runtime
 from tf_infer.errors import BackendMissing
-from tf_infer.optimize.onnx import OnnxSettings, write
-
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx")
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not gpus.found(), reason="needs a GPU of NVIDIA and its driver")]
 
-GRID = ShapeGrid(rows=(1, 4), tokens=(8, 16, POSITIONS))
-# Products in TF32 keep 10 bits of mantissa, as those in float16 do.
-ATOL = 0.01
+GIVEN = os.environ.get("TF_INFER_GPU_CASES")
+# Of what the network's logits spread by. float16 keeps 10 bits of mantissa, int8 7 bits of a range.
+SHARE = {"float32": 1e-4, "float16": 0.01, "int8": 0.2}
+# Of logits near 1. XLA multiplies float32 in TF32, which keeps 10 bits of mantissa, too.
+XLA_ATOL = {"network": 0.01, "float32": 0.01, "bfloat16": 0.05, "int8": 0.05}
+CROWD_ATOL = {"float32": 1e-5, "float16": 0.005}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if GIVEN:
+        return Path(GIVEN)
+    pytest.importorskip("tensorflow", reason="needs TensorFlow, or TF_INFER_GPU_CASES")
+    pytest.importorskip("onnx")
+    return gpu_cases.make(tmp_path_factory.mktemp("cases"))
 
 
 def loaded(folder: Path, provider: onnx_runtime.Provider, cache: Path) -> onnx.OnnxEngine:
     """Load an engine, or skip where the installed ONNX Runtime has not the provider."""
+    pytest.importorskip("onnxruntime")
     try:
         return onnx.load(folder, provider=provider, cache=cache)
     except BackendMissing as error:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="module")
-def network() -> Any:
-    return classifier("bert")
-
-
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("network", gpu_cases.NETWORKS)
+@pytest.mark.parametrize("precision", gpu_cases.PRECISIONS)
 @pytest.mark.parametrize("provider", ["tensorrt", "cuda"])
 def test_logits_are_the_networks_over_the_whole_grid(
-        provider: Any, precision: Any, network: Any, tmp_path: Path) -> None:
-    write(network, tmp_path / "onnx", OnnxSettings(precision=precision), grid=GRID)
-    engine = loaded(tmp_path / "onnx", provider, tmp_path / "cache")
-    for count in (*GRID.rows, 3, 9):
-        for width in (*GRID.tokens, 11):
-            lengths = np.random.default_rng(width).integers(1, width + 1, count)
-            batch = rows(lengths, width, seed=count)
-            np.testing.assert_allclose(
-                engine.run(**batch), network_logits(network, batch), atol=ATOL)
+        provider: Any, precision: str, network: str, cases: Path, tmp_path: Path) -> None:
+    engine = loaded(gpu_cases.engine_folder(cases, network, precision), provider, tmp_path)
+    assert engine.provider == provider and not engine.as_proven
+    given = list(gpu_cases.batches(cases, network))
+    worst = max(np.abs(engine.run(**batch) - wanted).max() for batch, wanted in given)
+    engine.close()
+    assert worst < SHARE[precision] * np.concatenate([wanted for _, wanted in given]).std()
+
+
+@pytest.mark.parametrize("precision", CROWD_ATOL)
+@pytest.mark.parametrize("provider", ["tensorrt", "cuda"])
+def test_a_row_alone_is_the_row_in_a_crowd_and_threads_may_ask_at_once(
+        provider: Any, precision: str, cases: Path, tmp_path: Path) -> None:
+    engine = loaded(gpu_cases.engine_folder(cases, "bert", precision), provider, tmp_path)
+    given = [batch for batch, _ in gpu_cases.batches(cases, "bert")]
+    crowds = [engine.run(**batch) for batch in given]
+    with ThreadPoolExecutor(4) as pool:
+        for found, crowd in zip(pool.map(lambda batch: engine.run(**batch), given), crowds):
+            np.testing.assert_allclose(found, crowd, atol=CROWD_ATOL[precision])
+    for batch, crowd in zip(given, crowds):
+        for row in range(len(crowd)):
+            alone = engine.run(**{name: array[row:row + 1] for name, array in batch.items()})
+            np.testing.assert_allclose(alone[0], crowd[row], atol=CROWD_ATOL[precision])
     engine.close()
 
 
-def test_tensorrts_engine_is_kept_and_found_again(network: Any, tmp_path: Path) -> None:
-    write(network, tmp_path / "onnx", OnnxSettings(precision="float16"), grid=GRID)
-    batch = rows([3, 8, 11], 16)
-    first = loaded(tmp_path / "onnx", "tensorrt", tmp_path / "cache")
+def test_what_is_there_computes_without_being_asked_for(
+        cases: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loaded(gpu_cases.engine_folder(cases, "bert", "float16"), "cuda", tmp_path).close()
+    engine = onnx.load(gpu_cases.engine_folder(cases, "bert", "float16"), cache=tmp_path)
+    # One that is listed and cannot be loaded is named, with its install, and CUDA computes.
+    assert engine.provider == "tensorrt" or "tensorrt" in caplog.text
+    assert engine.provider in onnx_runtime.ON_GPU
+    batch, wanted = next(gpu_cases.batches(cases, "bert"))
+    np.testing.assert_allclose(engine.run(**batch), wanted, atol=SHARE["float16"])
+    engine.close()
+
+
+def test_tensorrts_engine_is_kept_and_found_again(cases: Path, tmp_path: Path) -> None:
+    folder = gpu_cases.engine_folder(cases, "bert", "float16")
+    batch, _ = next(gpu_cases.batches(cases, "bert"))
+    first = loaded(folder, "tensorrt", tmp_path)
     wanted = first.run(**batch)
     first.close()
-    kept = engines(tmp_path / "cache")
+    kept = engines(tmp_path)
     assert kept
-    again = onnx.load(tmp_path / "onnx", provider="tensorrt", cache=tmp_path / "cache")
+    again = onnx.load(folder, provider="tensorrt", cache=tmp_path)
     np.testing.assert_array_equal(again.run(**batch), wanted)
     again.close()
-    assert engines(tmp_path / "cache") == kept
+    assert engines(tmp_path) == kept
 
 
 def engines(cache: Path) -> dict[Path, int]:
@@ -79,12 +111,24 @@ def engines(cache: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in cache.rglob("*.engine")}
 
 
-@pytest.mark.skipif(not tf.config.list_physical_devices("GPU"), reason="TensorFlow sees no GPU")
-def test_xla_gives_on_a_gpu_what_the_cpu_gives(network: Any) -> None:
-    batch = rows([3, 8, 11, 16], 16)
+@pytest.mark.parametrize("form", gpu_cases.FORMS)
+def test_xla_gives_on_a_gpu_what_the_graph_gives_on_a_cpu(form: str, cases: Path) -> None:
+    jax = pytest.importorskip("jax")
+    if jax.default_backend() != "gpu":
+        pytest.skip("JAX sees no GPU")
+    folder, arguments, wanted = gpu_cases.program(cases, form)
+    np.testing.assert_allclose(Program(folder, "gpu").run(*arguments), wanted, atol=XLA_ATOL[form])
+
+
+def test_tensorflow_compiles_it_on_its_own() -> None:
+    tf = pytest.importorskip("tensorflow")
+    if not tf.config.list_physical_devices("GPU"):
+        pytest.skip("TensorFlow sees no GPU")
+    from tests.networks.encoders import classifier, logits, rows
+
+    network, batch = classifier("bert"), rows([3, 8, 11, 16], 16)
     with tf.device("/CPU:0"):
-        wanted = network_logits(network, batch)
-    compiled = tf.function(network, jit_compile=True)
+        wanted = logits(network, batch)
     with tf.device("/GPU:0"):
-        found = network_logits(compiled, batch)
-    np.testing.assert_allclose(found, wanted, atol=ATOL)
+        found = logits(tf.function(network, jit_compile=True), batch)
+    np.testing.assert_allclose(found, wanted, atol=XLA_ATOL["network"])
