@@ -13,6 +13,7 @@ from tests.networks.encoders import POSITIONS, classifier, rows
 from tf_infer.config import SmallTransformerConfig
 from tf_infer.networks.encoder_arrays import encoder_arrays_of
 from tf_infer.networks.fast_encoder import EncoderForm, FastClassifier, layer_names
+from tf_infer.networks.token_layout import Joined
 
 # Of logits between -6 and 6, two layers deep. float32: the same products in another order, scales
 # multiplied in beforehand. bfloat16: 8 bits of mantissa, int8: 7 bits of the largest of a row.
@@ -105,6 +106,25 @@ def test_op_by_op_is_the_graph(reference: Any) -> None:
     batch = rows(LENGTHS, 40)
     got = in_graph(network)(**batch)
     np.testing.assert_allclose(network(*batch.values()), got, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", PACKED)
+def test_op_by_op_the_layers_give_what_the_graph_gives_to_the_last_bit(
+        reference: Any, precision: str) -> None:
+    """A last bit decides what a product rounds to 8 bits: with 77 classes logits moved by 0.3."""
+    network = FastClassifier(encoder_arrays_of(reference), form(precision))
+
+    def hidden(ids: tf.Tensor, mask: tf.Tensor, segments: tf.Tensor) -> tf.Tensor:
+        layout = Joined(mask, tf.constant(40), 400)
+        found = network.embed.look_up(layout, ids, segments)
+        for block in network.stack:
+            found = block.read(found, layout)
+        return found
+
+    batch = [tf.constant(array) for array in rows(LENGTHS, 40).values()]
+    specs = [tf.TensorSpec([None, None], one.dtype) for one in batch]
+    traced = tf.function(hidden, autograph=False, input_signature=specs)
+    np.testing.assert_array_equal(traced(*batch), hidden(*batch))
 
 
 @pytest.mark.slow

@@ -117,7 +117,9 @@ class Product(Weights):
             kernel = tf.convert_to_tensor(self.kernel)
             product = tf.cast(tf.matmul(tf.cast(inputs, kernel.dtype), kernel), tf.float32)
         if self.bias is not None:
-            product += tf.convert_to_tensor(self.bias)
+            # Not by `+`: TensorFlow's optimiser changes the order of plain sums that follow each
+            # other, and the last bit decides what the next product rounds to 8 bits.
+            product = tf.nn.bias_add(product, tf.convert_to_tensor(self.bias))
         return tf.cast(self._activated(product), self.outputs)
 
     def _activated(self, product: tf.Tensor) -> tf.Tensor:
