@@ -322,6 +322,27 @@ def test_no_product_takes_what_becomes_floats_for_it_alone(
     assert products > len(rounded._model.signatures)
 
 
+def test_only_so_many_reads_stay_bound_and_others_are_bound_anew(
+        llama: Case, rounded: litert.LiteRTEngine) -> None:
+    engine = rounded
+    places = [(slot, start) for slot in range(4) for start in (0, 10, 40, 70)]
+
+    def everywhere() -> list[np.ndarray]:
+        return [engine.read(slot, llama.ids[slot, start:start + 9], start).copy()
+                for slot, start in places]
+
+    everywhere()  # so that what stands in front is the same from now on
+    wanted = everywhere()
+    while engine._reads:
+        engine._model.unbind(engine._reads.popitem()[1].call)
+    others = len(engine._model._calls)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_most_reads", 3)
+        for _ in range(2):
+            np.testing.assert_array_equal(everywhere(), wanted)
+        assert (len(engine._reads), len(engine._model._calls)) == (3, others + 3)
+
+
 def test_the_loops_of_other_threads_go_on_while_it_computes(llama: Case) -> None:
     engine, counted, going = llama.engine, [0], threading.Event()
 

@@ -9,6 +9,7 @@ they read, is written where it belongs by NumPy.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from tf_infer.errors import ConfigError
 from tf_infer.manifest import StepEngineManifest, row_blocks
 
 MASKED = -1e30
+BOUND_READS = 8  # for each slot, reads that stay bound to its pages
 KINDS = {"float32": ("keys", "values"),
          "int8": ("keys", "values", "key_scales", "value_scales")}
 
@@ -108,7 +110,9 @@ class LiteRTEngine:
         self._logits = aligned((self.slots, self.vocab_size))
         self._out = np.zeros((self.slots, self.vocab_size), np.float32)
         self._steps: dict[tuple[int, int], _Step] = {}
-        self._reads: dict[tuple[int, int, int], _Read] = {}
+        # Each is bound to the pages of a row; the last one used is the last.
+        self._reads: OrderedDict[tuple[int, int, int], _Read] = OrderedDict()
+        self._most_reads = len(self._model.signatures) + BOUND_READS * self.slots
         self._joined: dict[tuple[int, int], _Read] = {}
         self._shapes = (*((1, tokens) for tokens in manifest.chunks), *manifest.joined)
         # One memory for what any call hands out: it is kept before the next.
@@ -247,7 +251,7 @@ class LiteRTEngine:
     def close(self) -> None:
         """Free the model; no call follows."""
         self._model.close()
-        self._steps, self._reads, self._joined = {}, {}, {}
+        self._steps, self._reads, self._joined = {}, OrderedDict(), {}
 
     # ------------------------------------------------------------------ graphs and their arrays
 
@@ -271,7 +275,11 @@ class LiteRTEngine:
     def _reading(self, row: int, tokens: int, pages: int) -> _Read:
         if not pages:
             row = 0  # it looks at no slot: one for all
-        if (row, tokens, pages) not in self._reads:
+        if (row, tokens, pages) in self._reads:
+            self._reads.move_to_end((row, tokens, pages))
+        else:
+            if len(self._reads) >= self._most_reads:
+                self._model.unbind(self._reads.popitem(last=False)[1].call)
             name = _read_name(tokens, pages)
             arrays: dict[str, np.ndarray] = {}
             if pages:

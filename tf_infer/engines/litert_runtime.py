@@ -164,7 +164,7 @@ class Model:
     def __init__(self, path: Path, *, threads: int) -> None:
         self._library = _library()
         self._path = Path(path)
-        self._buffers: list[Any] = []
+        self._calls: set[Call] = set()
         self._known: dict[bytes | str, Any] = {}
         self._file = _Mapped(self._path)
         options = (_Option * 2)(_Option(*_ONLY_CPU), _Option(*_ERRORS_ONLY))
@@ -213,14 +213,22 @@ class Model:
             buffers = (_Pointer * len(tensors))(*(
                 self._buffer(kind, arrays[tensor]) for tensor, kind in tensors))
             sides += [len(tensors), buffers]
-        return Call(self, signature.place, tuple(sides), arrays)
+        call = Call(self, signature.place, tuple(sides), arrays)
+        self._calls.add(call)
+        return call
+
+    def unbind(self, call: Call) -> None:
+        """Free what binding arrays took; the call is made no more."""
+        for buffers in call.sides[1::2]:
+            for buffer in buffers:
+                self._library.LiteRtDestroyTensorBuffer(buffer)
+        self._calls.remove(call)
 
     def close(self) -> None:
         """Free the model; no call follows."""
         library = self._library
-        for buffer in self._buffers:
-            library.LiteRtDestroyTensorBuffer(buffer)
-        self._buffers = []
+        for call in tuple(self._calls):
+            self.unbind(call)
         for name in ("compiled", "model", "environment"):
             handle = getattr(self, f"_{name}")
             if handle is not None:
@@ -243,10 +251,8 @@ class Model:
 
     def _buffer(self, kind: Any, array: np.ndarray) -> Any:
         assert array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
-        made = self._make("LiteRtCreateTensorBufferFromHostMemory", ctypes.cast(kind, _Pointer),
+        return self._make("LiteRtCreateTensorBufferFromHostMemory", ctypes.cast(kind, _Pointer),
                           array.ctypes.data, array.nbytes, None)
-        self._buffers.append(made)
-        return made
 
     def _signature(self, index: int) -> tuple[str, _Signature]:
         handle = self._make("LiteRtGetModelSignature", self._model, index)
@@ -292,11 +298,11 @@ class Call:
 
     def __init__(self, model: Model, place: int, sides: tuple[Any, ...],
                  arrays: Mapping[str, np.ndarray]) -> None:
-        self._model, self._place, self._sides = model, place, sides
+        self._model, self._place, self.sides = model, place, sides
         self._arrays = dict(arrays)  # kept alive: the library holds their addresses
 
     def __call__(self) -> None:
-        self._model.run(self._place, self._sides)
+        self._model.run(self._place, self.sides)
 
 
 def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
