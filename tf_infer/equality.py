@@ -39,6 +39,7 @@ class Tolerance:
             reference has decides which other label a row may have. Logits come first: where
             scores round to 1 they say nothing.
         ignored: outputs that are not compared, since they follow from others that are.
+        classes: names of the scores' columns, where they are known; else the samples tell.
     """
 
     atol: float = FLOAT32_ATOL
@@ -47,6 +48,7 @@ class Tolerance:
     excused_by: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {"label": ("logits", "scores")})
     ignored: frozenset[str] = frozenset()
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for where, (atol, rtol) in {"": (self.atol, self.rtol), **self.outputs}.items():
@@ -64,7 +66,7 @@ def column_names(samples: Iterable[Sample], tolerance: Tolerance) -> dict[int, b
     A row of the output `classes` [B, C] names all of them; a label with a clearly best score its
     own. What is not known excuses no label.
     """
-    names: dict[int, bytes] = {}
+    names = {column: _as_bytes(name) for column, name in enumerate(tolerance.classes)}
     for sample in samples:
         classes = sample.outputs.get("classes")
         if classes is not None and classes.ndim == 2 and len(classes):

@@ -229,6 +229,7 @@ def write_encoder_engine(task: Task, extra: Path, choice: EncoderChoice, golden:
 
     from tf_infer.manifest import ENGINES_FOLDER
     from tf_infer.verify.engine import EncoderPredictor
+    from tf_infer.verify.rounding import spread
 
     library = choice.kind.library()  # before a minute's work
     folder = extra / ENGINES_FOLDER / choice.kind.kind
@@ -238,9 +239,9 @@ def write_encoder_engine(task: Task, extra: Path, choice: EncoderChoice, golden:
     progress(f"comparing the engine on texts of up to {manifest.positions} tokens")
     wanted = [sample for sample in golden if sample.signature == "ids" and len(
         sample.inputs["ids"])]
-    spread = np.mean([np.ptp(sample.outputs["logits"], axis=1).mean() for sample in wanted])
+    apart = np.mean([spread(sample.outputs["logits"]) for sample in wanted])
     with contextlib.closing(choice.kind.open(folder)) as engine:
-        return _proven(EncoderPredictor(engine), wanted, choice.settings.allowed * float(spread),
+        return _proven(EncoderPredictor(engine), wanted, choice.settings.allowed * float(apart),
                        folder, manifest)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tf_infer.config import ClassifierConfig
 from tf_infer.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from tf_infer.equality import Outputs
     from tf_infer.manifest import PathReport, Sample
     from tf_infer.optimize.plan import OptimizationPlan
     from tf_infer.tasks.base import Task
@@ -19,7 +23,8 @@ def prove_labels(reference: Task, task: Task, plan: OptimizationPlan, words: np.
     """Compare logits, the loss of the reference's labels, and labels, on the same texts.
 
     A label may be another one only where the reference's logits lie so close that both may move
-    there within the bound.
+    there within the bound. Where a plan rounds to 8 bits and names no bound of its own, logits
+    beyond the fixed bound are judged by their spread (`verify.rounding`).
 
     Args:
         reference: a classifier as it was.
@@ -44,8 +49,36 @@ def prove_labels(reference: Task, task: Task, plan: OptimizationPlan, words: np.
     for number, sample in enumerate(samples):
         require_answers(sample, number)
     atol, loss_atol = plan.label_bounds
-    return replay(new, samples, Tolerance(atol=atol, rtol=0.0, outputs={LOSS: (loss_atol, 0.0)}),
-                  path="plan")
+    said: dict[str, np.ndarray] = {}
+
+    def heard(signature: str, inputs: Mapping[str, np.ndarray]) -> Outputs:
+        said.update(new(signature, inputs))
+        return said
+
+    config = reference.config
+    assert isinstance(config, ClassifierConfig)
+    report = replay(heard, samples, Tolerance(
+        atol=atol, rtol=0.0, outputs={LOSS: (loss_atol, 0.0)}, classes=config.classes), path="plan")
+    rounded = plan.atol is None and "int8" in (plan.precision, plan.storage)
+    return _by_spread(report, samples[0], said, atol) if rounded else report
+
+
+def _by_spread(report: PathReport, sample: Sample, said: Outputs, atol: float) -> PathReport:
+    """Judge logits that are beyond the fixed bound by their spread, and labels with them."""
+    import numpy as np
+
+    from tf_infer.optimize.apply import LABEL, LOGITS
+    from tf_infer.verify.rounding import judged
+
+    faults = {one.output: one for one in report.differences}
+    wanted, found = sample.outputs[LOGITS], said.get(LOGITS, np.zeros(0))
+    if (report.passed or faults[LOGITS].first_sample is None or found.shape != wanted.shape
+            or not np.isfinite(found).all()):
+        return report
+    bound, judgement = judged(wanted, found, atol=atol, signature=LOGITS, output=LOGITS,
+                              label=LABEL)
+    others = [one for name, one in faults.items() if name not in (LOGITS, LABEL)]
+    return replace(report, atol=bound, differences=(*judgement, *others))
 
 
 def require_answers(sample: Sample, number: int) -> None:
