@@ -14,6 +14,7 @@ tf = pytest.importorskip("tensorflow")
 from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
 from tf_infer.manifest import ModelManifest  # noqa: E402
 from tf_infer.server import servable  # noqa: E402
+from tf_infer.server.contracts import Run  # noqa: E402
 from tf_infer.server.own_thread import slowest, sure  # noqa: E402
 from tf_infer.server.servable import SavedModelServable  # noqa: E402
 
@@ -83,7 +84,7 @@ def test_more_rows_than_the_grid_has_are_the_pools_and_say_nothing_of_others(
     assert not here(monkeypatch, loaded, rows=ROWS + 1)
 
 
-def test_models_of_others_and_many_cpus_keep_the_pool(
+def test_first_runs_of_models_of_others_and_runs_on_many_cpus_are_the_pools(
         path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for cpus, manifest in ((2, None), (16, OURS)):
         monkeypatch.setattr(servable.cpus, "usable", lambda cpus=cpus, **_: cpus)
@@ -91,6 +92,62 @@ def test_models_of_others_and_many_cpus_keep_the_pool(
         one.manifest = manifest
         assert [here(monkeypatch, one) for _ in range(3)] == [False] * 3
         one.close()
+
+
+class Kinds(tf.Module):
+    """Signatures whose runs take as long each time, and some whose runs may not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = tf.Variable(tf.ones((3, 2)))
+
+    def graphs(self) -> dict[str, Any]:
+        def of(function: Any, dtype: Any = tf.float32) -> Any:
+            return tf.function(function).get_concrete_function(
+                x=tf.TensorSpec([None, 3], dtype, name="x"))
+
+        def dense(x: Any) -> dict[str, Any]:
+            return {"y": tf.nn.relu(x @ self.weight) + 1.0}
+
+        def counted(x: Any) -> dict[str, Any]:
+            return {"y": tf.while_loop(lambda i, y: i < x[0, 0], lambda i, y: (i + 1, y + 1),
+                                       (0.0, x))[1]}
+
+        def made(x: Any) -> dict[str, Any]:
+            return {"y": tf.range(x[0, 0])}
+
+        def same(x: Any) -> dict[str, Any]:
+            return {"y": tf.identity(x)}
+
+        return {"serving_default": of(dense), "loop": of(counted), "made": of(made),
+                "text": of(same, tf.string)}
+
+
+def test_runs_that_take_next_to_nothing_are_found_by_graph_and_time(tmp_path: Path) -> None:
+    module = Kinds()
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.graphs())
+    one = SavedModelServable(tmp_path / "1")
+
+    def quick(signature: str, x: Any, *, runs: int = 50) -> bool:
+        for _ in range(runs):
+            one.run(signature, {"x": x}, outputs=("y",), timeout_s=None)
+        return one.quick(Run(signature, {"x": x}, ("y",)), None)
+
+    x = np.ones((1, 3), np.float32)
+    assert not quick("serving_default", x, runs=1)
+    assert quick("serving_default", x)
+    np.testing.assert_array_equal(
+        one.run("serving_default", {"x": x}, outputs=("y",), timeout_s=1.0)["y"], [[4.0, 4.0]])
+    assert not quick("loop", x) and not quick("made", x)
+    assert not quick("text", np.array([["a"] * 3], object))
+    one.close()
+
+
+def test_a_model_of_ours_is_not_looked_at(loaded: SavedModelServable) -> None:
+    run = Run("serving_default", {"x": np.ones(1, np.float32)}, ("y",))
+    for _ in range(50):
+        loaded.run(run.signature, run.inputs, outputs=run.outputs, timeout_s=None)
+    assert not loaded.quick(run, None)
 
 
 @pytest.mark.parametrize("slowest_s, timeout_s, expected", [

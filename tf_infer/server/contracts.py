@@ -92,6 +92,18 @@ class Traceable(Protocol):
         """Do what `Servable.run` does, slower, and return how long its stages took as well."""
 
 
+class Quick(Protocol):
+    """A servable that knows runs which take next to nothing."""
+
+    def quick(self, run: Run, timeout_s: float | None) -> bool:
+        """Whether a run takes less than handing it to another thread, each time.
+
+        Args:
+            run: that is to be done.
+            timeout_s: until its deadline; None for no deadline.
+        """
+
+
 @runtime_checkable
 class Exclusive(Protocol):
     """A servable that computes one run at a time: a second one would wait inside it.

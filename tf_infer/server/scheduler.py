@@ -1,7 +1,8 @@
 """Schedulers: what stands between a request's runs and the servable that runs them.
 
 A `Job` is one run on its way. A scheduler takes it, never blocks the giver, and ends it exactly
-once: on one of its own threads, or in `give_up`. `DirectScheduler` runs every job by itself.
+once: on one of its own threads, in `give_up`, or in `submit` where the run takes next to nothing.
+`DirectScheduler` runs every job by itself.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
 from tf_infer.errors import Code, DeadlineExceeded, Overloaded, ServerFailure, ServingError
-from tf_infer.server.contracts import Arrays, Run, Servable, StageTimes, Traceable
+from tf_infer.server.contracts import Arrays, Quick, Run, Servable, StageTimes, Traceable
 from tf_infer.server.logs import event, place
 from tf_infer.server.threads import ElasticThreads
 
@@ -129,6 +130,13 @@ def as_serving_error(error: BaseException, what: str) -> ServingError:
     return ServerFailure(f"{type(error).__name__} in the server; see its log.")
 
 
+def is_quick(job: Job) -> bool:
+    """Whether a run takes less than handing it to another thread; see `contracts.Quick`."""
+    servable = cast(Quick, job.servable) if hasattr(job.servable, "quick") else None
+    return servable is not None and not job.traced and servable.quick(
+        job.run, None if job.deadline_s is None else job.deadline_s - time.monotonic())
+
+
 class WaitingCounts:
     """Counts the jobs that wait, by model, and refuses more than a model may have.
 
@@ -167,7 +175,7 @@ class WaitingCounts:
 
 
 class DirectScheduler:
-    """Every job in a thread of its own turn, in the order they come.
+    """Every job in a thread of its own turn, in the order they come, but for quick ones.
 
     Args:
         core, most: threads that stay, and threads at most: see threads.py.
@@ -182,6 +190,9 @@ class DirectScheduler:
 
     def submit(self, job: Job) -> None:
         """See `Scheduler.submit`."""
+        if is_quick(job):
+            job.end(run_alone(job))
+            return
         self._waiting.add(job.model)
         with self._lock:
             self._queued.add(job)

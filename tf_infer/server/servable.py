@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers TF-Text's ops, as TensorFlow Serving links them
+from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.python.client import pywrap_tf_session
 from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
@@ -41,12 +42,13 @@ from tf_infer.manifest import (
 )
 from tf_infer.server import cpus
 from tf_infer.server.config import ServerConfig
-from tf_infer.server.contracts import Arrays, LoadTimes, Servable, StageTimes
+from tf_infer.server.contracts import Arrays, LoadTimes, Run, Servable, StageTimes
 from tf_infer.server.encoder_engines import engine_of, replay_atol, within
 from tf_infer.server.engine_servable import EngineServable
 from tf_infer.server.logs import event
 from tf_infer.server.metrics import Metrics, counted
 from tf_infer.server.own_thread import slowest, sure, within_grid
+from tf_infer.server.quick_runs import BY_SHAPE, QuickRuns, by_shape, kind_of
 from tf_infer.server.scheduler import TIMED_OUT
 from tf_infer.server.session_config import FEW_CPUS, for_version, session_config
 from tf_infer.server.tracing import Step, stage_times
@@ -65,6 +67,7 @@ class _Ends(NamedTuple):
 
     inputs: dict[str, Any]
     outputs: dict[str, Any]
+    by_shape: bool = False  # see quick_runs.py
 
 
 class _GentleSession(tf.compat.v1.Session):
@@ -154,6 +157,7 @@ class SavedModelServable:
             for name, definition in meta_graph.signature_def.items()}
         self._ends: dict[str, _Ends] = {}
         self._slowest_s: dict[str, float] = {}  # by signature, of runs within the grid
+        self._quick = QuickRuns()
         self._few_cpus = cpus.usable() <= FEW_CPUS
         self.manifest: ModelManifest | None = None
 
@@ -178,8 +182,11 @@ class SavedModelServable:
         if ends is None:
             definition, get = self.signatures[signature], self._session.graph.get_tensor_by_name
             try:
-                ends = _Ends(*({name: get(info.name)._as_tf_output() for name, info in side.items()}
-                               for side in (definition.inputs, definition.outputs)))
+                inputs, outputs = (
+                    {name: get(info.name)._as_tf_output() for name, info in side.items()}
+                    for side in (definition.inputs, definition.outputs))
+                ends = _Ends(inputs, outputs, by_shape=self.manifest is None and _is_by_shape(
+                    self._session.graph, definition.outputs.values()))
             except (KeyError, ValueError) as error:
                 raise InvalidRequest(
                     f"signature {signature!r}: expected tensors of the graph, got {error}",
@@ -196,14 +203,28 @@ class SavedModelServable:
         """
         milliseconds = 0 if timeout_s is None else _milliseconds(timeout_s)
         bounded = self._few_cpus and within_grid(self.manifest, inputs)
-        here = self.gently or (bounded and sure(self._slowest_s.get(signature), timeout_s))
+        kind = self._kind(signature, inputs, outputs)
+        here = (self.gently or self._quick.quick(kind, timeout_s)
+                or (bounded and sure(self._slowest_s.get(signature), timeout_s)))
         options = _run_options(milliseconds, here=here) if milliseconds or here else None
         began_s = time.monotonic()
         found = self._run(signature, inputs, outputs, options, whole=whole)
+        took_s = time.monotonic() - began_s
         if bounded:
-            self._slowest_s[signature] = slowest(self._slowest_s.get(signature),
-                                                 time.monotonic() - began_s)
+            self._slowest_s[signature] = slowest(self._slowest_s.get(signature), took_s)
+        if kind is not None:
+            self._quick.ran(kind, took_s)
         return found
+
+    def quick(self, run: Run, timeout_s: float | None) -> bool:
+        """Whether the thread that asks may do a run itself; see `contracts.Quick`."""
+        return self._quick.quick(self._kind(run.signature, run.inputs, run.outputs), timeout_s)
+
+    def _kind(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str],
+              ) -> Hashable:
+        if self.manifest is not None or not self._ends_of(signature).by_shape:
+            return None
+        return kind_of(signature, inputs, outputs)
 
     def run_traced(self, signature: str, inputs: Mapping[str, np.ndarray], *,
                    outputs: Sequence[str], timeout_s: float | None, whole: bool = True,
@@ -253,6 +274,34 @@ class SavedModelServable:
     def close(self) -> None:
         """Free the session."""
         self._session.close()
+
+
+def _is_by_shape(graph: tf.Graph, outputs: Iterable[Any]) -> bool:
+    """Return whether what these tensors take depends on the shapes of the inputs alone."""
+    waiting = {graph.get_tensor_by_name(info.name).op for info in outputs}
+    needed = set(waiting)
+    while waiting:
+        operation = waiting.pop()
+        if operation.type not in BY_SHAPE:
+            return False
+        more = {one.op for one in operation.inputs} | set(operation.control_inputs)
+        waiting |= more - needed
+        needed |= more
+    return by_shape((operation.node_def for operation in needed),
+                    lambda name: _body(graph._get_function(name)))
+
+
+def _body(function: Any) -> Sequence[Any]:
+    """Return the nodes of a function; asked by TensorFlow's Python, it would go into all graphs."""
+    data = pywrap_tf_session.TF_NewBuffer()
+    try:
+        with function._c_func.get() as held:
+            pywrap_tf_session.TF_FunctionToFunctionDef(held, data)
+        found: Sequence[Any] = FunctionDef.FromString(
+            pywrap_tf_session.TF_GetBuffer(data)).node_def
+        return found
+    finally:
+        pywrap_tf_session.TF_DeleteBuffer(data)
 
 
 def _is_fragile(path: Path) -> bool:
