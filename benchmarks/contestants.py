@@ -133,6 +133,21 @@ def peer(name: str, model: Path, venvs: Path, setting: Setting) -> Contestant:
                       environment=environment | {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"})
 
 
+def bare(model: Path, form: str, threads: int) -> Contestant:
+    """Return grpcio without a server of ours or a model: what a call costs in the stack itself.
+
+    Args:
+        model: what the requests name.
+        form: "parsed" parses each request and writes each answer, "bytes" does neither.
+        threads: that answer; 0 for asyncio.
+    """
+    return Contestant(
+        name=f"grpcio {f'{threads} threads' if threads else 'aio'}, {form}", protocol="grpc",
+        path=f"/v1/models/{model.name}:predict",
+        command=(sys.executable, str(HERE / "peers" / "grpc_server.py")),
+        environment={"PORT": "{port}", "FORM": form, "WORKERS": str(threads)})
+
+
 def _mlserver_files(wait_ms: float) -> dict[str, str]:
     return {
         "settings.json": json.dumps({

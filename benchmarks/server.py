@@ -15,7 +15,11 @@ median of the rounds' ratios, within a round against the best peer at that load.
     cpu_ms              processor time of the server (all its processes) by call
     engine              our server with the LiteRT engine of the version, in float32 as all others;
                         the rest of ours and every peer run the SavedModel beside it
-    trivial             x * 2 in our server alone: what a call costs when the model costs nothing
+    trivial             x * 2 in our server: what a call costs when the model costs nothing; beside
+                        it grpcio alone, which answers what was made beforehand: with threads and on
+                        asyncio's loop, with requests parsed ("parsed") and not ("bytes"). "by
+                        bar" says how far each is from the goals, "ours" which share of a call's
+                        processor time in our server is not grpcio's
 
 How to install the peers, and their settings: benchmarks/contestants.py, benchmarks/peers/.
 """
@@ -45,6 +49,8 @@ OPEN = (0.5, 0.8)
 OUTPUTS = ("label", "score")
 PROBE = "Where is the parcel?"
 CHECKED = 20
+CALLS_BAR, P50_BAR_MS = 2500, 1.0  # of the trivial model: with 16 callers, and with one
+BARE = (("parsed", 4), ("bytes", 4), ("parsed", 0))  # threads, 0 for asyncio
 Cells = dict[str, dict[str, list[dict[str, Any]]]]  # load -> server -> one result a round
 
 
@@ -235,7 +241,8 @@ def trivial_part(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure what a call costs in our server when the model costs nothing."""
     model = models.exported(arguments.cache, models.TRIVIAL)
     group = [contestants.ours(model, name=TEXT),
-             contestants.ours(model, name=REST, rest=True)]
+             contestants.ours(model, name=REST, rest=True),
+             *(contestants.bare(model, form, threads) for form, threads in BARE)]
     group = [one for one in group if chosen(one.name, arguments.only)]
     with started(group, 1.0) as running:
         cells: Cells = {}
@@ -244,7 +251,31 @@ def trivial_part(arguments: argparse.Namespace) -> dict[str, Any]:
                 for one in in_turns(running, number):
                     load = one.load([1.0], callers=count, seconds=arguments.seconds, warm_s=0.5)
                     keep(cells, f"closed {count}", one, measure(one, load), number)
-    return {"median": medians(cells), "REST / gRPC": against(cells, REST, TEXT)}
+    return {"median": medians(cells), "REST / gRPC": against(cells, REST, TEXT),
+            "bars": {"calls/s, 16 callers": CALLS_BAR, "p50 ms, 1 caller": P50_BAR_MS},
+            **bars(cells, [one.contestant.name for one in running])}
+
+
+def bars(cells: Cells, names: Sequence[str]) -> dict[str, Any]:
+    """Return what came of the goals of the trivial model, ours and by grpcio alone.
+
+    Args:
+        cells: of the trivial model.
+        names: of the servers in them.
+    """
+    def median(load: str, name: str, figure: str) -> float:
+        return statistics.median(one[figure] or 0.0 for one in cells[load][name])
+
+    many, alone = f"closed {CALLERS[1]}", f"closed {CALLERS[0]}"
+    found: dict[str, Any] = {"by bar": {name: {
+        "calls/s / bar": round(median(many, name, "per_s") / CALLS_BAR, 2),
+        "p50 / bar": round(median(alone, name, "p50_ms") / P50_BAR_MS, 2)} for name in names}}
+    parsed = [name for name in names if name.endswith(", parsed")]
+    if TEXT in names and parsed:
+        found["ours"] = {load: round(statistics.median(
+            1 - min(row[name][place]["cpu_ms"] for name in parsed) / one["cpu_ms"]
+            for place, one in enumerate(row[TEXT])), 3) for load, row in cells.items()}
+    return found
 
 
 def tune_part(arguments: argparse.Namespace) -> dict[str, Any]:
