@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
-from tf_infer.export.constants import share
+from tf_infer.export.constants import share, share_constants
+from tf_infer.export.signatures import rewritten
 
 
 def function(**values: tf.Tensor) -> function_pb2.FunctionDef:
@@ -44,3 +48,20 @@ def test_what_is_not_the_same_stays() -> None:
     nodes["lies"].device = "/device:CPU:1"
     share(made)
     assert names(made) == ["a", "b", "c", "waits", "stands", "lies"]
+
+
+def test_a_saved_model_loads_that_holds_gradients_of_its_own(tmp_path: Path) -> None:
+    """`tf.nn.silu` has one, which captures a constant: both that stand here are 1.0."""
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)])
+    def gated(x: tf.Tensor) -> tf.Tensor:
+        return tf.nn.silu(tf.nn.silu(x) + 1.0)
+
+    module = tf.Module()
+    module.gated = gated
+    wanted = gated(tf.constant([0.5, -2.0])).numpy()
+    tf.saved_model.save(module, str(tmp_path / "model"),
+                        options=tf.saved_model.SaveOptions(experimental_custom_gradients=True))
+    with rewritten(tmp_path / "model") as model:
+        share_constants(model)
+    found = tf.saved_model.load(str(tmp_path / "model")).gated(tf.constant([0.5, -2.0]))
+    np.testing.assert_array_equal(found.numpy(), wanted)

@@ -5,7 +5,7 @@ A third of the nodes of a decoder's graph, each of which takes time when a versi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from tensorflow.core.framework import function_pb2, node_def_pb2
 from tensorflow.core.protobuf import saved_model_pb2
@@ -14,20 +14,26 @@ PLAIN = {"dtype", "value", "_output_shapes"}  # attributes; one with others is l
 
 
 def share_constants(model: saved_model_pb2.SavedModel) -> None:
-    """Leave every constant of a function once."""
+    """Leave every constant of a function once.
+
+    What the gradient of an operation (`tf.nn.silu`) has captured is looked for by its name at load.
+    """
     for meta_graph in model.meta_graphs:
+        captured = {node.captured_tensor.name.partition(":")[0]
+                    for node in meta_graph.object_graph_def.nodes
+                    if node.HasField("captured_tensor")}
         for function in meta_graph.graph_def.library.function:
-            share(function)
+            share(function, captured)
 
 
-def share(function: function_pb2.FunctionDef) -> None:
-    """Leave the first of equal constants, and let it stand for the others."""
+def share(function: function_pb2.FunctionDef, needed: Collection[str] = ()) -> None:
+    """Leave the first of equal constants, and let it stand for the others; leave those needed."""
     first: dict[bytes, str] = {}
     instead: dict[str, str] = {}
     for node in function.node_def:
         if node.op == "Const" and not node.input and set(node.attr) <= PLAIN:
             kept = first.setdefault(_value(node), node.name)
-            if kept != node.name:
+            if kept != node.name and node.name not in needed:
                 instead[node.name] = kept
     nodes = [node for node in function.node_def if node.name not in instead]
     for node in nodes:
