@@ -64,20 +64,28 @@ def run(arguments: argparse.Namespace) -> int:
     found = compare(answers[0], answers[1], texts.truth(examples, several=several),
                     seed=arguments.seed)
     names = [_name(side) for side in sides]
-    passed = _passed(found, arguments)
+    fault = _fault(found, arguments)
     if arguments.json:
-        print(json.dumps({"first": names[0], "second": names[1], "passed": passed,
+        print(json.dumps({"first": names[0], "second": names[1], "passed": not fault,
+                          "reason": fault,
                           "p50_call_s": [_median(one) for one in seconds],
                           **dataclasses.asdict(found)}))
     else:
-        print("\n".join(_lines(found, names, seconds, passed)))
-    return 0 if passed else 1
+        print("\n".join(_lines(found, names, seconds, fault)))
+    return 1 if fault else 0
 
 
-def _passed(found: Comparison, arguments: argparse.Namespace) -> bool:
+def _fault(found: Comparison, arguments: argparse.Namespace) -> str:
+    """Return why the second may not take over; empty when it may."""
     if found.interval is None:
-        return bool(found.agreement >= arguments.min_agreement)
-    return bool(100.0 * found.interval[0] >= -arguments.max_drop)
+        if found.agreement >= arguments.min_agreement:
+            return ""
+        return (f"{100 * found.agreement:.2f} % have the same label, "
+                f"{100 * arguments.min_agreement:g} % are asked for (--min-agreement)")
+    if 100.0 * found.interval[0] >= -arguments.max_drop:
+        return ""
+    return (f"its accuracy may be {-100 * found.interval[0]:.2f} points lower, "
+            f"{arguments.max_drop:g} are allowed (--max-drop)")
 
 
 def _asked(sides: Sequence[argparse.Namespace], examples: Sequence[Example], rows: int
@@ -124,7 +132,7 @@ def _median(seconds: Sequence[float]) -> float:
 
 
 def _lines(found: Comparison, names: Sequence[str], seconds: Sequence[Sequence[float]],
-           passed: bool) -> Iterator[str]:
+           fault: str) -> Iterator[str]:
     yield f"first   {names[0]}, a call in {1000 * _median(seconds[0]):.1f} ms (median)"
     yield f"second  {names[1]}, a call in {1000 * _median(seconds[1]):.1f} ms (median)"
     yield (f"{found.rows} texts, {100 * found.agreement:.2f} % with the same label, "
@@ -147,7 +155,7 @@ def _lines(found: Comparison, names: Sequence[str], seconds: Sequence[Sequence[f
                f"({flip.scores[1]:.3f}){who}")
     if len(found.flips) > SHOWN_FLIPS:
         yield f"  and {len(found.flips) - SHOWN_FLIPS} more: --json tells all"
-    yield "the second may take over" if passed else "the second is not as good as asked for"
+    yield f"the second may not take over: {fault}" if fault else "the second may take over"
 
 
 def _calibration_line(name: str, one: Calibration) -> str:
