@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tf_infer.optimize import onnx_encoder, onnx_file  # noqa: E402
 GRID = ShapeGrid(rows=(1, 2), tokens=(8, POSITIONS))
 # Sums of at most 40 numbers near 1 in another order, through two layers.
 FLOAT32_ATOL = 2e-5
+FLOAT16_ATOL = 0.01  # 10 bits of mantissa, numbers of a few units
 
 
 def logits(model: bytes, batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -61,8 +63,9 @@ def test_every_activation_has_its_counterpart(activation: Any) -> None:
     if activation not in ("tanh", "sigmoid", "linear"):
         arrays = replace(arrays, activation=activation)
     batch = rows([3, 20], 20)
-    np.testing.assert_allclose(logits(onnx_encoder.model_of(arrays, "float32"), batch),
-                               oracle.logits(arrays, **batch), atol=FLOAT32_ATOL)
+    for precision, atol in (("float32", FLOAT32_ATOL), ("float16", FLOAT16_ATOL)):
+        np.testing.assert_allclose(logits(onnx_encoder.model_of(arrays, precision), batch),
+                                   oracle.logits(arrays, **batch), atol=atol)
 
 
 def test_layers_may_have_different_numbers_of_heads() -> None:
@@ -99,6 +102,47 @@ def test_a_file_is_of_onnxs_own_operations_with_free_rows_and_tokens(
     kinds = {onnx.TensorProto.DataType.Name(one.data_type) for one in model.graph.initializer
              if one.name.startswith("layer_") and one.name.endswith("/kernel")}
     assert kinds == {{"float32": "FLOAT", "float16": "FLOAT16", "int8": "INT8"}[precision]}
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_half_precision_stays_half_between_products_and_norms_and_softmax_are_float32(
+        place: int, families: list[Any]) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(
+        onnx_encoder.model_of(encoder_arrays_of(families[place]), "float16")), strict_mode=True)
+    types = {one.name: onnx.TensorProto.DataType.Name(one.type.tensor_type.elem_type)
+             for one in model.graph.value_info}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.op_type in ("Softmax", "LayerNormalization"):
+            assert types[node.output[0]] == "FLOAT"
+        if node.op_type == "Cast" and node.input[0] in makers:
+            before = makers[node.input[0]]
+            assert before.op_type != "Cast", "a cast of a cast"
+    halves = [node for node in model.graph.node
+              if node.op_type == "MatMul" and types[node.output[0]] == "FLOAT16"]
+    assert len(halves) >= 2 * 6  # query, keys, values; scores; mixed; out; inner; outer
+    casts = sum(node.op_type == "Cast" for node in model.graph.node)
+    assert casts <= 2 * 7 + 4
+
+
+def joined(model: bytes, folder: Path) -> Counter[str]:
+    """Return the operations that ONNX Runtime makes of a file on a CPU."""
+    options = runtime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "joined.onnx"), 3
+    runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "joined.onnx").graph.node)
+
+
+def test_onnx_runtime_knows_the_activations_and_in_half_precision_the_norms_behind_sums(
+        families: list[Any], tmp_path: Path) -> None:
+    bert, _, roberta, _ = (encoder_arrays_of(network) for network in families)
+    assert joined(onnx_encoder.model_of(bert, "float32"), tmp_path)["BiasGelu"] == 2
+    found = joined(onnx_encoder.model_of(roberta, "float32"), tmp_path)
+    assert found["FastGelu"] == 2 and not found["Tanh"]
+    # A CPU takes longer for both as one: float16 alone is written so that they are joined.
+    assert not found["SkipLayerNormalization"]
+    found = joined(onnx_encoder.model_of(roberta, "float16"), tmp_path)
+    assert found["SkipLayerNormalization"] == 4
 
 
 # What TensorRT's parser takes of ONNX (onnx-tensorrt, docs/operators.md of release 10.0).

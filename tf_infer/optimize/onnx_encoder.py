@@ -29,8 +29,9 @@ def model_of(arrays: EncoderArrays, precision: Precision, *,
 
     Args:
         arrays: what it computes.
-        precision: of weights and of the products with them; everything else is float32. int8: one
-            scale for each output of a matrix, and for each word, symmetric.
+        precision: of weights and of the products with them. int8: one scale for each output of a
+            matrix, and for each word, symmetric. float16: also of what goes from one product into
+            the next (heads, activations); softmax, norms, their sums and the head are float32.
         limits: with int8, what 127 stands for in the inputs of each product, by name, as TensorRT
             needs it; None lets the range of a call be found as it runs, which no GPU does.
         watched: the inputs of each product are outputs, too, by its name.
@@ -50,6 +51,7 @@ class _Writer:
         self.graph = Graph()
         # The head looks at the first position alone: the last layer computes no other.
         self.first_only = arrays.head.pooling in ("first", "pooler")
+        self.low: Any = np.float16 if precision == "float16" else np.float32  # between products
         self.watched: dict[str, tuple[str, str, tuple[Any, ...]]] | None = {} if watched else None
 
     def write(self) -> bytes:
@@ -82,6 +84,10 @@ class _Writer:
         places = graph.op("Slice", [graph.weights("positions", arrays.positions),
                                     graph.constant([0], np.int64), count])   # [T, D]
         hidden = graph.op("Add", [self._looked_up(), places])
+        if self.low is np.float16:
+            # Nothing else says that there are T places, without which ONNX Runtime joins no sum
+            # with its norm. Not for CPUs: joined there, both take longer than apart.
+            graph.shapes[hidden] = ("float32", (*_AXES, arrays.positions.shape[1]))
         if arrays.segments is not None:
             hidden = graph.op("Add", [hidden, graph.op("Gather", [
                 graph.weights("segment_vectors", arrays.segments), SEGMENTS])])
@@ -124,17 +130,19 @@ class _Writer:
                ) -> str:
         """[B, T, D] -> the same, or [B, 1, D] of the first position alone."""
         graph, first = self.graph, self.arrays.norm_first
-        read = self._norm(f"{name}/norm", hidden, layer.norm) if first else hidden
+        read = self._lowered(self._norm(f"{name}/norm", hidden, layer.norm) if first else hidden)
         attended = self._attended(name, self._first(read) if alone else read, read, scores, layer)
         if alone:
             hidden = self._first(hidden)
-        hidden = graph.op("Add", [hidden, self._dense(f"{name}/out", attended, layer.out)])
+        hidden = graph.op("Add", [hidden, self._dense(f"{name}/out", attended, layer.out,
+                                                      raised=True)])
         if not first:
             hidden = self._norm(f"{name}/norm", hidden, layer.norm)
         read = self._norm(f"{name}/inner_norm", hidden, layer.inner_norm) if first else hidden
-        inner = self._activation(self._dense(f"{name}/inner", read, layer.inner),
-                                 self.arrays.activation)
-        hidden = graph.op("Add", [hidden, self._dense(f"{name}/outer", inner, layer.outer)])
+        inner = self._activation(self._dense(f"{name}/inner", self._lowered(read), layer.inner),
+                                 self.arrays.activation, self.low)
+        hidden = graph.op("Add", [hidden, self._dense(f"{name}/outer", inner, layer.outer,
+                                                      raised=True)])
         return hidden if first else self._norm(f"{name}/inner_norm", hidden, layer.inner_norm)
 
     def _attended(self, name: str, looking: str, read: str, scores: str, layer: LayerArrays
@@ -151,9 +159,10 @@ class _Writer:
         query, keys, values = (
             graph.op("Transpose", [graph.reshape(part, [0, 0, heads, size])], perm=order)
             for part, order in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])))
-        found = graph.op("Add", [self._product(query, keys), scores])        # [B, H, S, T]
-        weights = graph.op("Softmax", [found], axis=-1)
-        mixed = graph.op("Transpose", [self._product(weights, values)], perm=[0, 2, 1, 3])
+        found = self._raised(graph.op("MatMul", [query, keys]))              # [B, H, S, T]
+        weights = graph.op("Softmax", [graph.op("Add", [found, scores])], axis=-1)
+        mixed = graph.op("MatMul", [self._lowered(weights), values])
+        mixed = graph.op("Transpose", [mixed], perm=[0, 2, 1, 3])
         return graph.reshape(mixed, [0, 0, heads * size])
 
     # ------------------------------------------------------------------ the head
@@ -192,26 +201,36 @@ class _Writer:
 
     # ------------------------------------------------------------------ parts of a layer
 
-    def _dense(self, name: str, read: str, dense: Dense) -> str:
-        """Multiply in the precision of the file; what goes in and out is float32."""
+    def _lowered(self, tensor: str) -> str:
+        """float32 -> the type of what a product takes."""
+        return self.graph.cast(tensor, "float16") if self.low is np.float16 else tensor
+
+    def _raised(self, tensor: str) -> str:
+        """The type of what a product gives -> float32."""
+        return self.graph.cast(tensor, "float32") if self.low is np.float16 else tensor
+
+    def _dense(self, name: str, read: str, dense: Dense, *, raised: bool = False) -> str:
+        """Multiply in the precision of the file; what goes in is `_lowered`, what comes out float32
+        where it is to be `raised`."""
         if self.watched is not None:
             self.watched[name] = (read, "float32", ("rows", None, dense.kernel.shape[1]))
-        if self.precision == "float32":
-            return self._float_dense(name, read, dense)
-        return str({"int8": self._int8_dense, "float16": self._half_dense}[self.precision](
-            name, read, dense))
+        if self.precision == "float16":
+            return self._half_dense(name, read, dense, raised)
+        return (self._int8_dense if self.precision == "int8" else self._float_dense)(
+            name, read, dense)
 
     def _float_dense(self, name: str, read: str, dense: Dense) -> str:
         graph = self.graph
         kernel = graph.weights(f"{name}/kernel", np.ascontiguousarray(dense.kernel.T))
         return self._biased(name, graph.op("MatMul", [read, kernel]), dense)
 
-    def _half_dense(self, name: str, read: str, dense: Dense) -> str:
-        graph = self.graph
-        kernel = graph.weights(f"{name}/kernel",
-                               np.ascontiguousarray(dense.kernel.T.astype(np.float16)))
-        made = graph.op("MatMul", [graph.cast(read, "float16"), kernel])
-        return self._biased(name, graph.cast(made, "float32"), dense)
+    def _half_dense(self, name: str, read: str, dense: Dense, raised: bool) -> str:
+        kernel = self.graph.weights(f"{name}/kernel",
+                                    np.ascontiguousarray(dense.kernel.T.astype(np.float16)))
+        made = self.graph.op("MatMul", [read, kernel])
+        if raised:
+            return self._biased(name, self._raised(made), dense)
+        return self._biased(name, made, dense, np.float16)
 
     def _int8_dense(self, name: str, read: str, dense: Dense) -> str:
         graph = self.graph
@@ -237,18 +256,11 @@ class _Writer:
             graph.weights(f"{name}/zeros", np.zeros(len(scales), np.int8))], axis=1)
         return self._biased(name, graph.op("MatMul", [read, weights]), dense)
 
-    def _biased(self, name: str, product: str, dense: Dense) -> str:
+    def _biased(self, name: str, product: str, dense: Dense, dtype: Any = np.float32) -> str:
         if dense.bias is None:
             return product
-        return str(self.graph.op("Add", [product, self.graph.weights(f"{name}/bias", dense.bias)]))
-
-    def _product(self, left: str, right: str) -> str:
-        """[..., M, K] x [..., K, N]."""
-        graph = self.graph
-        if self.precision != "float16":
-            return str(graph.op("MatMul", [left, right]))
-        made = graph.op("MatMul", [graph.cast(left, "float16"), graph.cast(right, "float16")])
-        return graph.cast(made, "float32")
+        bias = self.graph.weights(f"{name}/bias", dense.bias.astype(dtype))
+        return str(self.graph.op("Add", [product, bias]))
 
     def _norm(self, name: str, hidden: str, norm: Norm) -> str:
         graph = self.graph
@@ -257,12 +269,12 @@ class _Writer:
             inputs.append(graph.weights(f"{name}/shift", norm.shift))
         return str(graph.op("LayerNormalization", inputs, axis=-1, epsilon=norm.epsilon))
 
-    def _activation(self, x: str, name: str) -> str:
-        """One of networks.encoder_arrays.HeadActivation."""
+    def _activation(self, x: str, name: str, dtype: Any = np.float32) -> str:
+        """One of networks.encoder_arrays.HeadActivation, of a tensor of this type."""
         graph = self.graph
 
         def number(value: float) -> str:
-            return graph.constant(value, np.float32)
+            return graph.constant(value, dtype)
 
         if name == "linear":
             return x
@@ -270,14 +282,16 @@ class _Writer:
             return str(graph.op("Mul", [x, graph.op("Sigmoid", [x])]))
         if name in ("relu", "tanh", "sigmoid"):
             return str(graph.op({"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}[name], [x]))
+        # In these orders ONNX Runtime knows them as one operation (Gelu, FastGelu).
         if name == "gelu":
             inner = graph.op("Erf", [graph.op("Div", [x, number(math.sqrt(2.0))])])
-        else:
-            cube = graph.op("Mul", [graph.op("Mul", [x, x]), x])
-            inner = graph.op("Add", [x, graph.op("Mul", [cube, number(0.044715)])])
-            inner = graph.op("Tanh", [graph.op("Mul", [inner, number(math.sqrt(2.0 / math.pi))])])
-        return str(graph.op("Mul", [graph.op("Mul", [x, graph.op("Add", [inner, number(1.0)])]),
-                                    number(0.5)]))
+            return str(graph.op("Mul", [
+                graph.op("Mul", [x, graph.op("Add", [inner, number(1.0)])]), number(0.5)]))
+        inner = graph.op("Mul", [graph.op("Mul", [x, number(0.044715)]), x])
+        inner = graph.op("Mul", [graph.op("Mul", [x, number(math.sqrt(2.0 / math.pi))]),
+                                 graph.op("Add", [inner, number(1.0)])])
+        return str(graph.op("Mul", [graph.op("Mul", [x, number(0.5)]), graph.op(
+            "Add", [graph.op("Tanh", [inner]), number(1.0)])]))
 
 
 def _part(dense: Dense, begin: int, end: int | None) -> Dense:

@@ -24,10 +24,15 @@ _TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "bool": Tens
 
 @dataclass(slots=True)
 class Graph:
-    """Operations in order, and the constants they use; a tensor is its name."""
+    """Operations in order, and the constants they use; a tensor is its name.
+
+    Attributes:
+        shapes: dtype and shape of tensors whose axes onnx cannot tell; a name is a free axis.
+    """
 
     nodes: list[Any] = field(default_factory=list)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
+    shapes: dict[str, tuple[str, Sequence[Any]]] = field(default_factory=dict)
     known: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
 
     def constant(self, values: Any, dtype: Any = None) -> str:
@@ -85,7 +90,8 @@ class Graph:
         graph = helper.make_graph(
             self.nodes, name, _told(inputs),
             _told({told: (dtype, shape) for told, (_, dtype, shape) in outputs.items()}),
-            [numpy_helper.from_array(array, told) for told, array in self.constants.items()])
+            [numpy_helper.from_array(array, told) for told, array in self.constants.items()],
+            value_info=_told(self.shapes))
         made = helper.make_model(graph, ir_version=FORM, producer_name="tf_infer",
                                  opset_imports=[helper.make_opsetid("", OPERATORS)])
         helper.set_model_props(made, dict(notes))
