@@ -8,7 +8,7 @@ padded to the shapes that its engine was built for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,8 @@ INPUTS = ("ids", "mask", "segments")
 
 
 def load(folder: Path, *, threads: int = 2, warm_up: bool = True,
-         provider: Provider | None = None, cache: Path | None = None) -> OnnxEngine:
+         provider: Provider | None = None, cache: Path | None = None,
+         rest: Callable[[], None] = lambda: None) -> OnnxEngine:
     """Load the engine that an export wrote.
 
     Args:
@@ -36,6 +37,7 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True,
             there and can be loaded; what was passed over is logged. int8 whose ranges are found as
             it runs is computed on the CPU alone, and float16 on a GPU, unless the CPU is asked for.
         cache: where engines of TensorRT are kept; None takes the user's own cache.
+        rest: called after each piece of work, to let others go before.
 
     Raises:
         BackendMissing: ONNX Runtime is not installed, or has not what was asked for, or there is
@@ -50,7 +52,8 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True,
         passed_over=lambda error: LOG.warning("passed over: %s", error))
     with files.made_ready(engine):
         if warm_up:
-            engine.warm_up()
+            rest()
+            engine.warm_up(rest)
         return engine
 
 
@@ -119,13 +122,14 @@ class OnnxEngine:
             logits[places] = self._session.run(None, given)[0][:len(places)]
         return logits
 
-    def warm_up(self) -> None:
-        """Run every shape once."""
+    def warm_up(self, rest: Callable[[], None] = lambda: None) -> None:
+        """Run every shape once, and rest after each."""
         for rows, tokens in self.manifest.shapes:
             if self.provider != "cpu" or rows == self.manifest.shapes[0][0]:
                 shape = (rows, min(tokens, self.manifest.positions))
                 zeros = np.zeros(shape, np.int32)
                 self.run(zeros, np.ones(shape, bool), zeros)
+                rest()
 
     def close(self) -> None:
         """Free the model; no call follows."""

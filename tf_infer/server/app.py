@@ -45,6 +45,7 @@ from tf_infer.server.logs import event, say
 from tf_infer.server.metrics import Metrics
 from tf_infer.server.pipeline import Pipeline
 from tf_infer.server.profiler import Profiler
+from tf_infer.server.rests import Rests
 from tf_infer.server.schedulers import Schedulers
 from tf_infer.server.threads import ElasticExecutor
 from tf_infer.server.versions import Versions
@@ -80,7 +81,8 @@ class Server:
         self.schedulers = Schedulers(config, gauges.batches(self.metrics))
         self.versions = Versions(
             self.schedulers.reading(load or _saved_model_loader(
-                config, self.metrics, lambda: bool(self._grpc) and self.versions.serving())),
+                config, self.metrics, lambda: bool(self._grpc) and self.versions.serving(),
+                self._quiet_s)),
             max_load_retries=config.max_load_retries,
             load_retry_interval_s=config.load_retry_interval_s,
             labels_for_unavailable=config.labels_for_unavailable,
@@ -227,6 +229,12 @@ class Server:
         event("stopped", drained=ended)
         return ended
 
+    def _quiet_s(self) -> float:
+        """For how long nobody has been asking; 0 while a call is answered."""
+        if self.pipeline.in_flight() or self.generators.lent():
+            return 0.0
+        return time.monotonic() - self.versions.asked_s
+
     def summary(self) -> str:
         """Return what is served where, and what it cost, for the start-up message."""
         lines = [f"tf-infer {__version__} answers gRPC at {', '.join(self.addresses)}"]
@@ -297,7 +305,7 @@ def _bind(server: grpc.Server, address: str, credentials: tls.MakeCredentials | 
 
 
 def _saved_model_loader(config: ServerConfig, metrics: Metrics, serving: Callable[[], bool],
-                        ) -> LoadFn:
+                        quiet_s: Callable[[], float]) -> LoadFn:
     """Return a LoadFn for SavedModels; TensorFlow is imported here, once and not per version."""
     try:
         from tf_infer.server.servable import load_version
@@ -312,7 +320,8 @@ def _saved_model_loader(config: ServerConfig, metrics: Metrics, serving: Callabl
         if not serving():
             return load_version(path, config, metrics, settings)
         with short_turns, ThreadPoolExecutor(1, "tf-infer-load") as own:  # it will have given way
-            return own.submit(load_version, path, config, metrics, settings, gently=True).result()
+            return own.submit(load_version, path, config, metrics, settings, gently=True,
+                              rest=Rests(quiet_s)).result()
 
     return load
 

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -49,6 +49,7 @@ from tf_infer.server.logs import event
 from tf_infer.server.metrics import Metrics, counted
 from tf_infer.server.own_thread import slowest, sure, within_grid
 from tf_infer.server.quick_runs import BY_SHAPE, QuickRuns, by_shape, kind_of
+from tf_infer.server.rests import no_rest
 from tf_infer.server.scheduler import TIMED_OUT
 from tf_infer.server.session_config import FEW_CPUS, for_version, session_config
 from tf_infer.server.tracing import Step, stage_times
@@ -75,13 +76,22 @@ class _GentleSession(tf.compat.v1.Session):
 
     Building the graph before them needs the interpreter lock, for which others would wait, the
     longer the less this thread gets to run.
+
+    Args:
+        rest: called after each run.
     """
+
+    def __init__(self, rest: Callable[[], None], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._rest = rest
 
     def run(self, fetches: Any, feed_dict: Any = None, options: Any = None,
             run_metadata: Any = None) -> Any:
         cpus.give_way()
         options = options or tf.compat.v1.RunOptions(inter_op_thread_pool=CALLERS_THREAD)
-        return super().run(fetches, feed_dict, options, run_metadata)
+        found = super().run(fetches, feed_dict, options, run_metadata)
+        self._rest()
+        return found
 
 
 class _InPieces(SavedModelLoader):
@@ -89,7 +99,15 @@ class _InPieces(SavedModelLoader):
 
     TensorFlow holds the interpreter lock while it imports: 50 ms for those of a small BERT at once,
     in which nobody is answered.
+
+    Args:
+        rest: called after each piece.
     """
+
+    def __init__(self, path: str, rest: Callable[[], None]) -> None:
+        super().__init__(path)
+        self._rest = rest
+        rest()
 
     def load_graph(self, graph: Any, tags: Any, import_scope: Any = None, **saver: Any) -> Any:
         whole = self.get_meta_graph_def_from_tags(tags).graph_def
@@ -99,8 +117,11 @@ class _InPieces(SavedModelLoader):
             part.library.function.extend(piece)
             with graph.as_default():
                 tf.import_graph_def(part, name="")
+            self._rest()
         del whole.library.function[:]
-        return super().load_graph(graph, tags, import_scope, **saver)
+        found = super().load_graph(graph, tags, import_scope, **saver)
+        self._rest()
+        return found
 
 
 def pieces(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[list[T]]:
@@ -127,6 +148,7 @@ class SavedModelServable:
         metrics: is told of every run.
         gently: others are being answered meanwhile. From its first run on the thread that loads
             gives way to theirs and does its runs itself, until `gently` is set to False.
+        rest: called after each piece of a load that is done gently.
 
     Raises:
         ModelNotFound: no saved_model.pb, or no meta graph with these tags.
@@ -135,7 +157,8 @@ class SavedModelServable:
     """
 
     def __init__(self, path: Path, *, tags: Sequence[str] = ("serve",), settings: Any = None,
-                 metrics: Metrics | None = None, gently: bool = False) -> None:
+                 metrics: Metrics | None = None, gently: bool = False,
+                 rest: Callable[[], None] = no_rest) -> None:
         self._metrics = metrics or Metrics(page=False)
         self.gently = gently
         if not any((Path(path) / name).is_file()
@@ -143,11 +166,12 @@ class SavedModelServable:
             raise ModelNotFound(
                 "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
                 f"{path}. Is the export or the copy still running, or was it interrupted?")
-        self._session = (_GentleSession if gently else tf.compat.v1.Session)(
+        self._session = (functools.partial(_GentleSession, rest) if gently
+                         else tf.compat.v1.Session)(
             graph=tf.Graph(), config=settings or session_config(ServerConfig(models=())))
         self._fragile = _is_fragile(Path(path))
         try:
-            meta_graph = self._load(path, tags)
+            meta_graph = self._load(path, tags, rest)
         except BaseException:
             self._session.close()
             raise
@@ -161,11 +185,12 @@ class SavedModelServable:
         self._few_cpus = cpus.usable() <= FEW_CPUS
         self.manifest: ModelManifest | None = None
 
-    def _load(self, path: Path, tags: Sequence[str]) -> Any:
+    def _load(self, path: Path, tags: Sequence[str], rest: Callable[[], None]) -> Any:
         try:
             with self._session.graph.as_default(), _quiet():
-                loader = _InPieces if self.gently else SavedModelLoader
-                return loader(str(path)).load(self._session, list(tags))
+                loader = (_InPieces(str(path), rest) if self.gently
+                          else SavedModelLoader(str(path)))
+                return loader.load(self._session, list(tags))
         except tf.errors.OpError as error:
             raise _translated(error) from error
         except Exception as error:  # the loader raises OSError, ValueError, RuntimeError, ...
@@ -396,7 +421,7 @@ def _pass_over_lite(path: Path) -> None:
 
 def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = None,
                  settings: Any = None, *, gently: bool = False,
-                 ) -> tuple[Servable, LoadTimes]:
+                 rest: Callable[[], None] = no_rest) -> tuple[Servable, LoadTimes]:
     """Load a version, with its engine, check its files, warm it up and replay its golden samples.
 
     Args:
@@ -407,6 +432,7 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         gently: others are being answered meanwhile. This thread gives way to theirs, and one row
             of each record runs where rows are no shapes: of a version of ours that is not
             compiled.
+        rest: called after each piece of the load; see rests.py.
 
     Raises:
         ServingError, ConfigError, ExportError: any of these fails; the version is closed again.
@@ -416,11 +442,12 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
     if (Path(path) / EXTRA_FOLDER / MANIFEST_FILE).is_file():
         manifest = read_manifest(path)
         check_files(path, manifest)
+        rest()
     metrics = metrics or Metrics(page=False)
     widened = []
     with ExitStack() as opened:
         # Before the graph, whose first run gives way: threads begin with their maker's priority.
-        engine = engine_of(path, manifest, config.classifier_engine)
+        engine = engine_of(path, manifest, config.classifier_engine, rest)
         if engine is not None:
             opened.callback(engine.close)
         with counted(lambda code, seconds: metrics.load(str(path), code, seconds)):
@@ -428,7 +455,7 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
                 _pass_over_lite(Path(path))
             wanted = for_version(settings or session_config(config), manifest)
             graph = SavedModelServable(path, tags=config.tags, metrics=metrics, settings=wanted,
-                                       gently=gently)
+                                       gently=gently, rest=rest)
         opened.callback(graph.close)
         graph.manifest = manifest
         servable: Servable = graph
@@ -440,9 +467,9 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         loaded = time.perf_counter()
         few = gently and manifest is not None and manifest.compiled == "none"
         records = warm_up(servable, path, iterations=config.warmup_iterations, metrics=metrics,
-                          most_rows=1 if few else None) if config.warmup else 0
+                          most_rows=1 if few else None, rest=rest) if config.warmup else 0
         warm = time.perf_counter()
-        samples = replay_golden(servable, path, *widened) if config.golden_replay else 0
+        samples = replay_golden(servable, path, *widened, rest=rest) if config.golden_replay else 0
         proven = time.perf_counter()
         graph.gently = False
         opened.pop_all()

@@ -7,6 +7,7 @@ The decisions are `decide.py`; this file is the loop and the table they act on. 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -106,6 +107,7 @@ class Versions:
         self._retries = max_load_retries
         self._interval_s = load_retry_interval_s
         self._labels_for_unavailable = labels_for_unavailable
+        self.asked_s = -math.inf  # when a version was last lent, by time.monotonic
         self._changed = threading.Condition()
         self._reloading = threading.Lock()
         self._models: tuple[ModelConfig, ...] = ()
@@ -338,6 +340,7 @@ class Versions:
         with self._changed:
             entry = self._find(ref)
             entry.users += 1
+            self.asked_s = time.monotonic()
             assert entry.servable is not None
             return Lease(entry.name, entry.version, entry.servable, entry)
 

@@ -1,0 +1,54 @@
+"""How long the thread that loads a version rests: as long as somebody asks, and no longer."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tf_infer.server.rests import MOST_S, QUIET_S, TIMES, Rests, rest_s
+
+SECONDS = st.floats(0, 100, allow_nan=False)
+
+
+@given(worked_s=SECONDS, quiet_s=SECONDS)
+def test_a_rest_is_in_proportion_to_the_work_and_bounded_and_there_is_none_where_nobody_asks(
+        worked_s: float, quiet_s: float) -> None:
+    found = rest_s(worked_s, quiet_s)
+    if quiet_s >= QUIET_S:
+        assert found == 0
+    else:
+        assert found == TIMES * worked_s or found == MOST_S < TIMES * worked_s
+
+
+class World:
+    """A clock that goes on as somebody sleeps, and callers who ask until a time."""
+
+    def __init__(self, asked_until_s: float) -> None:
+        self.now_s, self.asked_until_s = 0.0, asked_until_s
+        self.rests = Rests(self.quiet_s, clock=lambda: self.now_s, sleep=self.sleep)
+
+    def quiet_s(self) -> float:
+        return max(0.0, self.now_s - self.asked_until_s)
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now_s += seconds
+
+    def rested_s(self, worked_s: float) -> float:
+        self.now_s += worked_s
+        began_s = self.now_s
+        self.rests()
+        return self.now_s - began_s
+
+
+def test_each_piece_is_rested_after_by_what_it_took_itself() -> None:
+    world = World(asked_until_s=1e9)
+    for worked_s in (0.004, 0.5, 0.0, 0.02):
+        assert abs(world.rested_s(worked_s) - TIMES * worked_s) < 1e-6
+    assert abs(world.rested_s(2 * MOST_S) - MOST_S) < 1e-6
+
+
+def test_a_rest_ends_soon_after_nobody_asks_any_more() -> None:
+    world = World(asked_until_s=1.5)
+    assert 0.5 + QUIET_S <= world.rested_s(1.0) < 0.5 + 2 * QUIET_S
+    assert world.rested_s(1.0) == 0
