@@ -96,6 +96,7 @@ FILES: dict[str, set[str]] = {
     "tuning/hparams.py": {"tensorboard"},
     "cli/optimize.py": {"tqdm"},
     "server/servable.py": {"tensorflow", "tensorflow_text"},
+    "server/quick_graph.py": {"tensorflow"},
     "server/http_server.py": {"aiohttp"},
     "server/chat.py": {"jinja2"},
     "server/reflection.py": {"grpc_reflection"},

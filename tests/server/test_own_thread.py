@@ -12,10 +12,12 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 
 from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
+from tf_infer.errors import InvalidRequest  # noqa: E402
 from tf_infer.manifest import ModelManifest  # noqa: E402
 from tf_infer.server import servable  # noqa: E402
 from tf_infer.server.contracts import Run  # noqa: E402
 from tf_infer.server.own_thread import slowest, sure  # noqa: E402
+from tf_infer.server.quick_runs import FAR_S  # noqa: E402
 from tf_infer.server.servable import SavedModelServable  # noqa: E402
 
 ROWS = 8
@@ -109,6 +111,10 @@ class Kinds(tf.Module):
         def dense(x: Any) -> dict[str, Any]:
             return {"y": tf.nn.relu(x @ self.weight) + 1.0}
 
+        def twice(x: Any) -> dict[str, Any]:
+            y = tf.reduce_sum(x, axis=1)
+            return {"y": y, "z": y, "word": tf.constant(b"word")}
+
         def counted(x: Any) -> dict[str, Any]:
             return {"y": tf.while_loop(lambda i, y: i < x[0, 0], lambda i, y: (i + 1, y + 1),
                                        (0.0, x))[1]}
@@ -119,8 +125,11 @@ class Kinds(tf.Module):
         def same(x: Any) -> dict[str, Any]:
             return {"y": tf.identity(x)}
 
-        return {"serving_default": of(dense), "loop": of(counted), "made": of(made),
-                "text": of(same, tf.string)}
+        def shaped(x: Any) -> dict[str, Any]:
+            return {"y": tf.reshape(x, [tf.cast(tf.reduce_max(x), tf.int32)])}
+
+        return {"serving_default": of(dense), "twice": of(twice), "shaped": of(shaped),
+                "loop": of(counted), "made": of(made), "text": of(same, tf.string)}
 
 
 def test_runs_that_take_next_to_nothing_are_found_by_graph_and_time(tmp_path: Path) -> None:
@@ -138,6 +147,24 @@ def test_runs_that_take_next_to_nothing_are_found_by_graph_and_time(tmp_path: Pa
     assert quick("serving_default", x)
     np.testing.assert_array_equal(
         one.run("serving_default", {"x": x}, outputs=("y",), timeout_s=1.0)["y"], [[4.0, 4.0]])
+    assert quick("twice", x)
+    names = ("y", "word", "z")
+    for _ in range(20):
+        found = one.run("twice", {"x": x}, outputs=names, timeout_s=1.0)
+    assert one._calls.of("twice", {"x": x}, names) is not None
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "y": [3.0], "word": b"word", "z": [3.0]}
+    assert not one.quick(Run("twice", {"x": x}, names), FAR_S)
+    with pytest.raises(InvalidRequest, match="float"):  # another kind of run, so the run call's
+        one.run("twice", {"x": x.astype(np.int32)}, outputs=names, timeout_s=None)
+    assert quick("shaped", x * 3)
+    texts = []
+    for rows in (1, 2):  # of two rows none has been seen, so it is the run call's
+        with pytest.raises(InvalidRequest) as caught:
+            one.run("shaped", {"x": np.full((rows, 3), 2, np.float32)}, outputs=("y",),
+                    timeout_s=None)
+        texts.append(caught.value.details.replace(f"{3 * rows} values", "some values"))
+    assert texts[0] == texts[1] and "requested shape has 2" in texts[0]
     assert not quick("loop", x) and not quick("made", x)
     assert not quick("text", np.array([["a"] * 3], object))
     one.close()

@@ -241,7 +241,8 @@ class Pipeline:
         self.scheduler_for = scheduler_for
         self.metrics = metrics or Metrics(page=False)
         self._inside = 0
-        self._left = threading.Condition()
+        self._lock = threading.Lock()  # taken for each call: a condition's own way costs more
+        self._left = threading.Condition(self._lock)
 
     def submit(self, call: Call[T], done: Callable[[Answer[T] | ServingError], None]) -> Ticket:
         """Start answering a call; `done` gets the answer, or the error with code and text.
@@ -249,7 +250,7 @@ class Pipeline:
         `done` is called exactly once: on this thread when the call fails early or needs no run,
         else on a scheduler's thread, or in `Ticket.give_up`. It must not block.
         """
-        with self._left:
+        with self._lock:
             self._inside += 1
         request = _Request(self, call, done)
         request.start()
@@ -261,7 +262,7 @@ class Pipeline:
 
     def left(self) -> None:
         """Count a call that has given back all it held."""
-        with self._left:
+        with self._lock:
             self._inside -= 1
             if not self._inside:
                 self._left.notify_all()

@@ -60,14 +60,18 @@ def read_inputs(signature: serving_pb2.SignatureDef,
     """
     check_inputs(signature, protos)
     given = {name: read_tensor(name, proto) for name, proto in protos.items()}
-    given |= {name: read_tensor(name, signature.defaults[name])
-              for name in set(signature.defaults) & set(signature.inputs) - set(protos)}
+    if signature.defaults:
+        given |= {name: read_tensor(name, signature.defaults[name])
+                  for name in set(signature.defaults) & set(signature.inputs) - set(protos)}
     return given
 
 
 def check_inputs(signature: serving_pb2.SignatureDef, given: Collection[str]) -> None:
     """Raise unless these are the inputs of the signature, but for those with a default (PR03)."""
-    known, defaults = set(signature.inputs), set(signature.defaults)
+    inputs = signature.inputs
+    if len(given) == len(inputs) and all(name in inputs for name in given):
+        return
+    known, defaults = set(inputs), set(signature.defaults)
     missing = known - set(given) - defaults
     if len(given) > len(known) or (missing and len(given) != len(known)):
         raise InvalidRequest(

@@ -66,6 +66,8 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def _one(value: int) -> bytes:
+    if value <= 0x7F:
+        return bytes((value,))
     packed = bytearray()
     while value > 0x7F:
         packed.append(value & 0x7F | 0x80)
