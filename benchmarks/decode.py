@@ -16,7 +16,9 @@ over the rounds with their least and greatest value; a ratio is the median of th
     step_per_s      tokens after the first, by the seconds between the two calls
     same_first, same_all    share of rows whose first id, share of all ids in front of a row's first
                     difference, equal those of torch float32; weights are random, so logits are flat
-    memory_mb       resident when loaded, and the most there was at the end
+    loaded          MB resident when loaded (`resident_mb`), after the last call (`end_mb`), of
+                    which pages of files that the system may take back (`end_file_mb`), and the
+                    most there was (`peak_mb`)
 
 Greedy, end ids ignored. Peers live in environments below `--peers`; who is missing, does not start
 or fails is left out, which standard error and `left_out` say:
@@ -112,7 +114,8 @@ def measure(one: Running, cell: Cell, prompts: Sequence[dict[str, Any]], number:
     say(f"  round {number} {cell}: {one.contestant.name:22} {answer['seconds']:.3f} s, "
         f"first {first_s} s")
     return {"seconds": answer["seconds"], "first_s": first_s, "ids": answer["ids"],
-            "peak_mb": answer["peak_mb"], **rates(cell, answer["seconds"], first_s)}
+            **{key: answer[key] for key in ("peak_mb", "resident_mb", "file_mb")},
+            **rates(cell, answer["seconds"], first_s)}
 
 
 def ask(one: Running, prompts: Sequence[dict[str, Any]], new_tokens: int) -> dict[str, Any]:

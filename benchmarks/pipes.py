@@ -219,12 +219,19 @@ def ratios(row: dict[str, Results], ours: str, name: str, *, less: str = OURS
 
 
 def loaded(running: Sequence[Running], cells: Cells[Any]) -> dict[str, dict[str, Any]]:
-    """Return what each said when it was loaded, with the most memory that it has held since."""
+    """Return what each said when it was loaded, and what memory it has held since.
+
+    `peak_mb` is the most, `end_mb` and `end_file_mb` what it held behind its last call, if that
+    was kept.
+    """
     found: dict[str, dict[str, Any]] = {one.contestant.name: dict(one.loaded) for one in running}
     for row in cells.values():
         for name, results in row.items():
             if name in found:
-                found[name]["peak_mb"] = max(found[name]["peak_mb"], results[-1]["peak_mb"])
+                last = results[-1]
+                found[name]["peak_mb"] = max(found[name]["peak_mb"], last["peak_mb"])
+                found[name] |= {end: last[key] for end, key in (
+                    ("end_mb", "resident_mb"), ("end_file_mb", "file_mb")) if key in last}
     return found
 
 

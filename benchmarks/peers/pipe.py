@@ -34,8 +34,9 @@ def run(load: Callable[[dict[str, Any]], Answer]) -> None:
 
 
 def memory_mb() -> dict[str, float]:
-    """Return what this process holds, and the most that it has held."""
+    """Return what this process holds, of that pages of files, and the most that it has held."""
     with open("/proc/self/status", encoding="utf-8") as file:
         lines = dict(line.split(":", 1) for line in file)
     return {name: round(int(lines[key].split()[0]) / 1024, 1)
-            for name, key in (("resident_mb", "VmRSS"), ("peak_mb", "VmHWM"))}
+            for name, key in (("resident_mb", "VmRSS"), ("file_mb", "RssFile"),
+                              ("peak_mb", "VmHWM"))}
