@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.metadata
 import json
 import statistics
 import tempfile
@@ -35,6 +36,7 @@ from tf_infer.manifest import ENGINE_FILE, EncoderEngineManifest, write_engine
 SHAPES = {"minilm": (6, 384, 12), "bert-base": (12, 768, 12)}  # layers, width, heads
 VOCABULARY, TOKENS, ROWS, CLASSES = 30522, 128, (1, 8, 32), 6
 LEFT_OUT_BYTES = 64 * 1024  # arrays from this size on are drawn
+PACKAGES = ("onnxruntime-gpu", "jax", "torch", "transformers", "numpy", "nvidia-cudnn-cu13")
 SPREAD = 0.02               # of BERT's weights before training
 
 
@@ -172,9 +174,8 @@ def torch_peer(shape: tuple[int, int, int], precision: str, rounds: int) -> dict
 
 def run(folder: Path, shapes: list[str], providers: list[str], rounds: int) -> dict[str, Any]:
     """Measure all that is there; what is not says so."""
-    import onnxruntime
-
-    results: dict[str, Any] = {"gpus": gpus.found(), "onnxruntime": onnxruntime.__version__}
+    results: dict[str, Any] = {"gpus": gpus.found(), "packages": {
+        name: version for name in PACKAGES if (version := version_of(name))}}
     platform = "gpu" if gpus.found() else "cpu"
 
     def attempt(where: dict[str, Any], name: str, made: Callable[[], dict[str, Any]]) -> None:
@@ -205,6 +206,13 @@ def run(folder: Path, shapes: list[str], providers: list[str], rounds: int) -> d
             attempt(where, f"torch {precision}",
                     partial(torch_peer, SHAPES[name], precision, rounds))
     return results
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def main() -> None:

@@ -80,6 +80,26 @@ def test_a_row_alone_is_the_row_in_a_crowd_and_threads_may_ask_at_once(
     engine.close()
 
 
+@pytest.mark.parametrize("precision", gpu_cases.PRECISIONS)
+def test_a_recorded_call_gives_the_bits_of_one_that_is_not(
+        precision: str, cases: Path, tmp_path: Path) -> None:
+    folder = gpu_cases.engine_folder(cases, "bert", precision)
+    engine = loaded(folder, "cuda", tmp_path)
+    assert onnx_runtime.records(engine._session)
+    import onnxruntime
+
+    plain = onnxruntime.InferenceSession(
+        folder / "model.onnx",
+        providers=onnx_runtime.options("cuda", onnx.profile([(1, 8)]), (), None))
+    assert not onnx_runtime.records(plain)
+    for _ in range(2):
+        for batch, _ in gpu_cases.batches(cases, "bert"):
+            whole = {name: np.ascontiguousarray(array[:1, :8]) for name, array in batch.items()}
+            np.testing.assert_array_equal(engine.run(**whole), plain.run(None, {
+                name: whole[name] for name in onnx.INPUTS})[0])
+    engine.close()
+
+
 def test_what_is_there_computes_without_being_asked_for(
         cases: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     loaded(gpu_cases.engine_folder(cases, "bert", "float16"), "cuda", tmp_path).close()

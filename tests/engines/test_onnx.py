@@ -17,7 +17,9 @@ from tests.networks.encoders import POSITIONS, classifier, rows
 from tests.networks.encoders import logits as network_logits
 from tf_infer import config
 from tf_infer.config import ShapeGrid
-from tf_infer.engines import gpus, onnx
+from tf_infer.engines import gpus, onnx, onnx_runtime
+from tf_infer.engines.deadline import Deadline
+from tf_infer.engines.onnx_recorded import Recorded
 from tf_infer.errors import BackendMissing, ConfigError, DeadlineExceeded, ExportError
 from tf_infer.manifest import ENGINE_FILE, EncoderEngineManifest, hash_file
 from tf_infer.optimize.onnx import OnnxSettings, write
@@ -218,6 +220,30 @@ def test_listed_providers_that_cannot_be_loaded_are_passed_over_and_named(
         onnx.load(folder / "float32", provider="cuda")
     with pytest.raises(BackendMissing, match=r"pip install 'onnxruntime-gpu\[cuda"):
         onnx.load(folder / "float16")
+
+
+def test_recorded_calls_keep_shapes_and_callers_apart(folder: Path) -> None:
+    import onnxruntime
+
+    plain = onnxruntime.InferenceSession(
+        folder / "float32" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert not onnx_runtime.records(plain)
+    recorded = Recorded(plain, "logits", 3, device="cpu")  # no graphs there, but all the rest
+    batches = [rows([width] * count, width, seed=seed) for seed in range(6)
+               for count, width in ((1, 8), (3, 8), (3, 16))]
+
+    def found(batch: dict[str, np.ndarray]) -> np.ndarray:
+        return recorded.run(batch, Deadline(None))
+
+    wanted = [plain.run(None, batch)[0] for batch in batches]
+    given = [found(batch) for batch in batches]  # none changes when the next one is computed
+    with ThreadPoolExecutor(4) as pool:
+        for one in (given, list(pool.map(found, batches))):
+            for logits, reference in zip(one, wanted, strict=True):
+                np.testing.assert_array_equal(logits, reference)
+    with pytest.raises(DeadlineExceeded):
+        recorded.run(batches[0], Deadline(0.0))
+    np.testing.assert_array_equal(found(batches[0]), wanted[0])
 
 
 def test_a_call_whose_time_is_up_is_given_up_between_rows(engine: onnx.OnnxEngine) -> None:

@@ -91,6 +91,8 @@ def test_tensorrt_is_told_the_shapes_of_every_input_and_falls_back_operation_by_
         "trt_timing_cache_enable": "True", "trt_timing_cache_path": "/engines"}
     assert onnx_runtime.options("cuda", shapes, ("ids",), None) == [
         ("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {})]
+    assert onnx_runtime.options("cuda", shapes, ("ids",), None, recorded=True)[0] == (
+        "CUDAExecutionProvider", {"use_tf32": "0", "enable_cuda_graph": "1"})
     assert onnx_runtime.options("cpu", shapes, ("ids",), None) == [("CPUExecutionProvider", {})]
 
 

@@ -2,7 +2,7 @@
 
 On the CPU every row is computed for itself at its own length: no padding is computed, and no row
 sees another one's numbers, of which an int8 product takes the range. On a GPU rows are joined and
-padded to the shapes that its engine was built for.
+padded to the shapes that its engine was built for, or that were recorded (onnx_recorded.py).
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import numpy as np
 
 from tf_infer.engines import files, gpus, onnx_runtime
 from tf_infer.engines.deadline import Deadline
+from tf_infer.engines.onnx_recorded import Recorded
 from tf_infer.engines.onnx_runtime import Provider, Shapes
 from tf_infer.engines.packing import Group, Placed, Sizes, lengths_of
 from tf_infer.errors import ConfigError
 from tf_infer.manifest import EncoderEngineManifest
 
 LOG = logging.getLogger(__name__)
-INPUTS = ("ids", "mask", "segments")
+INPUTS, LOGITS = ("ids", "mask", "segments"), "logits"
 
 
 def load(folder: Path, *, threads: int = 2, warm_up: bool = True,
@@ -99,6 +100,8 @@ class OnnxEngine:
         self._session = onnx_runtime.open_session(
             path, provider, profile(manifest.shapes), self._inputs, sha256=manifest.sha256,
             threads=threads, cache=cache)
+        self._recorded = Recorded(self._session, LOGITS, manifest.classes) if (
+            onnx_runtime.records(self._session)) else None
 
     def run(self, ids: np.ndarray, mask: np.ndarray, segments: np.ndarray, *,
             timeout_s: float | None = None) -> np.ndarray:
@@ -119,7 +122,9 @@ class OnnxEngine:
             places = [placed.text for placed in group.texts]
             given = {name: _cut(rows[name], places, group.rows, group.tokens)
                      for name in self._inputs}
-            logits[places] = self._session.run(None, given)[0][:len(places)]
+            found = (self._session.run(None, given)[0] if self._recorded is None
+                     else self._recorded.run(given, deadline))
+            logits[places] = found[:len(places)]
         return logits
 
     def warm_up(self, rest: Callable[[], None] = lambda: None) -> None:
@@ -133,7 +138,7 @@ class OnnxEngine:
 
     def close(self) -> None:
         """Free the model; no call follows."""
-        del self._session
+        del self._session, self._recorded
 
     def _groups(self, widths: np.ndarray) -> list[Group]:
         """Decide which rows are computed together, and in which shape."""

@@ -34,6 +34,7 @@ INSTALL_GPU: Mapping[Provider, str] = {
                 "with: of ONNX Runtime 1.31 'tensorrt-cu13<11'."}
 _TENSORRT_PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 _TENSORRT = ("libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer.so")
+_RECORDS = "enable_cuda_graph"
 _ERRORS_ONLY = 3  # of the severities of its log
 
 
@@ -112,8 +113,8 @@ def first_that_loads(providers: Sequence[Provider], load: Callable[[Provider], T
     return load(providers[-1])
 
 
-def options(provider: Provider, shapes: Shapes, inputs: Sequence[str], cache: Path | None
-            ) -> list[tuple[str, dict[str, str]]]:
+def options(provider: Provider, shapes: Shapes, inputs: Sequence[str], cache: Path | None, *,
+            recorded: bool = False) -> list[tuple[str, dict[str, str]]]:
     """Return the providers of a session, the first one first, with their options.
 
     Args:
@@ -121,6 +122,7 @@ def options(provider: Provider, shapes: Shapes, inputs: Sequence[str], cache: Pa
         shapes: that the inputs may have.
         inputs: names, each [rows, tokens].
         cache: folder of TensorRT's engines; None keeps none.
+        recorded: CUDA makes a graph of every call.
 
     The precision is that of the file, number by number: no option lets TensorRT take a smaller one.
     """
@@ -135,8 +137,16 @@ def options(provider: Provider, shapes: Shapes, inputs: Sequence[str], cache: Pa
                      "trt_timing_cache_enable": "True", "trt_timing_cache_path": str(cache)}
     # TF32 would keep 10 bits of a float32's mantissa.
     row = {"tensorrt": tensorrt, "cuda": {"use_tf32": "0"}, "cpu": {}}
+    if provider == "cuda" and recorded:
+        row["cuda"][_RECORDS] = "1"
     places = list(PROVIDERS)
     return [(PROVIDERS[one], row[one]) for one in places[places.index(provider):]]
+
+
+def records(session: Any) -> bool:
+    """Whether a session makes CUDA graphs of its calls (onnx_recorded.py)."""
+    found = session.get_provider_options().get(PROVIDERS["cuda"], {})
+    return str(found.get(_RECORDS, "0")) == "1"
 
 
 def engine_cache(root: Path, gpu: Gpu, versions: Mapping[str, str], sha256: str) -> Path:
@@ -214,9 +224,13 @@ def open_session(path: Path, provider: Provider, shapes: Shapes, inputs: Sequenc
     given = runtime.SessionOptions()
     given.intra_op_num_threads, given.inter_op_num_threads = threads, 1
     given.log_severity_level = _ERRORS_ONLY
+
+    def opened(recorded: bool) -> Any:
+        return runtime.InferenceSession(str(path), given, providers=options(
+            provider, shapes, inputs, folder, recorded=recorded))
+
     try:
-        session = runtime.InferenceSession(
-            str(path), given, providers=options(provider, shapes, inputs, folder))
+        session = _recording(opened) if provider == "cuda" else opened(False)
     except Exception as error:  # its exceptions have no base of their own
         raise ExportError(
             f"{path}: expected a model that ONNX Runtime {runtime.__version__} runs, got "
@@ -227,6 +241,15 @@ def open_session(path: Path, provider: Provider, shapes: Shapes, inputs: Sequenc
                              f"got a session of {session.get_providers()}. {INSTALL_GPU[provider]}")
     session.disable_fallback()  # to another provider, whose answers nobody has proven
     return session
+
+
+def _recording(opened: Callable[[bool], Any]) -> Any:
+    """Open a session that records its calls; one that does not where CUDA lacks an operation."""
+    with contextlib.suppress(Exception):
+        session = opened(True)
+        if records(session) or session.get_providers()[0] != PROVIDERS["cuda"]:
+            return session
+    return opened(False)
 
 
 def _made(cache: Path | None, gpu: Gpu, versions: Mapping[str, str], sha256: str) -> Path | None:
