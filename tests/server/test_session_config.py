@@ -174,10 +174,3 @@ def test_only_the_session_of_a_plain_decoder_of_ours_goes_without_the_optimiser(
     assert not off(decoder, "xla") and not off(ClassifierConfig(classes=("a", "b")))
     assert not off(decoder, "none", "--mixed_precision=bfloat16")  # it asks the optimiser
     assert for_version(settings(), None) == settings()
-
-
-def test_the_session_of_a_classifier_of_ours_optimises_what_runs_and_nothing_else() -> None:
-    manifest = ModelManifest(name="m", version=1, signatures=(), grid=ShapeGrid(),
-                             task=ClassifierConfig(classes=("a", "b")))
-    assert for_version(settings(), manifest).graph_options.place_pruned_graph
-    assert not for_version(settings(), None).graph_options.place_pruned_graph

@@ -49,22 +49,18 @@ def session_config(config: ServerConfig) -> Any:
 
 
 def for_version(settings: Any, manifest: ModelManifest | None) -> Any:
-    """Return the settings of the session of one version; `settings` as they are of a foreign one.
+    """Return the settings of the session of one version; `settings` as they are of most.
 
-    Whenever something first runs, a signature or what restores variables, TensorFlow's graph
-    optimiser looks at all signatures of a SavedModel, unless the session cuts out first what runs.
-    A decoder goes without it; functions that gain by it ask for it themselves (docs/runtime.md).
-    Whoever configures the optimiser has their way.
+    TensorFlow's graph optimiser looks at all signatures of a SavedModel whenever one of them first
+    runs. A decoder of ours has many, and those of its functions that gain by it ask for it
+    themselves (docs/runtime.md). Whoever configures the optimiser has their way.
     """
-    if manifest is None:
+    if (manifest is None or not isinstance(manifest.task, CausalLMConfig)
+            or manifest.compiled != "none" or settings.graph_options.HasField("rewrite_options")):
         return settings
     found = config_pb2.ConfigProto()
     found.CopyFrom(settings)
-    if (isinstance(manifest.task, CausalLMConfig) and manifest.compiled == "none"
-            and not settings.graph_options.HasField("rewrite_options")):
-        found.graph_options.rewrite_options.disable_meta_optimizer = True
-    else:
-        found.graph_options.place_pruned_graph = True
+    found.graph_options.rewrite_options.disable_meta_optimizer = True
     return found
 
 
