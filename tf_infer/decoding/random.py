@@ -12,6 +12,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+WORD = 32  # bits
 PARITY = 0x1BD11BDA  # of the key schedule, from Skein
 
 
@@ -27,18 +28,17 @@ def threefry(key: tuple[tf.Tensor, tf.Tensor], counter: tuple[tf.Tensor, tf.Tens
     """
     schedule = (key[0], key[1], key[0] ^ key[1] ^ tf.constant(PARITY, tf.uint32))
     left, right = counter[0] + schedule[0], counter[1] + schedule[1]
+    # One constant for each number: a graph would hold one for each place.
+    shifts = {bits: tf.constant(bits, tf.uint32)
+              for pair in ROTATIONS for one in pair for bits in (one, WORD - one)}
     for group in range(5):
         for distance in ROTATIONS[group % 2]:
             left += right
-            right = left ^ _rotate(right, distance)
+            right = left ^ (tf.bitwise.left_shift(right, shifts[distance])
+                            | tf.bitwise.right_shift(right, shifts[WORD - distance]))
         left += schedule[(group + 1) % 3]
         right += schedule[(group + 2) % 3] + tf.constant(group + 1, tf.uint32)
     return left, right
-
-
-def _rotate(word: tf.Tensor, distance: int) -> tf.Tensor:
-    return (tf.bitwise.left_shift(word, tf.constant(distance, tf.uint32))
-            | tf.bitwise.right_shift(word, tf.constant(32 - distance, tf.uint32)))
 
 
 def uniforms(seeds: tf.Tensor, draws: tf.Tensor, streams: tf.Tensor | None = None) -> tf.Tensor:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_infer.decoding.argmax import best
+from tf_infer.decoding.argmax import best_number
 from tf_infer.decoding.contracts import (
     Hypotheses,
     Limits,
@@ -75,7 +75,7 @@ def choose(logits: tf.Tensor, options: SamplingOptions, produced: tf.Tensor) -> 
     min-p Nguyen et al. 2024, arXiv:2407.01082; typical Meister et al. 2023, arXiv:2202.00666.
     """
     logits = finite(logits)
-    greedy = best(logits)
+    greedy = best_number(logits)
     drawn = options.temperature > 0.0
     return tf.cond(tf.reduce_any(drawn),
                    lambda: tf.where(drawn, _draw(logits, options, produced), greedy),
@@ -242,11 +242,11 @@ def pick(weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
     cells = tf.cast(tf.reshape(padded, [rows, blocks, BLOCK]), tf.float64)   # [N, M / 128, 128]
     masses = tf.reduce_sum(cells, axis=-1)                                   # [N, M / 128]
     sums = tf.cumsum(masses, axis=-1)
-    wanted = tf.cast(uniform, tf.float64) * sums[:, -1]                      # [N]
-    block = _first((sums > wanted[:, None]) & (masses > 0.0))                # [N]
-    before = tf.gather(sums - masses, block, batch_dims=1)
+    wanted = tf.expand_dims(tf.cast(uniform, tf.float64) * sums[:, -1], 1)   # [N, 1]
+    block = _first((sums > wanted) & (masses > 0.0))                         # [N]
+    before = tf.expand_dims(tf.gather(sums - masses, block, batch_dims=1), 1)
     cell = tf.gather(cells, block, batch_dims=1)                             # [N, 128]
-    reached = (before[:, None] + tf.cumsum(cell, axis=-1) > wanted[:, None]) & (cell > 0.0)
+    reached = (before + tf.cumsum(cell, axis=-1) > wanted) & (cell > 0.0)
     # Rounding may leave the last sum of a block below what the sum of blocks promised.
     last = BLOCK - 1 - _first(tf.reverse(cell > 0.0, axis=[-1]))
     return block * BLOCK + tf.where(tf.reduce_any(reached, axis=-1), _first(reached), last)

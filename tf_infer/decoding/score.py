@@ -16,15 +16,17 @@ def token_log_probs(logits: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
         [...] float32, nats, <= 0.
     """
     logits = finite(logits)
-    taken = tf.gather(logits, tokens, batch_dims=tokens.shape.rank)
-    top = tf.reduce_max(logits, axis=-1)
-    return taken - top - tf.math.log(tf.reduce_sum(tf.exp(logits - top[..., None]), axis=-1))
+    below = logits - tf.reduce_max(logits, axis=-1, keepdims=True)
+    taken = tf.gather(below, tokens, batch_dims=tokens.shape.rank)
+    return taken - tf.math.log(tf.reduce_sum(tf.exp(below), axis=-1))
 
 
 def finite(logits: tf.Tensor) -> tf.Tensor:
     """Return logits with NaN as the least finite number and infinities as the extreme ones."""
     low, high = logits.dtype.min, logits.dtype.max
-    return tf.clip_by_value(tf.where(tf.math.is_nan(logits), low, logits), low, high)
+    # Two passes; `tf.clip_by_value` takes two for itself.
+    return tf.raw_ops.ClipByValue(t=tf.where(tf.math.is_nan(logits), low, logits),
+                                  clip_value_min=low, clip_value_max=high)
 
 
 def place_scores(logits: tf.Tensor, ids: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:

@@ -127,12 +127,6 @@ def put(buffer: tf.Tensor, new: tf.Tensor, where: Places) -> tf.Tensor:
     return result
 
 
-def with_room(tensor: tf.Tensor, capacity: tf.Tensor | int) -> tf.Tensor:
-    """Pad [N, G, T, d] with zeros to [N, G, capacity, d]."""
-    tokens = tensor.shape[2] if tensor.shape[2] is not None else tf.shape(tensor)[2]
-    return tf.pad(tensor, [[0, 0], [0, 0], [0, capacity - tokens], [0, 0]])
-
-
 def rotate(tensor: tf.Tensor, angles: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
     """Turn pairs (i, i + d/2) of [N, H, S, d] by (cosines, sines), each [N or 1, S, d/2].
 

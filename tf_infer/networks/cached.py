@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tf_infer.errors import ShapeError
-from tf_infer.networks.attention import attend, causal, places, put, with_room
+from tf_infer.networks.attention import attend, causal, places, put
 from tf_infer.networks.axes import sizes
 from tf_infer.networks.contracts import Cache
 
@@ -106,8 +106,8 @@ class CachedDecoder(keras.layers.Layer):
         lengths = tf.cast(lengths, tf.int32)
         # Only the last real position meets the vocabulary: [B, D], not [B, T, V].
         last = tf.gather(hidden, tf.maximum(lengths, 1) - 1, axis=1, batch_dims=1)
-        kept = tuple((with_room(p.keys, capacity), with_room(p.values, capacity)) for p in layers)
-        return self.to_logits(last), Cache(kept, lengths)
+        kept = Cache(tuple((p.keys, p.values) for p in layers), lengths)
+        return self.to_logits(last), grown(kept, capacity)
 
     def extend(self, ids: tf.Tensor, counts: tf.Tensor, cache: Cache
                ) -> tuple[tf.Tensor, Cache]:
@@ -133,6 +133,21 @@ class CachedDecoder(keras.layers.Layer):
     def rollback(self, cache: Cache, lengths: tf.Tensor) -> Cache:
         """Forget all positions from `lengths` [N] on; a row never grows by it."""
         return Cache(cache.layers, tf.minimum(cache.lengths, tf.cast(lengths, tf.int32)))
+
+
+def grown(cache: Cache, room: tf.Tensor | int) -> Cache:
+    """Give every row room for `room` positions, zeros in the new ones; never less than it has."""
+    positions = sizes(cache.layers[0][0])[2]
+    more = (max(room - positions, 0) if isinstance(room, int) and isinstance(positions, int)
+            else tf.maximum(room - positions, 0))
+    paddings = tf.convert_to_tensor([[0, 0], [0, 0], [0, more], [0, 0]])
+
+    def padded(part: tf.Tensor) -> tf.Tensor:
+        found = tf.pad(part, paddings)
+        found.set_shape([*part.shape[:2], None, part.shape[3]])
+        return found
+
+    return Cache(tf.nest.map_structure(padded, cache.layers), cache.lengths)
 
 
 def check_width(ids: Any, max_positions: int) -> None:

@@ -169,7 +169,7 @@ class CausalLM(Task):
             stop string, 0 where there is none, and `incomplete` [B] bool: the row's constraint asks
             for more. Of plain options the first five alone.
         """
-        start = self.loops.prefill(dense["ids"], dense["lengths"])
+        start = self.loops.read(dense["ids"], dense["lengths"])
         if "prefix" not in dense:
             return self._plainly(start, dense)
         if self.compiled == "xla":  # compiles both sides of a branch
@@ -185,7 +185,7 @@ class CausalLM(Task):
 
     def _as_asked(self, start: Start, dense: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Decode with every option."""
-        made = self.loops.as_asked(start, {
+        made = self.loops.as_asked(self.loops.with_room(start), {
             **dense, "history": dense["ids"], "history_length": dense["lengths"],
             "state": self.row_constraints.begun(dense)})
         return {**dict(zip(PLAINLY, made)), "top_ids": made.top_ids,

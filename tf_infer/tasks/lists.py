@@ -200,5 +200,6 @@ def some_rows(ids: tf.RaggedTensor, start: tf.Tensor | int, stop: tf.Tensor | in
     """Return rows `start` .. `stop` of [N, (T)]; written out, because slicing it takes ten times
     the operations."""
     splits = ids.row_splits[start:] if stop is None else ids.row_splits[start:stop + 1]
+    first = splits[0]
     return tf.RaggedTensor.from_row_splits(
-        ids.flat_values[splits[0]:splits[-1]], splits - splits[0], validate=False)
+        ids.flat_values[first:splits[-1]], splits - first, validate=False)

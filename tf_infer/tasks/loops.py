@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_infer.decoding import record, sampling, stops
+from tf_infer.decoding import record, sampling, staged, stops
 from tf_infer.decoding.constraints import LONGEST, first_only
-from tf_infer.decoding.contracts import SamplingOptions, Start
-from tf_infer.decoding.loop import run
+from tf_infer.decoding.contracts import Limits, SamplingOptions, Start
+from tf_infer.decoding.loop import Choose, Progress, run
 from tf_infer.decoding.processors import History
 from tf_infer.decoding.shared import Shared
+from tf_infer.networks.axes import sizes
+from tf_infer.networks.cached import grown
 from tf_infer.networks.contracts import Cache
 from tf_infer.stages import CORE, DECODING
 from tf_infer.tasks import options
@@ -77,11 +79,28 @@ class Loops:
 
     def prefill(self, ids: tf.Tensor, lengths: tf.Tensor) -> Start:
         """Read prompts [B, T]; there is room for `config.capacity` tokens more, or all that fit."""
+        return self.with_room(self.read(ids, lengths))
+
+    def read(self, ids: tf.Tensor, lengths: tf.Tensor) -> Start:
+        """Read prompts [B, T], and leave no room."""
         found: Start = self._prefill(ids, lengths)
         return found
 
+    def with_room(self, start: Start) -> Start:
+        """Give what `read` gave the room that `prefill` gives."""
+        cache = grown(start.cache, self._most_positions(start.cache))
+        return Start(start.logits, cache)
+
+    def _most_positions(self, cache: Cache) -> tf.Tensor:
+        """Return how many positions the loops need behind the prompts of a cache."""
+        width = sizes(cache.layers[0][0])[2]
+        return tf.minimum(width + self.task.config.capacity, self.task.network.max_positions)
+
     def plainly(self, start: Start, dense: Dense) -> Plain:
-        """Decode with `max_new_tokens`, `options.SAMPLING` and perhaps `draw` of `dense` alone."""
+        """Decode with `max_new_tokens`, `options.SAMPLING` and perhaps `draw` of `dense` alone.
+
+        `start` is what `read` gave.
+        """
         given = {"draw": tf.zeros_like(dense["max_new_tokens"]), **dense}
         found: Plain = self._plainly(start, {name: given[name] for name in self._plain_specs})
         return found
@@ -168,22 +187,30 @@ class Loops:
     # ------------------------------------------------------------------ the loops themselves
 
     def _prefilled(self, ids: tf.Tensor, lengths: tf.Tensor) -> Start:
-        network, config = self.task.network, self.task.config
-        capacity = tf.minimum(tf.shape(ids)[1] + config.capacity, network.max_positions)
-        logits, cache = network.prefill(ids, tf.maximum(lengths, 1), capacity=capacity)
+        logits, cache = self.task.network.prefill(ids, tf.maximum(lengths, 1),
+                                                  capacity=sizes(ids)[1])
         return Start(tf.cast(logits, tf.float32), cache)
 
     def _decoded_plainly(self, start: Start, dense: Dense) -> Plain:
-        task, off = self.task, tf.zeros_like(dense["temperature"])
+        rows, capacity = tf.zeros_like(dense["max_new_tokens"]), self.task.config.capacity
+        watchers = (record.watcher(rows, capacity, 0),)
+        if tf.executing_eagerly() or self.task.compiled == "xla":  # shapes stay as they are
+            limits, choose = self._plain_rules(dense)
+            progress, _ = run(self._step, self.with_room(start), limits, choose, (), watchers,
+                              compact=self.task.compiled == "none")
+            return _plain(progress)
+        most = self._most_positions(start.cache)
+        return staged.run(
+            self._step, start, dict(dense), self._plain_rules, watchers, _plain,
+            width=sizes(start.cache.layers[0][0])[2],
+            grown=lambda cache, room: grown(cache, tf.minimum(room, most)))
+
+    def _plain_rules(self, dense: Dense) -> tuple[Limits, Choose]:
+        off = tf.zeros_like(dense["temperature"])
         chosen = SamplingOptions(**{name: dense[name] for name in DRAWING}, min_p=off,
                                  typical_p=off)
-        told = record.watcher(tf.zeros_like(dense["max_new_tokens"]), task.config.capacity, 0)
-        progress, _ = run(
-            self._step, start, task.limits(dense["max_new_tokens"]),
-            lambda values, produced: self._choose(values, chosen, produced), (), (told,),
-            compact=task.compiled == "none")
-        return Plain(progress.ids, progress.lengths, progress.scores, progress.finished,
-                     progress.seen[0].log_probs)
+        return (self.task.limits(dense["max_new_tokens"]),
+                lambda values, produced: self._choose(values, chosen, produced))
 
     def _decoded_as_asked(self, start: Start, dense: Dense) -> Made:
         task, held, before = self.task, self.task.row_constraints, dense["produced"]
@@ -202,3 +229,8 @@ class Loops:
         return Made(progress.ids, progress.lengths, progress.scores, progress.finished,
                     told.log_probs, told.top_ids, told.top_log_probs, search.cut,
                     held.incomplete(dense, progress), held.state_of(progress), cache)
+
+
+def _plain(progress: Progress) -> Plain:
+    return Plain(progress.ids, progress.lengths, progress.scores, progress.finished,
+                 progress.seen[0].log_probs)
