@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,6 +60,17 @@ class Saved:
     def nbytes(self) -> int:
         """Bytes that are kept."""
         return sum(array.nbytes for page in self.pages for array in page)
+
+
+class _Sight(NamedTuple):
+    """An input of a graph that shows some rows of the cache; `place` among KINDS."""
+
+    name: str
+    place: int
+    layer: int
+    page: int
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,7 @@ class LiteRTEngine:
         self._logits = aligned((self.slots, self.vocab_size))
         self._out = np.zeros((self.slots, self.vocab_size), np.float32)
         self._steps: dict[tuple[int, int], _Step] = {}
+        self._sights: dict[str, tuple[_Sight, ...]] = {}
         # Each is bound to the pages of a row; the last one used is the last.
         self._reads: OrderedDict[tuple[int, int, int], _Read] = OrderedDict()
         self._most_reads = len(self._model.signatures) + BOUND_READS * self.slots
@@ -330,16 +343,20 @@ class LiteRTEngine:
 
     def _cached(self, graph: str, first: int, rows: int) -> dict[str, np.ndarray]:
         """Return what a graph sees of the cache, of `rows` rows from `first` on, by input."""
-        found = {}
-        for name in self._model.inputs(graph):
+        if graph not in self._sights:
+            self._sights[graph] = tuple(self._seen(self._model.inputs(graph), rows))
+        return {name: self._pages[page][place][layer, first + begin:first + end]
+                for name, place, layer, page, begin, end in self._sights[graph]}
+
+    def _seen(self, inputs: Sequence[str], rows: int) -> Iterator[_Sight]:
+        """Yield what of the inputs of a graph is of the cache: <kind>_<layer>_<page>[_<block>]."""
+        for name in inputs:
             kind, *places = name.rsplit("_", name.count("_") - (1 if "scales" in name else 0))
             if kind in self._kinds:
                 layer, page, *block = map(int, places)
                 begin, end = row_blocks(rows, self.manifest.pages[page], self.manifest.cache)[
                     block[0]] if block else (0, rows)
-                found[name] = self._pages[page][self._kinds.index(kind)][
-                    layer, first + begin:first + end]
-        return found
+                yield _Sight(name, self._kinds.index(kind), layer, page, begin, end)
 
     # ------------------------------------------------------------------ the cache
 

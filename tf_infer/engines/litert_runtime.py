@@ -250,9 +250,10 @@ class Model:
             self._deleter))
 
     def _buffer(self, kind: Any, array: np.ndarray) -> Any:
-        assert array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
-        return self._make("LiteRtCreateTensorBufferFromHostMemory", ctypes.cast(kind, _Pointer),
-                          array.ctypes.data, array.nbytes, None)
+        address = array.ctypes.data
+        assert array.flags.c_contiguous and address % ALIGNMENT == 0
+        return self._make("LiteRtCreateTensorBufferFromHostMemory", kind, address, array.nbytes,
+                          None)
 
     def _signature(self, index: int) -> tuple[str, _Signature]:
         handle = self._make("LiteRtGetModelSignature", self._model, index)
