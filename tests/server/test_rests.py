@@ -5,19 +5,20 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tf_infer.server.rests import MOST_S, QUIET_S, TIMES, Rests, rest_s
+from tf_infer.server.rests import ALL_S, MOST_S, QUIET_S, TIMES, Rests, rest_s
 
 SECONDS = st.floats(0, 100, allow_nan=False)
 
 
-@given(worked_s=SECONDS, quiet_s=SECONDS)
+@given(worked_s=SECONDS, quiet_s=st.floats(0, 2 * QUIET_S), rested_s=st.floats(0, 2 * ALL_S))
 def test_a_rest_is_in_proportion_to_the_work_and_bounded_and_there_is_none_where_nobody_asks(
-        worked_s: float, quiet_s: float) -> None:
-    found = rest_s(worked_s, quiet_s)
-    if quiet_s >= QUIET_S:
+        worked_s: float, quiet_s: float, rested_s: float) -> None:
+    found = rest_s(worked_s, quiet_s, rested_s)
+    if quiet_s >= QUIET_S or rested_s >= ALL_S:
         assert found == 0
     else:
-        assert found == TIMES * worked_s or found == MOST_S < TIMES * worked_s
+        assert found in (TIMES * worked_s, MOST_S, ALL_S - rested_s)
+        assert found <= min(TIMES * worked_s, MOST_S, ALL_S - rested_s)
 
 
 class World:
@@ -46,6 +47,13 @@ def test_each_piece_is_rested_after_by_what_it_took_itself() -> None:
     for worked_s in (0.004, 0.5, 0.0, 0.02):
         assert abs(world.rested_s(worked_s) - TIMES * worked_s) < 1e-6
     assert abs(world.rested_s(2 * MOST_S) - MOST_S) < 1e-6
+
+
+def test_all_rests_of_a_load_together_are_bounded() -> None:
+    world = World(asked_until_s=1e9)
+    rested_s = [world.rested_s(MOST_S) for _ in range(10)]
+    assert abs(sum(rested_s) - ALL_S) < 1e-6
+    assert rested_s[-1] == 0
 
 
 def test_a_rest_ends_soon_after_nobody_asks_any_more() -> None:
