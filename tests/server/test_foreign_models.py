@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ from tensorflow_serving.apis import (  # noqa: E402
     regression_pb2,
 )
 
-from tests.server.serverkit import running, wait_until  # noqa: E402
+from tests.server.serverkit import lent, running, wait_until  # noqa: E402
 from tests.server.test_serving_api import count_log, warm  # noqa: E402
 from tf_infer.server.app import Server  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
+from tf_infer.server.contracts import Run  # noqa: E402
 from tf_infer.server.decide import State  # noqa: E402
+from tf_infer.server.scheduler import Job, is_quick  # noqa: E402
 from tf_infer.server.servable import load_version  # noqa: E402
+from tf_infer.server.versions import ModelRef  # noqa: E402
 
 v1 = tf.compat.v1
 F32 = np.float32
@@ -235,6 +239,19 @@ def test_PR21_two_inputs_of_one_tensor_get_the_runtimes_own_text(stub: Stub) -> 
             session._make_callable_from_options(
                 CallableOptions(feed=["bare:0", "bare:0"], fetch=["y:0"]))
     assert caught.value.details() == raised.value.message
+
+
+def test_quick_runs_of_many_callers_are_answered_each_with_its_own(
+        server: tuple[Server, Stub], stub: Stub) -> None:
+    def asked(caller: int) -> bool:
+        return all(stub.predict("half", x=F32([caller, number]))["y"].tolist()
+                   == [caller / 2 + 2, number / 2 + 2] for number in range(15))
+
+    with ThreadPoolExecutor(8) as callers:
+        assert all(callers.map(asked, range(8)))
+    with lent(server[0].versions, ModelRef("half")) as lease:
+        assert is_quick(Job("half", lease.servable, Run("serving_default", {"x": F32([1, 2])},
+                                                        ("y",)), None, lambda *_: None))
 
 
 def test_PR23_PR24_tables_and_variables_keep_what_requests_put_into_them(stub: Stub) -> None:

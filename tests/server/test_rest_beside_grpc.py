@@ -1,15 +1,18 @@
-"""REST and gRPC of one server: one queue of batches, TLS for one, MultiInference for one."""
+"""REST and gRPC of one server: one queue of batches, TLS for one, MultiInference for one, and runs
+that are done by the thread that has read the request."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from tests.server.restkit import serving
-from tests.server.serverkit import call, predict_request
+from tests.server.serverkit import call, predict_request, refused
 from tests.server.test_server_tls import trusting, write
 from tf_infer.server.serving_batching import BatchingParameters
 from tf_infer.wire import methods, tensors
@@ -39,6 +42,34 @@ def test_TL07_REST_stays_plain_HTTP(tmp_path: Path) -> None:
         with grpc.secure_channel(rest.server.addresses[0], trusting(
                 key="client.key", certificate="client.pem")) as channel:
             call(channel, methods.PREDICT, predict_request(x=np.float32([2])))
+
+
+def test_quick_runs_are_answered_by_both_and_by_no_thread_of_the_scheduler(tmp_path: Path) -> None:
+    with (serving(tmp_path) as rest,
+          grpc.insecure_channel(rest.server.addresses[0]) as channel):
+        by: list[str] = []
+        run = rest.model.run
+
+        def noted(*given: Any, **named: Any) -> Any:
+            by.append(threading.current_thread().name)
+            return run(*given, **named)
+
+        rest.model.__dict__.update(run=noted, quick=lambda run, timeout_s: True)
+        for number in range(3):
+            assert rest.predict({"instances": [2.0 * number]}).json() == {
+                "predictions": [number + 2.0]}
+            answer = call(channel, methods.PREDICT, predict_request(x=np.float32([number])))
+            assert tensors.read_all(answer.outputs)["y"].tolist() == [number / 2 + 2]
+        failing = predict_request(x=np.float32([1]))
+        failing.model_spec.signature_name = "fails"
+        assert refused(channel, methods.PREDICT, failing) == (
+            "INVALID_ARGUMENT", "assertion failed: [x must be small]")
+        assert rest.predict({"signature_name": "fails", "instances": [1.0]}).status == 400
+        assert len(by) == 8 and not any("tf-infer-run" in name for name in by), by
+        rest.model.__dict__.pop("quick")
+        call(channel, methods.PREDICT, predict_request(x=np.float32([1])))
+        assert "tf-infer-run" in by[-1]
+        assert rest.server.pipeline.wait_idle(WAIT_S)
 
 
 @pytest.mark.parametrize("verb", ["multi_inference", "multiInference", "multiinference"])
