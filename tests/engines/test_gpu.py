@@ -8,6 +8,7 @@ the folder that gpu_cases.py makes, named by `TF_INFER_GPU_CASES`.
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,38 @@ def test_a_recorded_call_gives_the_bits_of_one_that_is_not(
             np.testing.assert_array_equal(engine.run(**whole), plain.run(None, {
                 name: whole[name] for name in onnx.INPUTS})[0])
     engine.close()
+
+
+@pytest.mark.parametrize("provider", ["tensorrt", "cuda"])
+def test_an_engine_answers_while_another_one_is_loaded(
+        provider: Any, cases: Path, tmp_path: Path) -> None:
+    folder = gpu_cases.engine_folder(cases, "bert", "float16")
+    first = loaded(folder, provider, tmp_path)
+    given = [batch for batch, _ in gpu_cases.batches(cases, "bert")]
+    wanted = [first.run(**batch) for batch in given]
+    done = threading.Event()
+
+    def ask() -> int:
+        count = 0
+        while not done.is_set():
+            for batch, logits in zip(given, wanted):
+                np.testing.assert_allclose(first.run(**batch), logits,
+                                           atol=CROWD_ATOL["float16"])
+                count += 1
+        return count
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        try:
+            for _ in range(3):
+                second = onnx.load(folder, provider=provider, cache=tmp_path)
+                np.testing.assert_allclose(second.run(**given[0]), wanted[0],
+                                           atol=CROWD_ATOL["float16"])
+                second.close()
+        finally:
+            done.set()
+        assert min(one.result() for one in asking) > 0
+    first.close()
 
 
 def test_what_is_there_computes_without_being_asked_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,7 +20,7 @@ from tf_infer import config
 from tf_infer.config import ShapeGrid
 from tf_infer.engines import gpus, onnx, onnx_runtime
 from tf_infer.engines.deadline import Deadline
-from tf_infer.engines.onnx_recorded import Recorded
+from tf_infer.engines.onnx_recorded import Recorded, by_its_thread
 from tf_infer.errors import BackendMissing, ConfigError, DeadlineExceeded, ExportError
 from tf_infer.manifest import ENGINE_FILE, EncoderEngineManifest, hash_file
 from tf_infer.optimize.onnx import OnnxSettings, write
@@ -233,7 +234,7 @@ def test_recorded_calls_keep_shapes_and_callers_apart(folder: Path) -> None:
                for count, width in ((1, 8), (3, 8), (3, 16))]
 
     def found(batch: dict[str, np.ndarray]) -> np.ndarray:
-        return recorded.run(batch, Deadline(None))
+        return by_its_thread(lambda: recorded.run(batch), Deadline(None))
 
     wanted = [plain.run(None, batch)[0] for batch in batches]
     given = [found(batch) for batch in batches]  # none changes when the next one is computed
@@ -241,9 +242,29 @@ def test_recorded_calls_keep_shapes_and_callers_apart(folder: Path) -> None:
         for one in (given, list(pool.map(found, batches))):
             for logits, reference in zip(one, wanted, strict=True):
                 np.testing.assert_array_equal(logits, reference)
+    recorded.close()
+
+
+def test_work_on_a_gpu_is_done_by_one_thread_or_given_up_before_it_begins() -> None:
+    assert len({by_its_thread(threading.get_ident) for _ in range(3)} - {threading.get_ident()}
+               ) == 1
+    begun, end = threading.Event(), threading.Event()
+
+    def long() -> str:
+        begun.set()
+        return "done" if end.wait(20.0) else "never"
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(by_its_thread, long, Deadline(0.05))
+        assert begun.wait(20.0)
+        with pytest.raises(DeadlineExceeded, match="expected its turn before the deadline"):
+            by_its_thread(lambda: "too late", Deadline(0.05))
+        end.set()
+        assert first.result(20.0) == "done"  # what has begun is not given up
     with pytest.raises(DeadlineExceeded):
-        recorded.run(batches[0], Deadline(0.0))
-    np.testing.assert_array_equal(found(batches[0]), wanted[0])
+        by_its_thread(lambda: "too late", Deadline(0.0))
+    with pytest.raises(ZeroDivisionError):
+        by_its_thread(lambda: 1 // 0)
 
 
 def test_a_call_whose_time_is_up_is_given_up_between_rows(engine: onnx.OnnxEngine) -> None:

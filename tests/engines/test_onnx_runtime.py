@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,3 +145,34 @@ def test_the_libraries_of_the_package_tensorrt_are_loaded_from_where_it_put_them
 
 def test_without_a_driver_there_is_no_gpu() -> None:
     assert gpus.found("libnowhere.so.1") == ()
+    assert not gpus.used("libnowhere.so.1")
+
+
+class Driver:
+    """A libcuda of two GPUs, of which some are in use."""
+
+    def __init__(self, used: tuple[int, ...], state: int = 0) -> None:
+        self.used_ones, self.state = used, state
+
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = 2
+        return 0
+
+    def cuDeviceGet(self, device: Any, number: int) -> int:
+        device._obj.value = number
+        return 0
+
+    def cuDevicePrimaryCtxGetState(self, device: Any, flags: Any, active: Any) -> int:
+        active._obj.value = int(device.value in self.used_ones)
+        return self.state
+
+
+@pytest.mark.parametrize(("driver", "used"), [
+    (Driver(()), False), (Driver((1,)), True), (Driver((), state=3), True)])
+def test_a_gpu_that_something_else_in_the_process_uses_is_seen(
+        driver: Driver, used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus.ctypes, "CDLL", lambda library: driver)
+    assert gpus.used() is used

@@ -34,6 +34,26 @@ def found(library: str = LIBRARY) -> tuple[Gpu, ...]:
     return tuple(_gpu(cuda, number) for number in range(count.value))
 
 
+def used(library: str = LIBRARY) -> bool:
+    """Whether anything in this process computes on a GPU already, or that cannot be told."""
+    try:
+        cuda = ctypes.CDLL(library)
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
+        return False
+    return any(_holds(cuda, number) for number in range(count.value))
+
+
+def _holds(cuda: ctypes.CDLL, number: int) -> bool:
+    device, flags, active = ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()
+    return bool(cuda.cuDeviceGet(ctypes.byref(device), number)
+                or cuda.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags),
+                                                   ctypes.byref(active))
+                or active.value)
+
+
 def _gpu(cuda: ctypes.CDLL, number: int) -> Gpu:
     device, name = ctypes.c_int(), ctypes.create_string_buffer(_NAME_BYTES)
     cuda.cuDeviceGet(ctypes.byref(device), number)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from tf_infer.engines import files, gpus, onnx_runtime
 from tf_infer.engines.deadline import Deadline
-from tf_infer.engines.onnx_recorded import Recorded
+from tf_infer.engines.onnx_recorded import Recorded, alone, by_its_thread
 from tf_infer.engines.onnx_runtime import Provider, Shapes
 from tf_infer.engines.packing import Group, Placed, Sizes, lengths_of
 from tf_infer.errors import ConfigError
@@ -97,9 +98,11 @@ class OnnxEngine:
         self.as_proven = provider == "cpu"
         self._sizes = Sizes(manifest.shapes, packed=False)
         self._inputs = INPUTS if manifest.segments else INPUTS[:2]
-        self._session = onnx_runtime.open_session(
-            path, provider, profile(manifest.shapes), self._inputs, sha256=manifest.sha256,
-            threads=threads, cache=cache)
+        opened = partial(
+            onnx_runtime.open_session, path, provider, profile(manifest.shapes), self._inputs,
+            sha256=manifest.sha256, threads=threads, cache=cache,
+            recorded=provider != "cpu" and alone())
+        self._session = opened() if provider == "cpu" else by_its_thread(opened)
         self._recorded = Recorded(self._session, LOGITS, manifest.classes) if (
             onnx_runtime.records(self._session)) else None
 
@@ -122,10 +125,18 @@ class OnnxEngine:
             places = [placed.text for placed in group.texts]
             given = {name: _cut(rows[name], places, group.rows, group.tokens)
                      for name in self._inputs}
-            found = (self._session.run(None, given)[0] if self._recorded is None
-                     else self._recorded.run(given, deadline))
-            logits[places] = found[:len(places)]
+            logits[places] = self._compute(given, deadline)[:len(places)]
         return logits
+
+    def _compute(self, given: dict[str, np.ndarray], deadline: Deadline) -> np.ndarray:
+        if self.provider == "cpu":
+            return self._plain(given)
+        compute = self._plain if self._recorded is None else self._recorded.run
+        return by_its_thread(partial(compute, given), deadline)
+
+    def _plain(self, given: dict[str, np.ndarray]) -> np.ndarray:
+        found: np.ndarray = self._session.run(None, given)[0]
+        return found
 
     def warm_up(self, rest: Callable[[], None] = lambda: None) -> None:
         """Run every shape once, and rest after each."""
@@ -138,7 +149,10 @@ class OnnxEngine:
 
     def close(self) -> None:
         """Free the model; no call follows."""
+        recorded = self._recorded
         del self._session, self._recorded
+        if recorded is not None:
+            by_its_thread(recorded.close)
 
     def _groups(self, widths: np.ndarray) -> list[Group]:
         """Decide which rows are computed together, and in which shape."""

@@ -2,25 +2,58 @@
 
 To start a few hundred kernels one by one takes longer than a GPU needs to run them for a few rows.
 A recorded call starts them all at once, over memory of its own into which inputs are copied.
+
+ONNX Runtime keeps what it records by thread, and while CUDA records, it lets no other thread take
+memory of the GPU: one thread of the process does all that is done there. What else uses the GPU
+in this process would be refused memory, too, or make the recording fail: then nothing is recorded.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Late
+from typing import Any, TypeVar
 
 import numpy as np
 
-from tf_infer.engines import onnx_runtime
-from tf_infer.engines.deadline import Deadline
+from tf_infer.engines import gpus, onnx_runtime
+from tf_infer.engines.deadline import LATE, Deadline
+from tf_infer.errors import DeadlineExceeded
 
-# Of the whole process: while CUDA records, it refuses other threads what may wait for the GPU.
-_TURN = threading.Lock()
+T = TypeVar("T")
+_THREAD = ThreadPoolExecutor(1, thread_name_prefix="tf_infer_gpu")
+
+
+@functools.cache
+def alone() -> bool:
+    """Whether nothing else in this process used a GPU when its first engine was loaded."""
+    return not gpus.used()
+
+
+def by_its_thread(work: Callable[[], T], deadline: Deadline | None = None) -> T:
+    """Have the GPU's thread do something, and wait for it.
+
+    Args:
+        work: waits for nothing that the same thread would have to do.
+        deadline: of waiting for what others asked for before; None for none.
+
+    Raises:
+        DeadlineExceeded: the time was up before its turn.
+    """
+    left_s = None if deadline is None else deadline.left_s()
+    job = _THREAD.submit(work)
+    try:
+        return job.result(left_s)
+    except Late:
+        if job.cancel():
+            raise DeadlineExceeded(LATE) from None
+        return job.result()  # it has begun
 
 
 class Recorded:
-    """Calls of a session, one at a time, each shape recorded when it is first met.
+    """Calls of a session, each shape recorded when it is first met; of one thread alone.
 
     Args:
         session: opened so that it records (`onnx_runtime.records`).
@@ -34,31 +67,28 @@ class Recorded:
         self._runtime, self._device = onnx_runtime.library(), device
         self._calls: dict[tuple[int, ...], _Call] = {}
 
-    def run(self, given: Mapping[str, np.ndarray], deadline: Deadline) -> np.ndarray:
+    def run(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
         """Compute one batch.
 
         Args:
             given: inputs by name, all [rows, tokens].
-            deadline: of waiting for the calls before this one.
 
         Returns:
             [rows, columns] float32, the caller's own.
-
-        Raises:
-            DeadlineExceeded: the time was up before its turn.
         """
         shape = next(iter(given.values())).shape
-        deadline.acquire(_TURN)
-        try:
-            if shape not in self._calls:
-                self._calls[shape] = self._new(given, len(self._calls) + 1)
-            call = self._calls[shape]
-            for name, array in given.items():
-                call.inputs[name].update_inplace(array)
-            self._session.run_with_iobinding(call.binding, call.options)
-            return np.array(call.output.numpy())
-        finally:
-            _TURN.release()
+        if shape not in self._calls:
+            self._calls[shape] = self._new(given, len(self._calls) + 1)
+        call = self._calls[shape]
+        for name, array in given.items():
+            call.inputs[name].update_inplace(array)
+        self._session.run_with_iobinding(call.binding, call.options)
+        return np.array(call.output.numpy())
+
+    def close(self) -> None:
+        """Free all of it; no call follows."""
+        self._calls.clear()
+        self._session = None
 
     def _new(self, given: Mapping[str, np.ndarray], number: int) -> _Call:
         return _Call(self._runtime, self._session, given, self._output, self._columns,

@@ -196,7 +196,8 @@ def load_tensorrt() -> None:
 
 
 def open_session(path: Path, provider: Provider, shapes: Shapes, inputs: Sequence[str], *,
-                 sha256: str, threads: int, cache: Path | None = None) -> Any:
+                 sha256: str, threads: int, cache: Path | None = None,
+                 recorded: bool = False) -> Any:
     """Open a model file.
 
     Args:
@@ -207,6 +208,7 @@ def open_session(path: Path, provider: Provider, shapes: Shapes, inputs: Sequenc
         sha256: of the file.
         threads: that compute one call, on the CPU.
         cache: root of TensorRT's engines; None takes `cache_root`.
+        recorded: on CUDA its calls are recorded (onnx_recorded.py), where that can be.
 
     Raises:
         BackendMissing: the provider's own libraries cannot be loaded.
@@ -230,7 +232,7 @@ def open_session(path: Path, provider: Provider, shapes: Shapes, inputs: Sequenc
             provider, shapes, inputs, folder, recorded=recorded))
 
     try:
-        session = _recording(opened) if provider == "cuda" else opened(False)
+        session = _recording(opened) if recorded and provider == "cuda" else opened(False)
     except Exception as error:  # its exceptions have no base of their own
         raise ExportError(
             f"{path}: expected a model that ONNX Runtime {runtime.__version__} runs, got "
