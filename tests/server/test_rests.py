@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.server.serverkit import lent, make_versions, running, wait_until
+from tf_infer.server.config import ModelConfig
+from tf_infer.server.contracts import LoadTimes, Servable
+from tf_infer.server.fakes import EchoServable
 from tf_infer.server.rests import ALL_S, MOST_S, QUIET_S, TIMES, Rests, rest_s
+from tf_infer.server.versions import ModelRef
 
 SECONDS = st.floats(0, 100, allow_nan=False)
 
@@ -60,3 +68,25 @@ def test_a_rest_ends_soon_after_nobody_asks_any_more() -> None:
     world = World(asked_until_s=1.5)
     assert 0.5 + QUIET_S <= world.rested_s(1.0) < 0.5 + 2 * QUIET_S
     assert world.rested_s(1.0) == 0
+
+
+def test_a_load_that_a_reload_waits_for_does_not_rest_and_a_swap_does(tmp_path: Path) -> None:
+    quiet_s: list[float] = []
+
+    def load(path: Path) -> tuple[Servable, LoadTimes]:
+        if path.parent.name == "first" and path.name == "1":  # the start
+            return EchoServable(), LoadTimes()
+        with lent(server.versions, ModelRef("first")):
+            pass
+        quiet_s.append(server._quiet_s())
+        return EchoServable(), LoadTimes()
+
+    models = [ModelConfig(name=name, base_path=str(make_versions(tmp_path / name, "1")))
+              for name in ("first", "second")]
+    with running((models[0],), load=load) as (server, _):
+        server.versions.configure(models)
+        make_versions(tmp_path / "first", "2")
+        server.versions.poll()
+        assert wait_until(server.versions, lambda: len(quiet_s) == 2, 20)
+    assert quiet_s[0] == math.inf
+    assert 0 <= quiet_s[1] < QUIET_S

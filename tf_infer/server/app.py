@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -230,7 +231,9 @@ class Server:
         return ended
 
     def _quiet_s(self) -> float:
-        """For how long nobody has been asking; 0 while a call is answered."""
+        """For how long nobody has been asking, as a load sees it; 0 while a call is answered."""
+        if self.versions.awaited:  # whoever reloads the configuration waits, and not for ever
+            return math.inf
         if self.pipeline.in_flight() or self.generators.lent():
             return 0.0
         return time.monotonic() - self.versions.asked_s
