@@ -12,6 +12,8 @@ Prints one JSON object.
     idle        connections that say nothing, up to the limit of descriptors and beyond it
     killed      SIGKILL of one of two servers while a client balances over both
     disk        the log goes to a full disk
+
+Decoders, streams and callers who leave: benchmarks/endurance.py.
 """
 
 from __future__ import annotations
