@@ -3,6 +3,7 @@
     python -m benchmarks.decode --peers DIR --shape gpt2 --prompt 32 > gpt2-32.json
     python -m benchmarks.decode --peers DIR --shape gpt2 --only tf_infer llama --rows 1
     python -m benchmarks.decode --peers DIR --minutes 12       # rounds end before that
+    python -m benchmarks.decode --peers DIR --lengths mixed    # rows end at 8 to 64 new tokens
 
 Prints one JSON object. Every contestant is a process of its own that has a thread for each CPU,
 where its name does not say "one thread", and is frozen (SIGSTOP) when it is not its turn. In each
@@ -20,7 +21,9 @@ over the rounds with their least and greatest value; a ratio is the median of th
                     which pages of files that the system may take back (`end_file_mb`), and the
                     most there was (`peak_mb`)
 
-Greedy, end ids ignored. Peers live in environments below `--peers`; who is missing, does not start
+Greedy, end ids ignored. With `--lengths mixed` each row wants a number of tokens of its own, and
+only these count; who cannot let a row end makes all rows as long as the longest (all but our
+portable forms). Peers live in environments below `--peers`; who is missing, does not start
 or fails is left out, which standard error and `left_out` say:
 
     for name in llama openvino ct2 torch; do python3.11 -m venv peers/$name; done
@@ -95,9 +98,10 @@ class Cell(NamedTuple):
 
     prompt: int
     rows: int
+    mixed: bool = False
 
     def __str__(self) -> str:
-        return f"prompt {self.prompt}, {self.rows} rows"
+        return f"prompt {self.prompt}, {self.rows} rows" + ", mixed lengths" * self.mixed
 
 
 def measure(one: Running, cell: Cell, prompts: Sequence[dict[str, Any]], number: int
@@ -109,31 +113,34 @@ def measure(one: Running, cell: Cell, prompts: Sequence[dict[str, Any]], number:
     first, whole = (
         [prompts[(place + row) % len(prompts)] for row in range(cell.rows)]
         for place in (2 * number * cell.rows, (2 * number + 1) * cell.rows))
-    answer = ask(one, whole, decoders.NEW_TOKENS)
-    first_s = round(ask(one, first, 1)["seconds"], 4) if one.contestant.first else None
+    lengths = decoders.lengths(cell.rows, number if cell.mixed else None)
+    answer = ask(one, whole, lengths)
+    first_s = (round(ask(one, first, [1] * cell.rows)["seconds"], 4) if one.contestant.first
+               else None)
     say(f"  round {number} {cell}: {one.contestant.name:22} {answer['seconds']:.3f} s, "
         f"first {first_s} s")
     return {"seconds": answer["seconds"], "first_s": first_s, "ids": answer["ids"],
             **{key: answer[key] for key in ("peak_mb", "resident_mb", "file_mb")},
-            **rates(cell, answer["seconds"], first_s)}
+            **rates(cell, sum(lengths), answer["seconds"], first_s)}
 
 
-def ask(one: Running, prompts: Sequence[dict[str, Any]], new_tokens: int) -> dict[str, Any]:
-    """Let a contestant continue prompts."""
+def ask(one: Running, prompts: Sequence[dict[str, Any]], lengths: Sequence[int]
+        ) -> dict[str, Any]:
+    """Let a contestant continue prompts, each by so many tokens."""
     return one.ask({"ids": [prompt["ids"] for prompt in prompts],
-                    "texts": [prompt["text"] for prompt in prompts], "new_tokens": new_tokens})
+                    "texts": [prompt["text"] for prompt in prompts], "lengths": lengths})
 
 
 # ---------------------------------------------------------------------------- reporting
 
 
-def rates(cell: Cell, whole_s: float, first_s: float | None) -> dict[str, float]:
-    """Return what the seconds of both calls come to."""
-    found = {"tokens_per_s": cell.rows * decoders.NEW_TOKENS / whole_s}
+def rates(cell: Cell, tokens: int, whole_s: float, first_s: float | None) -> dict[str, float]:
+    """Return what the seconds of both calls come to; the whole one was asked for `tokens`."""
+    found = {"tokens_per_s": tokens / whole_s}
     if first_s is not None:
         found |= {"first_ms": 1000 * first_s, "prefill_per_s": cell.rows * cell.prompt / first_s}
         if whole_s > first_s:
-            found["step_per_s"] = cell.rows * (decoders.NEW_TOKENS - 1) / (whole_s - first_s)
+            found["step_per_s"] = (tokens - cell.rows) / (whole_s - first_s)
     return found
 
 
@@ -167,7 +174,8 @@ def report(cells: pipes.Cells[Cell]) -> dict[str, Any]:
 def shape_part(shape: str, arguments: argparse.Namespace, until_s: float) -> dict[str, Any]:
     """Compare everybody on one shape."""
     prompts = decoders.prompts(shape, arguments.cache, arguments.peers)
-    cells = [Cell(prompt, rows) for prompt in arguments.prompt for rows in arguments.rows]
+    cells = [Cell(prompt, rows, arguments.lengths == "mixed")
+             for prompt in arguments.prompt for rows in arguments.rows]
     left_out: dict[str, str] = {}
 
     def settings(one: Contestant) -> dict[str, Any]:
@@ -192,8 +200,10 @@ def main() -> None:
                         default=list(decoders.PROMPTS))
     parser.add_argument("--rows", nargs="+", type=int, choices=decoders.ROWS,
                         default=list(decoders.ROWS))
+    parser.add_argument("--lengths", choices=("equal", "mixed"), default="equal")
     arguments = parser.parse_args()
-    pipes.run({"new_tokens": decoders.NEW_TOKENS}, lambda until_s: {"shapes": {
+    told = {"lengths": arguments.lengths, "new_tokens": decoders.NEW_TOKENS}
+    pipes.run(told, lambda until_s: {"shapes": {
         shape: shape_part(shape, arguments, until_s) for shape in arguments.shape}},
         arguments.minutes)
 

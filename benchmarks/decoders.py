@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from benchmarks.models import SHARED
 
 HERE = Path(__file__).resolve().parent
 PROMPTS, NEW_TOKENS, ROWS, SEED = (32, 256), 64, (1, 8, 32), 0
+LEAST_TOKENS = 8  # of a row where lengths are mixed
 POOL = 8 * ROWS[-1]  # prompts of a length: every call of four rounds has its own
 POSITIONS = PROMPTS[-1] + NEW_TOKENS
 MODEL, SERVED_PROMPTS, SERVED_CAPACITY = "writer", (32, 64, 128, 256), 128
@@ -59,6 +61,14 @@ def form(name: str, shape: str, cache: Path, peers: Path | None) -> Path:
     return forms.made(target, lambda made: forms.own_command(
         "benchmarks.decoders", name, shape, source, made) if name in EXPORTS
         else FORMS[name](shape, forms.required(peers, name), source, made))
+
+
+def lengths(rows: int, draw: int | None) -> list[int]:
+    """Return how many new tokens each row wants: all NEW_TOKENS, or 8 to as many, drawn."""
+    if draw is None:
+        return [NEW_TOKENS] * rows
+    drawn = random.Random(f"{SEED} {rows} {draw}")
+    return [drawn.randint(LEAST_TOKENS, NEW_TOKENS) for _ in range(rows)]
 
 
 def prompts(shape: str, cache: Path, peers: Path | None) -> dict[int, list[dict[str, Any]]]:
@@ -127,8 +137,9 @@ def export_served(source: Path, made: Path, precision: str | None = None, engine
     from tf_infer.optimize import apply, litert, plan
 
     reference = task_from(source, SERVED_CAPACITY, SERVED_PROMPTS)
-    task = reference if precision is None else apply.apply(reference, plan.read_plan(precision))
-    folder = forms.save_version(task, made / MODEL, MODEL)
+    form = plan.read_plan(precision or "float32")
+    task = reference if precision is None else apply.apply(reference, form)
+    folder = forms.save_version(task, made / MODEL, MODEL, plan.PATHS_ATOL[form.precision])
     if engine:
         positions = SERVED_PROMPTS[-1] + SERVED_CAPACITY
         litert.write(reference.network, folder / EXTRA_FOLDER / "engines/litert",
@@ -142,6 +153,7 @@ EXPORTS: dict[str, Callable[[Path, Path], None]] = {
     "served-float32": export_served,
     "served-bfloat16": partial(export_served, precision="bfloat16"),
     "served-engine": partial(export_served, engine=True),
+    "served-int8": partial(export_served, precision="int8", engine=True),
 }
 
 

@@ -1,8 +1,8 @@
 """What all contestants of benchmarks/decode.py share: a process that answers for one model.
 
 Its settings are {"model": folder or file, "form": ..., "positions": n}; a request is {"ids":
-[[...]], "texts": [...], "new_tokens": n}, the answer the seconds that this took and the ids. Rows
-of a request are equally long.
+[[...]], "texts": [...], "lengths": [...]}, the answer the seconds that this took and the ids. The
+prompts of a request are equally long; `lengths` are the new tokens that each row wants.
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ Ids = list[list[int]]
 
 
 class Asked(NamedTuple):
-    """Prompts as ids [B, P] and as texts that encode to them, and how many tokens to produce."""
+    """Prompts as ids [B, P] and as texts that encode to them, and how many tokens each wants."""
 
     ids: Ids
     texts: list[str]
-    new_tokens: int
+    lengths: list[int]
+
+    @property
+    def new_tokens(self) -> int:
+        """What the longest row wants; who cannot let a row end gives this to all of them."""
+        return max(self.lengths)
 
 
 Generate = Callable[[Asked], Ids]
@@ -49,9 +54,10 @@ def run(load: Callable[[dict[str, Any]], Generate]) -> None:
             started = time.perf_counter()
             ids = generate(asked)
             spent = time.perf_counter() - started
-            if [len(row) for row in ids] != [asked.new_tokens] * len(asked.ids):
-                raise RuntimeError(f"expected {len(asked.ids)} rows of {asked.new_tokens} new "
-                                   f"tokens, got {[len(row) for row in ids]}")
+            ids = [row[:length] for row, length in zip(ids, asked.lengths)]
+            if [len(row) for row in ids] != asked.lengths:
+                raise RuntimeError(f"expected rows of {asked.lengths} new tokens, got "
+                                   f"{[len(row) for row in ids]}")
             return {"seconds": spent, "ids": ids}
 
         return answer

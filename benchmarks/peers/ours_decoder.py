@@ -27,12 +27,12 @@ def saved_model(settings: dict[str, Any]) -> common.Generate:
         assert model is not None  # the signature alone does not keep its variables
         count = len(asked.texts)
         given = {"prompt": tf.constant(asked.texts),
-                 "max_new_tokens": tf.fill([count], asked.new_tokens)}
+                 "max_new_tokens": tf.constant(asked.lengths, tf.int32)}
         for name, spec in inputs.items():  # the other options at what leaves greedy search alone
             if name not in given:
                 given[name] = tf.fill([count], _neutral(name, spec.dtype))
         found = signature(**given)
-        assert set(found["length"].numpy().tolist()) == {asked.new_tokens}
+        assert found["length"].numpy().tolist() == asked.lengths
         return found["ids"].numpy()[:, :asked.new_tokens].tolist()
 
     return generate
