@@ -159,15 +159,16 @@ def test_stories260k_built_by_the_command_tells_its_golden_story(tmp_path: Path)
     assert run("--checkpoint", folder, "--tokenizer", files, "--task", "causal_lm",
                "--capacity", "200", "--max-tokens", "64", "--output", tmp_path / "stories") == 0
     task = build.load(tmp_path / "stories")
-    signature = task.signatures()["generate"]
-    generate = tf.function(signature.function).get_concrete_function(**signature.input_specs())
-    given = {spec.name: tf.constant([spec.default], spec.dtype)
-             for spec in signature.spec.inputs if spec.default is not None}
-    found = generate(**{**given, "prompt": tf.constant([""]),
-                        "max_new_tokens": tf.constant([200]), "temperature": tf.zeros([1])})
+    spec = task.signatures()["generate"].spec
+    given = {one.name: np.array([one.default], one.dtype.replace("string", "object"))
+             for one in spec.inputs if one.default is not None}
+    # Op by op: to trace it takes longer. All 200 tokens are told by tests/journeys/test_stories.py.
+    found = answers(task, "generate", **given | {
+        "prompt": [""], "max_new_tokens": np.int32([40]), "temperature": np.float32([0.0])})
     wanted = json.loads((folder / "golden_greedy.json").read_text())
-    assert found["ids"][0].numpy().tolist() == wanted["greedy_ids"][1:]
-    assert found["text"][0].numpy().decode() == wanted["greedy_text"]
+    assert found["ids"][0, :40].tolist() == wanted["greedy_ids"][1:41]
+    text = found["text"][0].decode()
+    assert len(text) > 80 and wanted["greedy_text"].startswith(text)
 
 
 @pytest.mark.slow
