@@ -1,7 +1,7 @@
 """Continuous against static batching: our server, mixed lengths, Poisson arrivals.
 
     python -m benchmarks.continuous --shape mini > benchmarks/results/continuous.json
-    python -m benchmarks.continuous --shape gpt2 --form served-engine --seconds 20 --minutes 12
+    python -m benchmarks.continuous --form served-int8 --servers static engine --minutes 5.5
 
 Prints one JSON object. All servers serve one version. `static` answers the signature `generate`
 through Predict, where requests run together until the longest of them has ended; `continuous`
@@ -13,19 +13,25 @@ Each is a process of its own, frozen when it is not its turn; so is the load
 Prompts are pieces of real stories of 8 to 150 words, answers have 4 to 128 tokens, both spread
 evenly over the logarithm of their length, the same in the same order for all.
 
-    capacity        tokens/s with 32 callers who each wait for their answer
-    rates           Poisson arrivals at shares of what static did with those callers, a result a
+    seconds         of one load: what was asked for, or, where that is longer, three of the longest
+                    calls that static has with 32 callers
+    capacity        tokens/s with 32 callers who each wait for their answer; a call counts with the
+                    share of its time that lies in the last three quarters of the load, also one
+                    that ends behind it
+    rates           Poisson arrivals at shares of what each did with those callers, a result a
                     round; tokens/s of those that ended in the last three quarters of the time
     per_token_ms    from the time a request was due to its end, by its tokens
     first_ms        to its first token; a static answer comes whole
-    at equal p99    tokens/s that each can do before its p99 of per_token_ms is above a bound, read
-                    off between the two nearest rates; "at least" where no rate was too much
+    at equal p99    for each rate of static: tokens/s that the others can do before their p99 of
+                    per_token_ms is above static's, read off between the two nearest rates ("at
+                    least" where no rate was too much), and first_ms at the last rate below it
     streaming       what a token costs more in pieces than whole: one caller, and eight
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -36,10 +42,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import contestants, decoders, models
 from benchmarks.client import machine
@@ -49,8 +55,9 @@ from benchmarks.server import say
 
 CALLERS, REQUESTS = 32, 512
 WORDS, TOKENS = (8, 150), (4, decoders.SERVED_CAPACITY)
-SHARES = (0.3, 0.5, 0.7, 0.85, 1.0, 1.3, 1.7, 2.2, 2.8)
+SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 STATIC, CONTINUOUS, ENGINE = "static", "continuous", "engine"
+CALLS = 3  # of static, one behind the other, that a load has room for
 Cells = dict[str, dict[float, list[dict[str, Any]]]]  # server -> share -> one result a round
 BATCHING = """max_batch_size { value: 32 } batch_timeout_micros { value: 10000 }
 max_enqueued_batches { value: 1000 } num_batch_threads { value: 1 }
@@ -72,6 +79,20 @@ def requests(seed: int = 0) -> list[tuple[str, int]]:
         start = draw.randrange(len(words) - count)
         found.append((" ".join(words[start:start + count]), spread(*TOKENS)))
     return found
+
+
+class Point(NamedTuple):
+    """What a server did at one rate of arrivals, medians of the rounds.
+
+    Attributes:
+        tokens_per_s: of the requests that ended.
+        p99: of the milliseconds of a token.
+        first_ms: p50 and p99 of the milliseconds to the first token.
+    """
+
+    tokens_per_s: float
+    p99: float
+    first_ms: dict[str, float]
 
 
 class Decoding(Running):
@@ -107,7 +128,9 @@ def run(server: Decoding, **values: Any) -> dict[str, Any]:
                                     stream=server.contestant.name != STATIC, **values))
     spent = server.cpu_s() - before
     server.freeze()
-    result = figures(found["records"], found["failures"], values["seconds"])
+    speed = ended if values.get("rate") else made
+    result = figures(found["records"], found["failures"], speed(found["records"],
+                                                                values["seconds"]))
     result["cpu_ms_per_token"] = round(1000 * spent / result["tokens"], 3)
     say(f"  {server.contestant.name:10} {values.get('rate') or values.get('callers')}: {result}")
     return result
@@ -116,7 +139,7 @@ def run(server: Decoding, **values: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- reporting
 
 
-def throughput(records: Sequence[dict[str, float]], seconds: float) -> float:
+def ended(records: Sequence[dict[str, float]], seconds: float) -> float:
     """Return tokens a second of the requests that ended while others came.
 
     The first quarter is left out: what ends then does not make up for what begins.
@@ -125,7 +148,20 @@ def throughput(records: Sequence[dict[str, float]], seconds: float) -> float:
     return round(tokens / (0.75 * seconds), 1)
 
 
-def figures(records: Sequence[dict[str, float]], failures: dict[str, int], seconds: float
+def made(records: Sequence[dict[str, float]], seconds: float) -> float:
+    """Return tokens a second of callers who ask again when they are answered.
+
+    All of them ask throughout, so a call's tokens are spread over its time, and those that end
+    behind the load count, too: a batch may take longer than the load.
+    """
+    begin_s, tokens = seconds / 4, 0.0
+    for one in records:
+        inside = min(one["end_s"], seconds) - max(one["due_s"], begin_s)
+        tokens += one["tokens"] * max(0.0, inside) / (one["end_s"] - one["due_s"])
+    return round(tokens / (seconds - begin_s), 1)
+
+
+def figures(records: Sequence[dict[str, float]], failures: dict[str, int], tokens_per_s: float
             ) -> dict[str, Any]:
     """Return what a load's records come to."""
     if not records:
@@ -138,7 +174,8 @@ def figures(records: Sequence[dict[str, float]], failures: dict[str, int], secon
             for one in records if one["pieces"] > 1 and one["tokens"] > 1]
     return {
         "requests": len(records), "failures": failures, "tokens": int(tokens),
-        "tokens_per_s": throughput(records, seconds),
+        "tokens_per_s": tokens_per_s,
+        "longest_call_s": round(max(one["end_s"] - one["due_s"] for one in records), 2),
         "per_token_ms": {"p50": at(per_token, 0.5), "p99": at(per_token, 0.99)},
         "first_ms": {"p50": at(first, 0.5), "p99": at(first, 0.99)},
         **({"between_tokens_ms": round(statistics.median(gaps), 2)} if gaps else {}),
@@ -150,44 +187,56 @@ def at(ordered: Sequence[float], share: float) -> float:
     return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
 
 
-def throughput_at(points: Sequence[tuple[float, float]], bound: float) -> float | None:
-    """Return the tokens a second at which p99 reaches a bound.
+def reached_at(points: Sequence[Point], bound: float) -> tuple[float, Point] | None:
+    """Return the tokens a second at which p99 reaches a bound, and the last rate below it.
 
     Args:
-        points: (tokens a second, p99) of every rate of arrivals, in its order.
+        points: of every rate of arrivals, in its order.
         bound: of the p99.
 
     The last rate below the bound before the first one above it counts, and what lies between the
     two, straight over the logarithm of p99. None where the lowest rate is above it already.
     """
-    below: tuple[float, float] | None = None
-    for speed, p99 in points:
-        if p99 > bound:
+    below: Point | None = None
+    for point in points:
+        if point.p99 > bound:
             if below is None:
                 return None
-            share = (math.log(bound) - math.log(below[1])) / (math.log(p99) - math.log(below[1]))
-            return below[0] + share * (speed - below[0])
-        below = (speed, p99)
-    return below[0] if below else None
+            share = math.log(bound / below.p99) / math.log(point.p99 / below.p99)
+            speed = below.tokens_per_s + share * (point.tokens_per_s - below.tokens_per_s)
+            return speed, below
+        below = point
+    return (below.tokens_per_s, below) if below else None
 
 
 def equal_p99(cells: Cells) -> dict[str, Any]:
-    """Return, for each p99 that static had, how much more continuous does before it has it."""
-    points = {name: [(statistics.median(one["tokens_per_s"] for one in results),
-                      statistics.median(one["per_token_ms"]["p99"] for one in results))
-                     for _, results in sorted(row.items())]
+    """Return, for each p99 that static had, how much more the others do before they have it."""
+    points = {name: [_point(results) for _, results in sorted(row.items())]
               for name, row in cells.items()}
     found = {}
-    for _, bound in sorted(points[STATIC], key=lambda point: point[1]):
-        speeds = {name: throughput_at(points[name], bound) for name in points}
-        static = speeds.pop(STATIC)
-        told: dict[str, Any] = {STATIC: static}
-        for name, speed in speeds.items():
-            if static and speed:
-                told[name] = {"tokens_per_s": round(speed, 1), "ratio": round(speed / static, 2),
-                              "at least": all(p99 <= bound for _, p99 in points[name])}
-        found[f"p99 {bound} ms"] = told
+    for static in sorted(points[STATIC], key=lambda point: point.p99):
+        told: dict[str, Any] = {STATIC: {"tokens_per_s": static.tokens_per_s,
+                                         "first_ms": static.first_ms}}
+        for name in points.keys() - {STATIC}:
+            reached = reached_at(points[name], static.p99)
+            if reached:
+                speed, below = reached
+                told[name] = {
+                    "tokens_per_s": round(speed, 1), "ratio": round(speed / static.tokens_per_s, 2),
+                    "at least": all(point.p99 <= static.p99 for point in points[name]),
+                    "first_ms": below.first_ms}
+        found[f"p99 {static.p99} ms"] = told
     return found
+
+
+def _point(results: Sequence[dict[str, Any]]) -> Point:
+    def middle(figures: Iterable[float]) -> float:
+        return round(statistics.median(figures), 2)
+
+    return Point(
+        middle(one["tokens_per_s"] for one in results),
+        middle(one["per_token_ms"]["p99"] for one in results),
+        {share: middle(one["first_ms"][share] for one in results) for share in ("p50", "p99")})
 
 
 def overhead(static: dict[str, Any], streamed: dict[str, Any]) -> dict[str, float]:
@@ -200,37 +249,39 @@ def overhead(static: dict[str, Any], streamed: dict[str, Any]) -> dict[str, floa
 # ---------------------------------------------------------------------------- parts
 
 
-def servers(base: Path) -> list[Contestant]:
+def servers(base: Path, names: Sequence[str]) -> list[Contestant]:
     """Return the servers of one model."""
     flags = {STATIC: ("--enable_batching", "--batching_parameters_file={folder}/batching.txt"),
              CONTINUOUS: ("--decode_engine=saved_model",), ENGINE: ("--decode_engine=litert",)}
     if not any(base.glob("*/assets.extra/engines/litert")):
         del flags[ENGINE]
     return [contestants.ours(base, *more, name=name, files={"batching.txt": BATCHING})
-            for name, more in flags.items()]
+            for name, more in flags.items() if name in names]
 
 
 def compare(group: Sequence[Decoding], seconds: float, rounds: int, until_s: float
             ) -> dict[str, Any]:
-    """Measure capacity, then every rate, in turns."""
+    """Measure capacity and streaming, then every rate, in turns."""
     asked = requests()
-    for one in group:  # before anything counts
-        run(one, requests=asked, callers=CALLERS, seconds=min(5.0, seconds))
+    first = {one.contestant.name: run(one, requests=asked, callers=CALLERS, seconds=3.0)
+             for one in group}  # before anything counts
+    seconds = max(seconds, CALLS * first[STATIC]["longest_call_s"])
     capacity = {one.contestant.name: run(one, requests=asked, callers=CALLERS, seconds=seconds)
                 for one in group}
-    static = capacity[STATIC]
-    mean = static["tokens"] / static["requests"]
+    pieces = streaming(group, min(4.0, seconds))
+    mean = statistics.mean(tokens for _, tokens in asked)
     cells: Cells = {one.contestant.name: {} for one in group}
-    for number in range(rounds):
-        for share in SHARES:
-            if time.monotonic() + 1.5 * len(group) * seconds > until_s:
-                say(f"no time for a rate of {share}")
-                break
-            rate = share * static["tokens_per_s"] / mean
-            for one in group if number % 2 else list(reversed(group)):
-                cells[one.contestant.name].setdefault(share, []).append(
-                    run(one, requests=asked, rate=rate, seconds=seconds, seed=number))
-    return {"capacity": capacity, "rates": cells, "at equal p99": equal_p99(cells)}
+    for number, share in itertools.product(range(rounds), SHARES):
+        if time.monotonic() + 1.3 * len(group) * seconds > until_s:
+            say(f"no time for a share of {share}")
+            break
+        for one in group if number % 2 else list(reversed(group)):
+            name = one.contestant.name
+            cells[name].setdefault(share, []).append(run(
+                one, requests=asked, seconds=seconds, seed=number,
+                rate=share * capacity[name]["tokens_per_s"] / mean))
+    return {"seconds": round(seconds, 1), "capacity": capacity, "rates": cells,
+            "at equal p99": equal_p99(cells), "streaming": pieces}
 
 
 def streaming(group: Sequence[Decoding], seconds: float) -> dict[str, Any]:
@@ -252,25 +303,28 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(decoders.SHAPES), default="mini")
     parser.add_argument("--form", default="served-float32",
                         help="an export of benchmarks/decoders.py")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of one rate")
+    parser.add_argument("--servers", nargs="+", choices=(STATIC, CONTINUOUS, ENGINE),
+                        default=[STATIC, CONTINUOUS, ENGINE], help="with static among them")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of one load, at least")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=60.0, help="begin nothing that ends later")
     arguments = parser.parse_args()
+    if STATIC not in arguments.servers:
+        parser.error(f"--servers: expected {STATIC} among them, which the others are held against")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that who is frozen is ended
-    until_s = time.monotonic() + 60 * arguments.minutes
     base = decoders.form(arguments.form, arguments.shape, arguments.cache, arguments.peers)
+    until_s = time.monotonic() + 60 * arguments.minutes
     found: dict[str, Any] = {"python": platform.python_version(), "machine": machine(),
                              "shape": arguments.shape, "form": arguments.form}
     with ExitStack() as stack:
         group = []
-        for contestant in servers(base / decoders.MODEL):
+        for contestant in servers(base / decoders.MODEL, arguments.servers):
             one = Decoding(contestant, (requests()[0][0], 4))
             stack.callback(one.stop)
             one.freeze()
             say(f"{contestant.name} started in {one.start_s:.1f} s")
             group.append(one)
         found |= compare(group, arguments.seconds, arguments.rounds, until_s)
-        found["streaming"] = streaming(group, min(5.0, arguments.seconds))
         found["resident_mb"] = {one.contestant.name: one.resident_mb() for one in group}
     found["load_after"] = round(os.getloadavg()[0], 2)
     print(json.dumps(found, indent=1))

@@ -69,10 +69,12 @@ async def run(load: GenerationLoad) -> dict[str, Any]:
                         "tokens": tokens, "pieces": pieces})
 
     async def caller(number: int) -> None:
-        place = number
-        while (now_s := time.perf_counter() - started) < load.seconds:
+        place, now_s = number, time.perf_counter() - started
+        while True:  # once at least, however slowly this process came so far
             await one(place, now_s)
-            place += load.callers
+            place, now_s = place + load.callers, time.perf_counter() - started
+            if now_s >= load.seconds:
+                return
 
     running: list[asyncio.Task[None]] = []
     if load.rate:
