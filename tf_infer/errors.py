@@ -216,8 +216,8 @@ def exception_for(code: Code | int, details: str) -> ServingError:
     return row.exception(details, code=row.code)
 
 
-# A check in a graph of ours that failed (`tasks.grid.require`), as TensorFlow words it; the names of
-# nodes and functions stand before and behind it.
+# A check in a graph of ours that failed (`tasks.grid.require`), as TensorFlow words it; the names
+# of nodes and functions stand before and behind it.
 _CHECK = re.compile(r"assertion failed: \[(?P<rule>.*?)\.?\] \[First such row:\] \[(?P<row>\d+)\]"
                     r"(?: \[got:\] \[(?P<got>[^\]]*)\])?", re.DOTALL)
 
