@@ -263,8 +263,9 @@ def compare(group: Sequence[Decoding], seconds: float, rounds: int, until_s: flo
             ) -> dict[str, Any]:
     """Measure capacity and streaming, then every rate, in turns."""
     asked = requests()
+    # Before anything counts, twice: first runs of a size take long.
     first = {one.contestant.name: run(one, requests=asked, callers=CALLERS, seconds=3.0)
-             for one in group}  # before anything counts
+             for one in (*group, *group)}
     seconds = max(seconds, CALLS * first[STATIC]["longest_call_s"])
     capacity = {one.contestant.name: run(one, requests=asked, callers=CALLERS, seconds=seconds)
                 for one in group}
