@@ -120,7 +120,7 @@ def test_company_may_move_a_row_on_a_gpu_as_far_as_the_export_allows_and_on_a_cp
 
     engine = InCompany()
     engine.as_proven = as_proven  # type: ignore[attr-defined]
-    monkeypatch.setattr(encoders, "KINDS", {"litert": lambda folder, threads: engine})
+    monkeypatch.setattr(encoders, "KINDS", {"litert": lambda *_: engine})
     samples = [Sample("serving_default", texts("a", "a longer text", "中文", ""))]
     found = compared(folder, task, samples, GraphPredictor(task.signatures()))
     assert found["litert"].passed
