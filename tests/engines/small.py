@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tf_infer.engines.reading import cuts
 from tf_infer.networks import build
 from tf_infer.optimize.litert import EngineSettings, write
 
-VOCABULARY, POSITIONS = 100, 100  # four pages: 32, 32, 32, 16
+VOCABULARY, POSITIONS = 100, 100  # three pages: 32, 32, 48
 ROWS, CHUNKS = (1, 2, 4), (4, 16, 96)  # a read of 96 is looked at in two blocks
 SIZES = {"vocabulary_size": VOCABULARY, "num_layers": 2, "hidden_dim": 32, "intermediate_dim": 64}
 FAMILIES: dict[str, Any] = {
@@ -28,9 +29,14 @@ FAMILIES: dict[str, Any] = {
 }
 
 
-def network(family: str) -> Any:
+def network(family: str, positions: int = POSITIONS) -> Any:
     """Build a decoder with drawn weights, large enough that every part of it is seen in logits."""
-    built = build.decoder(FAMILIES[family], vocab_size=VOCABULARY, seed=3)
+    config = FAMILIES[family]
+    if family == "gpt2":
+        config = replace(config, arguments={**config.arguments, "max_sequence_length": positions})
+    else:
+        config = replace(config, max_positions=positions)
+    built = build.decoder(config, vocab_size=VOCABULARY, seed=3)
     random = np.random.default_rng(7)
     for variable in built.trainable_variables:
         spread = 0.02 if len(variable.shape) == 1 else 0.15

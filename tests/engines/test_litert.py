@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -153,6 +154,25 @@ def test_a_slots_logits_are_the_same_bits_beside_longer_neighbours(
     crowd = engine.step(llama.ids[:, 9], lengths, [0, 1, 2, 3])[0]
     np.testing.assert_array_equal(pair, alone)
     np.testing.assert_array_equal(crowd, alone)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_step_is_the_same_bits_over_however_many_pages(family: str, tmp_path: Path) -> None:
+    """A row sees as many pages as the longest row beside it fills."""
+    positions = 400
+    engine = small.engine(small.network(family, positions), tmp_path / "litert")
+    pages = list(itertools.accumulate(engine.manifest.pages))
+    assert len(pages) > 6 and pages[-1] >= positions
+    random = np.random.default_rng(2)
+    for length in [*range(20, 380, 12), *(page - 1 for page in pages[:-1])]:
+        ids = random.integers(0, small.VOCABULARY, length + 1)
+        read_whole(engine, 1, ids[:length])
+        tokens, lengths = np.full(4, ids[length]), np.array([0, length, 0, 0])
+        alone = engine.step(tokens, lengths, [1])[1].copy()
+        for longest in (page - 1 for page in pages if page > length):
+            # What stands in the other row does not matter, only how much.
+            lengths[2] = min(longest, positions - 1)
+            np.testing.assert_array_equal(engine.step(tokens, lengths, [1, 2])[1], alone)
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])

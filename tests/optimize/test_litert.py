@@ -11,8 +11,8 @@ from tf_infer.optimize.litert import EngineSettings, cache_of, joined_shapes, pa
 
 
 @pytest.mark.parametrize(("positions", "pages"), [
-    (1, (16,)), (32, (32,)), (33, (32, 16)), (128, (32,) * 4), (200, (32, 32, 32, 32, 64, 16)),
-    (1024, (32, 32, 32, 32, 64, 96, 128, 192, 288, 128))])
+    (1, (16,)), (32, (32,)), (33, (32, 16)), (128, (32, 32, 64)), (200, (32, 32, 64, 64, 16)),
+    (1024, (32, 32, 64, 64, 64, 128, 192, 256, 192))])
 def test_a_page_is_half_of_those_before_it(positions: int, pages: tuple[int, ...]) -> None:
     assert page_sizes(positions) == pages
     assert 0 <= sum(pages) - positions < 16

@@ -15,6 +15,7 @@ from tf_infer.optimize.litert_attention import Precision
 from tf_infer.optimize.litert_decoder import DecoderFile
 
 PAGE = 32  # positions of the first page
+SUMMED = 64  # numbers that XNNPACK's softmax adds up at once; what is left over, otherwise
 ROUNDED_HEAD = 32  # numbers of a head from which on it is kept as int8
 # Share of the spread of log-probabilities (verify/engine.py) by which the worst may be off. The
 # worst of 3 million on a trained decoder of width 64: int8 0.14, float32 1e-5.
@@ -90,12 +91,14 @@ def joined_shapes(slots: int, chunks: Sequence[int]) -> tuple[tuple[int, int], .
 def page_sizes(positions: int) -> tuple[int, ...]:
     """Return pages that hold `positions` together, each about half of those before it.
 
-    32, 32, 32, 32, 64, 96, 128, 192, ..., the last one cut: a text meets few more positions than it
-    has. Multiples of 16, so that every row of a page begins where the runtime wants it.
+    32, 32, 64, 64, 64, 128, 192, 256, ..., the last one cut: a text meets few more positions than
+    it has. Multiples of 16, so that every row of a page begins where the runtime wants it. All that
+    stands before a page but the first two is a multiple of SUMMED: a softmax over more pages then
+    adds up the same numbers in the same order, and who sits beside a text changes no bit of it.
     """
     pages: list[int] = []
     while sum(pages) < positions:
-        size = max(PAGE, sum(pages) // 2 // PAGE * PAGE)
+        size = PAGE if sum(pages) < SUMMED else max(SUMMED, sum(pages) // 2 // SUMMED * SUMMED)
         pages.append(min(size, -(-(positions - sum(pages)) // 16) * 16))
     return tuple(pages)
 
