@@ -148,8 +148,7 @@ class Stand:
 
         self.engine = SlotEngine(
             self.decoder, manifest, make,
-            EngineLimits(slots=slots, queue=queue, chunk=chunk, prefix_bytes=prefix_bytes,
-                         prefix_block=4),
+            EngineLimits(slots=slots, queue=queue, chunk=chunk, prefix_bytes=prefix_bytes),
             tokens=TOKENS if table else None, watch=watch)
 
     def ask(self, prompt: bytes, heard: Heard | None = None, *, deadline_s: float | None = None,

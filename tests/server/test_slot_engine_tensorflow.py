@@ -84,7 +84,7 @@ def engine_over(version: SavedModelServable, task: Served, *, form: Form | None 
     tokens = task.codec.token_bytes() if table else None
     assert tokens is None or isinstance(tokens, token_bytes.TokenBytes)
     made = SlotEngine(version, manifest, lambda: form or SavedForm(version, manifest, 4),
-                      EngineLimits(**{"slots": 4, "chunk": 8, "prefix_block": 4, **limits}),
+                      EngineLimits(**{"slots": 4, "chunk": 8, **limits}),
                       tokens=tokens)
     try:
         yield made

@@ -66,9 +66,9 @@ def test_a_long_prompt_is_read_in_chunks_while_others_produce() -> None:
     line.join()
     assert read_turn(line) == [Read("short", 0, 0, 3), Read("long", 1, 0, 5)]
     assert line.producing() == ("short", "none")
-    assert read_turn(line) == [Read("long", 1, 5, 10), Read("long", 1, 10, 13)]
+    assert read_turn(line) == [Read("long", 1, 5, 10)], "the next part does not fit"
     line.leave("short"), line.leave("none")
-    assert read_turn(line) == [Read("long", 1, 13, 18)], "nobody waits for more than one reading"
+    assert read_turn(line) == [Read("long", 1, 10, 15)], "nobody waits for more than one reading"
     line.did_read("long", 20)  # the rest was restored
     assert read_turn(line) == [] and line.producing() == ("long",)
 
@@ -86,12 +86,18 @@ def test_prompts_that_fit_into_a_turn_are_read_together() -> None:
     assert line.next_reads() == (Read("d", 3, 8, 9), Read("e", 4, 0, 3))
 
 
-def test_a_prompt_that_does_not_fit_fills_the_turn_no_further_than_those_who_run_may_wait() -> None:
+def test_a_prompt_is_cut_alike_in_any_company() -> None:
     line = board(chunk=8, read=20)
     come(line, "a", 3)
-    come(line, "b", 50)
+    come(line, "b", 19)
     line.join()
-    assert read_turn(line) == [Read("a", 0, 0, 3), Read("b", 1, 0, 5)]
+    assert read_turn(line) == [Read("a", 0, 0, 3), Read("b", 1, 0, 8)]
+    assert [read_turn(line), read_turn(line)] == [[Read("b", 1, 8, 16)], [Read("b", 1, 16, 19)]]
+    alone = board(chunk=8, read=20)
+    come(alone, "b", 19)
+    alone.join()
+    assert read_turn(alone) == [
+        Read("b", 0, 0, 8), Read("b", 0, 8, 16), Read("b", 0, 16, 19)]
 
 
 def test_slots_come_and_go_only_before_anybody_sits() -> None:
@@ -167,7 +173,8 @@ def test_no_call_is_lost_or_doubled_and_no_slot_holds_two(
                 waited |= any(done[key] == lengths[key] for key in line.seated())
                 for read in reads:
                     assert read.start == done[read.key] < read.stop <= lengths[read.key]
-                    assert read.stop - read.start <= limits.read
+                    assert read.start % limits.part == 0
+                    assert read.stop == min(read.start + limits.part, lengths[read.key])
                     assert read.slot == line.slot(read.key)
                     older = [key for key in line.seated() if key < read.key]
                     assert all(done[key] == lengths[key] for key in older)
@@ -175,8 +182,9 @@ def test_no_call_is_lost_or_doubled_and_no_slot_holds_two(
                     done[read.key] = read.stop
                     line.did_read(read.key, read.stop)
             assert spent <= (limits.chunk if waited else limits.read)
-            unread = sum(lengths[key] - done[key] for key in line.seated())
-            assert unread == 0 or spent >= min(limits.chunk, limits.read)
+            left = [lengths[key] - done[key] for key in line.seated() if done[key] < lengths[key]]
+            most = limits.chunk if line.producing() else limits.read
+            assert not left or spent + min(left[0], limits.part) > most, "more would have fitted"
             assert set(line.producing()) == {
                 key for key in line.seated() if done[key] == lengths[key]}
             assert not line.waiting() or len(line.seated()) == limits.slots

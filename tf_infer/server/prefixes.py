@@ -50,7 +50,7 @@ class Prefixes(Generic[S]):
         nbytes: of what is saved now.
     """
 
-    def __init__(self, most_bytes: int, block: int = 32) -> None:
+    def __init__(self, most_bytes: int, block: int) -> None:
         self._most_bytes, self._block = most_bytes, block
         self._entries: OrderedDict[bytes, _Entry[S]] = OrderedDict()  # by the last of their keys
         self._owners: dict[bytes, dict[bytes, None]] = {}  # key -> entries that begin with it

@@ -71,14 +71,12 @@ class EngineLimits:
         queue: requests that may wait for a slot.
         chunk: prompt ids read between two tokens of those that run.
         prefix_bytes: of saved beginnings of prompts; 0 saves none.
-        prefix_block: ids; beginnings are shared in multiples of it.
     """
 
     slots: int = 8
     queue: int = 256
     chunk: int = 128
     prefix_bytes: int = 256 * 2**20
-    prefix_block: int = 32
 
 
 @dataclass(eq=False, slots=True)
@@ -163,7 +161,8 @@ class SlotEngine:
         self._constraints = Constraining(servable, manifest, tokens)
         self._board: Board[_Call] = Board(SlotLimits(
             slots=limits.slots, queue=limits.queue, chunk=limits.chunk, read=limits.chunk))
-        self._prefixes: Prefixes[Any] = Prefixes(limits.prefix_bytes, limits.prefix_block)
+        self._prefix_bytes = limits.prefix_bytes
+        self._prefixes: Prefixes[Any] = Prefixes(0, self._board.limits.part)
         self._changed = threading.Condition()  # guards the board, `given_up` and the two below
         self._closing = False
         self._preparing = False
@@ -322,6 +321,8 @@ class SlotEngine:
             return None
         with self._changed:
             self._board.resize(form.slots, form.chunk)
+        # What is shared ends where parts of prompts do: a prompt is read in the same parts with it.
+        self._prefixes = Prefixes(self._prefix_bytes, self._board.limits.part)
         self._form = form
         return form
 

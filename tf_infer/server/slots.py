@@ -7,10 +7,13 @@ of those that are not read yet, and lets every row that has been read produce.
     and are read in that order.
  2. While somebody produces, a turn reads at most `chunk` ids of prompts, whoever they belong to:
     that is the longest that running rows wait for the prompts of others between two of their
-    tokens. A prompt of n ids that is first in the line has been read after ceil(n / chunk) turns.
-    Prompts that fit are read together; one that does not fills the turn up to `chunk` ids.
- 3. A call that comes is refused when `queue` calls wait beside those that free slots will take.
- 4. A slot holds one call or none, and a call waits, or has one slot, or is gone.
+    tokens. A prompt of n ids that is first in the line has been read after ceil(n / part) turns.
+    What fits is read together.
+ 3. A prompt is read in parts that its own ids alone decide: of `part` ids each, the last of what is
+    left. Where a prompt is cut may be seen in the last bits of what it makes, and a last bit in a
+    rounding to 8 bits, which would be another answer.
+ 4. A call that comes is refused when `queue` calls wait beside those that free slots will take.
+ 5. A slot holds one call or none, and a call waits, or has one slot, or is gone.
 """
 
 from __future__ import annotations
@@ -47,6 +50,11 @@ class SlotLimits:
         check(self.queue >= 0, "SlotLimits.queue", ">= 0", self.queue)
         check(self.chunk >= 1, "SlotLimits.chunk", ">= 1", self.chunk)
         check(self.read >= 1, "SlotLimits.read", ">= 1", self.read)
+
+    @property
+    def part(self) -> int:
+        """Ids of a part of a prompt; all parts but the last end at a multiple of it."""
+        return min(self.chunk, self.read)
 
 
 class Join(NamedTuple, Generic[K]):
@@ -138,14 +146,12 @@ class Board(Generic[K]):
             left = seat.length - seat.read
             if not left:
                 continue
-            whole = left <= min(most - spent, self.limits.read)
-            if not whole and spent:  # a part of it, to fill the turn: whoever is read now waits
-                most = min(most, self.limits.chunk)
-            count = min(left, most - spent, self.limits.read)
-            if count > 0:
-                found.append(Read(key, seat.slot, seat.read, seat.read + count))
-                spent += count
-            if not whole:
+            count = min(left, self.limits.part - seat.read % self.limits.part)
+            if spent + count > most:
+                break
+            found.append(Read(key, seat.slot, seat.read, seat.read + count))
+            spent += count
+            if count < left:  # whoever is behind it waits
                 break
         return tuple(found)
 
