@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Dense = Mapping[str, tf.Tensor]
 DRAWING = (*options.SAMPLING, "draw")
+AT_ONCE, ONE_CHAIN = 16, 128  # positions, see `_alike`; the first is a power of two
 
 
 class Made(NamedTuple):
@@ -94,7 +95,8 @@ class Loops:
     def _most_positions(self, cache: Cache) -> tf.Tensor:
         """Return how many positions the loops need behind the prompts of a cache."""
         width = sizes(cache.layers[0][0])[2]
-        return tf.minimum(width + self.task.config.capacity, self.task.network.max_positions)
+        return _alike(tf.minimum(
+            width + self.task.config.capacity, self.task.network.max_positions))
 
     def plainly(self, start: Start, dense: Dense) -> Plain:
         """Decode with `max_new_tokens`, `options.SAMPLING` and perhaps `draw` of `dense` alone.
@@ -203,7 +205,7 @@ class Loops:
         return staged.run(
             self._step, start, dict(dense), self._plain_rules, watchers, _plain,
             width=sizes(start.cache.layers[0][0])[2],
-            grown=lambda cache, room: grown(cache, tf.minimum(room, most)))
+            grown=lambda cache, room: grown(cache, tf.minimum(_alike(room), most)))
 
     def _plain_rules(self, dense: Dense) -> tuple[Limits, Choose]:
         off = tf.zeros_like(dense["temperature"])
@@ -229,6 +231,17 @@ class Loops:
         return Made(progress.ids, progress.lengths, progress.scores, progress.finished,
                     told.log_probs, told.top_ids, told.top_log_probs, search.cut,
                     held.incomplete(dense, progress), held.state_of(progress), cache)
+
+
+def _alike(positions: tf.Tensor) -> tf.Tensor:
+    """Return so much room, or a little more, that sums over it are added up in the same order.
+
+    TensorFlow adds up a softmax 16 numbers at once, and products of one row otherwise below
+    ONE_CHAIN columns; the last bit of a sum may decide a rounding to 8 bits. Then how wide the
+    prompts beside a row are changes nothing in it.
+    """
+    whole = tf.bitwise.bitwise_and(positions + (AT_ONCE - 1), -AT_ONCE)
+    return tf.maximum(whole, ONE_CHAIN)
 
 
 def _plain(progress: Progress) -> Plain:
