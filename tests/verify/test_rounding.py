@@ -33,6 +33,16 @@ def test_what_rounding_does_to_many_classes_passes_although_some_logit_moves_by_
     assert found[1].max_abs == pytest.approx(0.26, rel=0.02)
 
 
+def test_a_class_that_nothing_ever_gets_widens_no_bound() -> None:
+    wanted = WANTED.copy()
+    wanted[:, 5] = -300.0
+    assert spread(WANTED) == pytest.approx(np.ptp(WANTED, axis=1).mean(), rel=0.02)
+    assert spread(wanted) < 1.5 * spread(WANTED)
+    assert "logits" in faults(one_row_is_another(wanted.copy()), wanted)
+    two = np.array([[5.0, 4.9, -5.0], [1.0, -2.0, 0.5]])
+    assert spread(two) == pytest.approx(6.5)
+
+
 def one_row_is_another(found: np.ndarray) -> np.ndarray:
     found[17] = np.roll(found[17], 1)
     return found

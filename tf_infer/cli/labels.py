@@ -59,7 +59,9 @@ def prove_labels(reference: Task, task: Task, plan: OptimizationPlan, words: np.
     assert isinstance(config, ClassifierConfig)
     report = replay(heard, samples, Tolerance(
         atol=atol, rtol=0.0, outputs={LOSS: (loss_atol, 0.0)}, classes=config.classes), path="plan")
-    rounded = plan.atol is None and "int8" in (plan.precision, plan.storage)
+    # Where each label has a threshold of its own, the best one is not all that is decided.
+    rounded = (plan.atol is None and "int8" in (plan.precision, plan.storage)
+               and not config.multi_label)
     return _by_spread(report, samples[0], said, atol) if rounded else report
 
 
@@ -73,7 +75,7 @@ def _by_spread(report: PathReport, sample: Sample, said: Outputs, atol: float) -
     faults = {one.output: one for one in report.differences}
     wanted, found = sample.outputs[LOGITS], said.get(LOGITS, np.zeros(0))
     if (report.passed or faults[LOGITS].first_sample is None or found.shape != wanted.shape
-            or not np.isfinite(found).all()):
+            or not np.isfinite([wanted, found]).all()):
         return report
     bound, judgement = judged(wanted, found, atol=atol, signature=LOGITS, output=LOGITS,
                               label=LABEL)
