@@ -36,7 +36,7 @@ from benchmarks.load import as_json
 from benchmarks.server import OUTPUTS, PROBE, measure, say
 
 SHARE = 0.5
-SWAP_S = 300.0  # at most; a swap under load takes its time
+SWAP_S = 120.0
 TEXT = "tf_infer gRPC"
 SCRIPT = """
 import os, sys, time

@@ -245,6 +245,35 @@ def test_recorded_calls_keep_shapes_and_callers_apart(folder: Path) -> None:
     recorded.close()
 
 
+def test_an_engine_whose_recording_fails_is_loaded_without(
+        folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    closed = []
+
+    class Failing(onnx.OnnxEngine):
+        def __init__(self, *given: Any, recorded: bool = True, **more: Any) -> None:
+            super().__init__(*given, recorded=recorded, **more)
+            self.wanted = recorded
+
+        @property
+        def records(self) -> bool:
+            return self.wanted
+
+        def warm_up(self) -> None:
+            if self.wanted:
+                raise RuntimeError("CUDA failure 906")
+            super().warm_up()
+
+        def close(self) -> None:
+            closed.append(self.wanted)
+            super().close()
+
+    monkeypatch.setattr(onnx, "OnnxEngine", Failing)
+    engine = onnx.load(folder / "float32", provider="cpu")
+    assert closed == [True] and not engine.records and "not recorded" in caplog.text
+    assert engine.run(**rows([3], 8)).shape == (1, 3)
+    engine.close()
+
+
 def test_work_on_a_gpu_is_done_by_one_thread_or_given_up_before_it_begins() -> None:
     assert len({by_its_thread(threading.get_ident) for _ in range(3)} - {threading.get_ident()}
                ) == 1

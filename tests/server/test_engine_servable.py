@@ -239,7 +239,7 @@ def version(tmp_path: Path) -> Path:
 def test_the_engine_of_a_classifier_is_taken_unless_that_is_not_wanted(
         version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine()
-    monkeypatch.setattr(encoders, "KINDS", {"litert": lambda folder, threads, rest: engine})
+    monkeypatch.setattr(encoders, "KINDS", {"litert": lambda folder, threads: engine})
     assert engine_of(version, manifest(), "auto") is engine
     assert engine_of(version, manifest(), "litert") is engine
     assert engine_of(version, manifest(), "saved_model") is None
@@ -252,7 +252,7 @@ def test_the_engine_of_a_classifier_is_taken_unless_that_is_not_wanted(
 
 def test_without_its_library_the_saved_model_serves_unless_the_engine_was_asked_for(
         version: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def missing(folder: Path, threads: int, rest: Any) -> Any:
+    def missing(folder: Path, threads: int) -> Any:
         raise BackendMissing("install it")
 
     monkeypatch.setattr(encoders, "KINDS", {"litert": missing})

@@ -23,10 +23,9 @@ from tests.server.serverkit import lent, running, wait_until  # noqa: E402
 from tf_infer import config as configs  # noqa: E402
 from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
 from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, ModelManifest  # noqa: E402
-from tf_infer.server import app, servable, warmup  # noqa: E402
+from tf_infer.server import servable  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
 from tf_infer.server.cpus import ShortTurns  # noqa: E402
-from tf_infer.server.rests import QUIET_S  # noqa: E402
 from tf_infer.server.servable import load_version  # noqa: E402
 from tf_infer.server.versions import ModelRef  # noqa: E402
 
@@ -140,54 +139,3 @@ def test_while_a_version_is_loaded_gently_python_threads_change_places_often() -
             assert sys.getswitchinterval() == pytest.approx(0.001)
         assert sys.getswitchinterval() == pytest.approx(0.001)
     assert sys.getswitchinterval() == usual
-
-
-def test_a_gentle_load_rests_after_each_piece_of_work(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path / "1", "none")
-    monkeypatch.setattr(servable, "PIECE_NODES", 1)
-    done: list[str] = []
-    turns: list[list[str]] = []
-
-    def rest() -> None:
-        turns.append(done.copy())
-        done.clear()
-
-    def tell(owner: Any, name: str) -> None:
-        usual = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *arguments, **options: (
-            done.append(name), usual(*arguments, **options))[1])
-
-    tell(tf, "import_graph_def")
-    tell(tf.compat.v1.Session, "run")
-    tell(warmup, "_run_record")
-    load_version(tmp_path / "1", ServerConfig(models=()), gently=True, rest=rest)[0].close()
-    assert not done
-    assert all(len(turn) <= 1 for turn in turns)
-    assert {name for turn in turns for name in turn} == {"import_graph_def", "run", "_run_record"}
-
-
-def test_a_swap_rests_while_somebody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quiet: list[float] = []
-
-    def rests(quiet_s: Callable[[], float]) -> Callable[[], None]:
-        def rest() -> None:
-            quiet.append(quiet_s())
-            with lent(server.versions, ModelRef("m")):
-                pass
-            quiet.append(quiet_s())
-
-        return rest
-
-    monkeypatch.setattr(app, "Rests", rests)
-    base = tmp_path / "m"
-    save(base / "1", "none")
-    with running((ModelConfig(name="m", base_path=str(base)),)) as (server, _):
-        assert not quiet  # nobody is answered yet
-        save(tmp_path / "2", "none")
-        (tmp_path / "2").rename(base / "2")
-        server.versions.poll()
-        assert wait_until(server.versions, lambda: any(
-            row.state.name == "AVAILABLE" for row in server.versions.status("m", 2)), 60)
-    assert quiet[0] > QUIET_S
-    assert 0 <= quiet[1] < QUIET_S

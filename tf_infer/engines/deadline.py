@@ -32,7 +32,7 @@ class Deadline:
         left_s = self._ends_s - time.monotonic()
         if left_s <= 0.0:
             raise DeadlineExceeded(LATE)
-        return left_s
+        return min(left_s, threading.TIMEOUT_MAX)
 
     def check(self) -> None:
         """Raise DeadlineExceeded when the time is up."""
@@ -45,5 +45,5 @@ class Deadline:
             DeadlineExceeded: the time is up, with the lock not held.
         """
         left_s = self.left_s()
-        if not lock.acquire(timeout=-1.0 if left_s is None else min(left_s, threading.TIMEOUT_MAX)):
+        if not lock.acquire(timeout=-1.0 if left_s is None else left_s):
             raise DeadlineExceeded(LATE)

@@ -9,7 +9,6 @@ Whether the kernels of this machine add so is seen at load; if not, no text shar
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,15 +27,13 @@ UNCOUNTED, FOREIGN = -1e30, -3e38
 PROBED = (47, 46, 31, 30, 29, 17, 15, 13, 5, 3)  # lengths; most share rows
 
 
-def load(folder: Path, *, threads: int = 2, warm_up: bool = True,
-         rest: Callable[[], None] = lambda: None) -> LiteRTEncoder:
+def load(folder: Path, *, threads: int = 2, warm_up: bool = True) -> LiteRTEncoder:
     """Load the engine that an export wrote.
 
     Args:
         folder: `<version>/assets.extra/engines/litert`.
         threads: that compute one call.
         warm_up: run every graph once, so that no later call is the first of its size.
-        rest: called after each piece of work, to let others go before.
 
     Raises:
         BackendMissing: LiteRT is not installed; names the extra that brings it.
@@ -45,12 +42,10 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True,
     """
     manifest, path = files.read(EncoderEngineManifest, folder)
     with files.made_ready(LiteRTEncoder(manifest, path, threads=threads)) as engine:
-        rest()
         if not engine.keeps_bits():
             engine.unpack()
         if warm_up:
-            rest()
-            engine.warm_up(rest)
+            engine.warm_up()
         return engine
 
 
@@ -124,12 +119,11 @@ class LiteRTEncoder:
         """Let every text have a row of its own from now on."""
         self._sizes = Sizes(self.manifest.shapes, packed=False)
 
-    def warm_up(self, rest: Callable[[], None] = lambda: None) -> None:
-        """Run every graph once, rest after each, and give back what that took."""
+    def warm_up(self) -> None:
+        """Run every graph once, and give back what that took."""
         with self._lock:
             for rows, tokens in self.manifest.shapes:
                 self._graph(rows, tokens).call()
-                rest()
             self._model.settle()
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ padded to the shapes that its engine was built for, or that were recorded (onnx_
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +27,7 @@ INPUTS, LOGITS = ("ids", "mask", "segments"), "logits"
 
 
 def load(folder: Path, *, threads: int = 2, warm_up: bool = True,
-         provider: Provider | None = None, cache: Path | None = None,
-         rest: Callable[[], None] = lambda: None) -> OnnxEngine:
+         provider: Provider | None = None, cache: Path | None = None) -> OnnxEngine:
     """Load the engine that an export wrote.
 
     Args:
@@ -39,7 +38,6 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True,
             there and can be loaded; what was passed over is logged. int8 whose ranges are found as
             it runs is computed on the CPU alone, and float16 on a GPU, unless the CPU is asked for.
         cache: where engines of TensorRT are kept; None takes the user's own cache.
-        rest: called after each piece of work, to let others go before.
 
     Raises:
         BackendMissing: ONNX Runtime is not installed, or has not what was asked for, or there is
@@ -52,10 +50,18 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True,
         providers_of(described.precision, fixed_ranges=described.fixed_ranges, wanted=provider),
         lambda one: OnnxEngine(described, path, one, threads=threads, cache=cache),
         passed_over=lambda error: LOG.warning("passed over: %s", error))
+    if engine.records and warm_up:
+        try:
+            engine.warm_up()
+            return engine
+        except Exception as error:  # something else uses the GPU; ONNX Runtime's have no base
+            LOG.warning("calls are not recorded: %s", error)
+            engine.close()
+        engine = OnnxEngine(described, path, engine.provider, threads=threads, cache=cache,
+                            recorded=False)
     with files.made_ready(engine):
         if warm_up:
-            rest()
-            engine.warm_up(rest)
+            engine.warm_up()
         return engine
 
 
@@ -90,10 +96,11 @@ class OnnxEngine:
         provider: that computes.
         threads: that compute one call, on the CPU.
         cache: where engines of TensorRT are kept.
+        recorded: record calls on CUDA, where that can be (onnx_recorded.py).
     """
 
     def __init__(self, manifest: EncoderEngineManifest, path: Path, provider: Provider, *,
-                 threads: int = 2, cache: Path | None = None) -> None:
+                 threads: int = 2, cache: Path | None = None, recorded: bool = True) -> None:
         self.manifest, self.provider = manifest, provider
         self.as_proven = provider == "cpu"
         self._sizes = Sizes(manifest.shapes, packed=False)
@@ -101,7 +108,7 @@ class OnnxEngine:
         opened = partial(
             onnx_runtime.open_session, path, provider, profile(manifest.shapes), self._inputs,
             sha256=manifest.sha256, threads=threads, cache=cache,
-            recorded=provider != "cpu" and alone())
+            recorded=recorded and provider != "cpu" and alone())
         self._session = opened() if provider == "cpu" else by_its_thread(opened)
         self._recorded = Recorded(self._session, LOGITS, manifest.classes) if (
             onnx_runtime.records(self._session)) else None
@@ -138,21 +145,28 @@ class OnnxEngine:
         found: np.ndarray = self._session.run(None, given)[0]
         return found
 
-    def warm_up(self, rest: Callable[[], None] = lambda: None) -> None:
-        """Run every shape once, and rest after each."""
+    def warm_up(self) -> None:
+        """Run every shape once."""
         for rows, tokens in self.manifest.shapes:
             if self.provider != "cpu" or rows == self.manifest.shapes[0][0]:
                 shape = (rows, min(tokens, self.manifest.positions))
                 zeros = np.zeros(shape, np.int32)
                 self.run(zeros, np.ones(shape, bool), zeros)
-                rest()
+
+    @property
+    def records(self) -> bool:
+        """Whether its calls are recorded."""
+        return self._recorded is not None
 
     def close(self) -> None:
         """Free the model; no call follows."""
-        recorded = self._recorded
+        recorded, held = self._recorded, [self._session]
         del self._session, self._recorded
+        if self.provider == "cpu":
+            return
         if recorded is not None:
             by_its_thread(recorded.close)
+        by_its_thread(held.clear)  # what frees memory of the GPU, too, does so on that thread
 
     def _groups(self, widths: np.ndarray) -> list[Group]:
         """Decide which rows are computed together, and in which shape."""

@@ -11,6 +11,7 @@ in this process would be refused memory, too, or make the recording fail: then n
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
@@ -28,8 +29,13 @@ _THREAD = ThreadPoolExecutor(1, thread_name_prefix="tf_infer_gpu")
 
 @functools.cache
 def alone() -> bool:
-    """Whether nothing else in this process used a GPU when its first engine was loaded."""
-    return not gpus.used()
+    """Whether nothing else in this process used a GPU when its first engine was loaded.
+
+    TensorFlow that has one will use it for the graph of the version whose engine this is.
+    """
+    tensorflow: Any = sys.modules.get("tensorflow")
+    return not gpus.used() and not (
+        tensorflow is not None and tensorflow.config.list_physical_devices("GPU"))
 
 
 def by_its_thread(work: Callable[[], T], deadline: Deadline | None = None) -> T:
@@ -86,8 +92,9 @@ class Recorded:
         return np.array(call.output.numpy())
 
     def close(self) -> None:
-        """Free all of it; no call follows."""
+        """Free all of it, the session too where nobody else holds it; no call follows."""
         self._calls.clear()
+        del self._session
         self._session = None
 
     def _new(self, given: Mapping[str, np.ndarray], number: int) -> _Call:

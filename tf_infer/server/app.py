@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import sys
@@ -46,7 +45,6 @@ from tf_infer.server.logs import event, say
 from tf_infer.server.metrics import Metrics
 from tf_infer.server.pipeline import Pipeline
 from tf_infer.server.profiler import Profiler
-from tf_infer.server.rests import Rests
 from tf_infer.server.schedulers import Schedulers
 from tf_infer.server.threads import ElasticExecutor
 from tf_infer.server.versions import Versions
@@ -82,8 +80,7 @@ class Server:
         self.schedulers = Schedulers(config, gauges.batches(self.metrics))
         self.versions = Versions(
             self.schedulers.reading(load or _saved_model_loader(
-                config, self.metrics, lambda: bool(self._grpc) and self.versions.serving(),
-                self._quiet_s)),
+                config, self.metrics, lambda: bool(self._grpc) and self.versions.serving())),
             max_load_retries=config.max_load_retries,
             load_retry_interval_s=config.load_retry_interval_s,
             labels_for_unavailable=config.labels_for_unavailable,
@@ -230,14 +227,6 @@ class Server:
         event("stopped", drained=ended)
         return ended
 
-    def _quiet_s(self) -> float:
-        """For how long nobody has been asking, as a load sees it; 0 while a call is answered."""
-        if self.versions.awaited:  # whoever reloads the configuration waits, and not for ever
-            return math.inf
-        if self.pipeline.in_flight() or self.generators.lent():
-            return 0.0
-        return time.monotonic() - self.versions.asked_s
-
     def summary(self) -> str:
         """Return what is served where, and what it cost, for the start-up message."""
         lines = [f"tf-infer {__version__} answers gRPC at {', '.join(self.addresses)}"]
@@ -308,7 +297,7 @@ def _bind(server: grpc.Server, address: str, credentials: tls.MakeCredentials | 
 
 
 def _saved_model_loader(config: ServerConfig, metrics: Metrics, serving: Callable[[], bool],
-                        quiet_s: Callable[[], float]) -> LoadFn:
+                        ) -> LoadFn:
     """Return a LoadFn for SavedModels; TensorFlow is imported here, once and not per version."""
     try:
         from tf_infer.server.servable import load_version
@@ -323,8 +312,7 @@ def _saved_model_loader(config: ServerConfig, metrics: Metrics, serving: Callabl
         if not serving():
             return load_version(path, config, metrics, settings)
         with short_turns, ThreadPoolExecutor(1, "tf-infer-load") as own:  # it will have given way
-            return own.submit(load_version, path, config, metrics, settings, gently=True,
-                              rest=Rests(quiet_s)).result()
+            return own.submit(load_version, path, config, metrics, settings, gently=True).result()
 
     return load
 

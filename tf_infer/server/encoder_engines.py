@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from tf_infer.manifest import ENGINE_FILE, EngineKind, ModelManifest, engine_fol
 from tf_infer.server import cpus
 from tf_infer.server.config import ClassifierEngine
 from tf_infer.server.logs import event
-from tf_infer.server.rests import no_rest
 
 # How many times what an export found a golden sample's logits may be off when it is asked again:
 # its numbers are the same, and of those that another CPU's kernels add in another order only the
@@ -25,14 +23,13 @@ ROOM = 2.0
 
 
 def engine_of(path: Path, manifest: ModelManifest | None, wanted: ClassifierEngine,
-              rest: Callable[[], None] = no_rest) -> EncoderEngine | None:
+              ) -> EncoderEngine | None:
     """Load the engine of a classifier.
 
     Args:
         path: version directory.
         manifest: of the version; None where it is not ours.
         wanted: as `ServerConfig.classifier_engine`.
-        rest: called after each piece of work.
 
     Returns:
         The engine; None where the SavedModel is to be run: it is no classifier, carries no engine,
@@ -52,8 +49,7 @@ def engine_of(path: Path, manifest: ModelManifest | None, wanted: ClassifierEngi
                          "kind, got one without. Export it with its engine, or leave the flag out.")
     for kind in kinds:
         try:
-            engine = encoders.load(engine_folder(path, kind), threads=cpus.usable(),
-                                   rest=rest)
+            engine = encoders.load(engine_folder(path, kind), threads=cpus.usable())
         except BackendMissing as error:
             if wanted != "auto":
                 raise

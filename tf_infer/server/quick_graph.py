@@ -5,6 +5,7 @@ A callable takes half as long as the session's run call, but no time limit: docs
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.protobuf.config_pb2 import CallableOptions
 from tensorflow.python.client import pywrap_tf_session
 
-from tf_infer.server.quick_runs import BY_SHAPE, by_shape
+from tf_infer.server.quick_runs import BY_SHAPE, CALLS, by_shape
 from tf_infer.wire import serving_pb2
 
 MOST_CALLS = 64
@@ -34,7 +35,8 @@ def is_by_shape(graph: tf.Graph, outputs: Iterable[Any]) -> bool:
         more = {one.op for one in operation.inputs} | set(operation.control_inputs)
         waiting |= more - needed
         needed |= more
-    return by_shape((operation.node_def for operation in needed),
+    # A constant's definition copies what it holds.
+    return by_shape((operation.node_def for operation in needed if operation.type in CALLS),
                     lambda name: _body(graph._get_function(name)))
 
 
@@ -57,6 +59,7 @@ class QuickCalls:
     def __init__(self, session: tf.compat.v1.Session) -> None:
         self._session = session
         self._calls: dict[Hashable, Call | None] = {}
+        self._making = threading.Lock()
 
     def of(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str],
            ) -> Call | None:
@@ -65,22 +68,31 @@ class QuickCalls:
 
     def make(self, signature: str, definition: serving_pb2.SignatureDef,
              inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> None:
-        """Make the callable of a run that has been done by `run`, and call it once."""
-        key = signature, tuple(inputs), tuple(outputs)
-        if key in self._calls:
+        """Make the callable of a run that has been done by `run`, and call it once.
+
+        TensorFlow optimises its graph first, which may take long: one thread at a time does so, the
+        others go on without, and so do all where there are MOST_CALLS.
+        """
+        if not self._making.acquire(blocking=False):
             return
-        if len(self._calls) >= MOST_CALLS:
-            self._calls.clear()
+        try:
+            key = signature, tuple(inputs), tuple(outputs)
+            if key not in self._calls and len(self._calls) < MOST_CALLS:
+                self._calls[key] = self._made(definition, inputs, outputs)
+        finally:
+            self._making.release()
+
+    def _made(self, definition: serving_pb2.SignatureDef, inputs: Mapping[str, np.ndarray],
+              outputs: Sequence[str]) -> Call | None:
         options = CallableOptions(feed=[definition.inputs[name].name for name in inputs],
                                   fetch=[definition.outputs[name].name for name in outputs])
         options.run_options.inter_op_thread_pool = CALLERS_THREAD
-        call: Call | None = None
         try:
-            call = self._session._make_callable_from_options(options)
+            call: Call = self._session._make_callable_from_options(options)
             call(*inputs.values())
+            return call
         except tf.errors.OpError:
-            call = None  # it stays with the run call
-        self._calls[key] = call
+            return None  # it stays with the run call
 
     def close(self) -> None:
         """Free them; before the session is closed."""

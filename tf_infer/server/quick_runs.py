@@ -15,6 +15,8 @@ import numpy as np
 
 QUICK_S = 150e-6
 FAR_S = 0.01  # so far at least is a deadline that a quick run need not watch
+SLOW_S = 10 * QUICK_S  # a run that takes so long was no quick one: its kind has to show it again
+MAKING_S = 0.5  # so far at least is the deadline of a call that has a callable made
 SEEN = 5  # runs of the same shapes before their time counts
 RISE = 1.01  # of the least time at each run, so that a machine that got slower is noticed
 MOST_KINDS = 256  # signatures, outputs and shapes that are remembered
@@ -70,6 +72,9 @@ class QuickRuns:
     def ran(self, kind: Hashable, took_s: float) -> None:
         """Learn what a run took; the first one counts for nothing, since it prepares the graph."""
         count, least_s = self._seen.get(kind, (0, float("inf")))
+        if count >= SEEN and least_s <= QUICK_S and took_s > SLOW_S:
+            # It had to wait, say for TensorFlow's pool, and whoever reads requests with it.
+            count, least_s = 0, float("inf")
         if not count and len(self._seen) >= MOST_KINDS:
             self._seen.clear()
         self._seen[kind] = (count + 1, min(RISE * least_s, took_s) if count else least_s)

@@ -11,8 +11,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -48,8 +48,7 @@ from tf_infer.server.logs import event
 from tf_infer.server.metrics import Metrics, counted
 from tf_infer.server.own_thread import slowest, sure, within_grid
 from tf_infer.server.quick_graph import CALLERS_THREAD, Call, QuickCalls, is_by_shape
-from tf_infer.server.quick_runs import QuickRuns, kind_of
-from tf_infer.server.rests import no_rest
+from tf_infer.server.quick_runs import MAKING_S, QuickRuns, kind_of
 from tf_infer.server.scheduler import TIMED_OUT
 from tf_infer.server.session_config import FEW_CPUS, for_version, session_config
 from tf_infer.server.tracing import Step, stage_times
@@ -75,22 +74,13 @@ class _GentleSession(tf.compat.v1.Session):
 
     Building the graph before them needs the interpreter lock, for which others would wait, the
     longer the less this thread gets to run.
-
-    Args:
-        rest: called after each run.
     """
-
-    def __init__(self, rest: Callable[[], None], **settings: Any) -> None:
-        super().__init__(**settings)
-        self._rest = rest
 
     def run(self, fetches: Any, feed_dict: Any = None, options: Any = None,
             run_metadata: Any = None) -> Any:
         cpus.give_way()
         options = options or tf.compat.v1.RunOptions(inter_op_thread_pool=CALLERS_THREAD)
-        found = super().run(fetches, feed_dict, options, run_metadata)
-        self._rest()
-        return found
+        return super().run(fetches, feed_dict, options, run_metadata)
 
 
 class _InPieces(SavedModelLoader):
@@ -98,15 +88,7 @@ class _InPieces(SavedModelLoader):
 
     TensorFlow holds the interpreter lock while it imports: 50 ms for those of a small BERT at once,
     in which nobody is answered.
-
-    Args:
-        rest: called after each piece.
     """
-
-    def __init__(self, path: str, rest: Callable[[], None]) -> None:
-        super().__init__(path)
-        self._rest = rest
-        rest()
 
     def load_graph(self, graph: Any, tags: Any, import_scope: Any = None, **saver: Any) -> Any:
         whole = self.get_meta_graph_def_from_tags(tags).graph_def
@@ -116,11 +98,8 @@ class _InPieces(SavedModelLoader):
             part.library.function.extend(piece)
             with graph.as_default():
                 tf.import_graph_def(part, name="")
-            self._rest()
         del whole.library.function[:]
-        found = super().load_graph(graph, tags, import_scope, **saver)
-        self._rest()
-        return found
+        return super().load_graph(graph, tags, import_scope, **saver)
 
 
 def pieces(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[list[T]]:
@@ -147,7 +126,6 @@ class SavedModelServable:
         metrics: is told of every run.
         gently: others are being answered meanwhile. From its first run on the thread that loads
             gives way to theirs and does its runs itself, until `gently` is set to False.
-        rest: called after each piece of a load that is done gently.
 
     Raises:
         ModelNotFound: no saved_model.pb, or no meta graph with these tags.
@@ -156,8 +134,7 @@ class SavedModelServable:
     """
 
     def __init__(self, path: Path, *, tags: Sequence[str] = ("serve",), settings: Any = None,
-                 metrics: Metrics | None = None, gently: bool = False,
-                 rest: Callable[[], None] = no_rest) -> None:
+                 metrics: Metrics | None = None, gently: bool = False) -> None:
         self._metrics = metrics or Metrics(page=False)
         self.gently = gently
         if not any((Path(path) / name).is_file()
@@ -165,12 +142,11 @@ class SavedModelServable:
             raise ModelNotFound(
                 "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
                 f"{path}. Is the export or the copy still running, or was it interrupted?")
-        self._session = (functools.partial(_GentleSession, rest) if gently
-                         else tf.compat.v1.Session)(
+        self._session = (_GentleSession if gently else tf.compat.v1.Session)(
             graph=tf.Graph(), config=settings or session_config(ServerConfig(models=())))
         self._fragile = _is_fragile(Path(path))
         try:
-            meta_graph = self._load(path, tags, rest)
+            meta_graph = self._load(path, tags)
         except BaseException:
             self._session.close()
             raise
@@ -184,12 +160,11 @@ class SavedModelServable:
         self._few_cpus = cpus.usable() <= FEW_CPUS
         self.manifest: ModelManifest | None = None
 
-    def _load(self, path: Path, tags: Sequence[str], rest: Callable[[], None]) -> Any:
+    def _load(self, path: Path, tags: Sequence[str]) -> Any:
         try:
             with self._session.graph.as_default(), _quiet():
-                loader = (_InPieces(str(path), rest) if self.gently
-                          else SavedModelLoader(str(path)))
-                return loader.load(self._session, list(tags))
+                loader = _InPieces if self.gently else SavedModelLoader
+                return loader(str(path)).load(self._session, list(tags))
         except tf.errors.OpError as error:
             raise _translated(error) from error
         except Exception as error:  # the loader raises OSError, ValueError, RuntimeError, ...
@@ -218,6 +193,15 @@ class SavedModelServable:
             self._ends[signature] = ends
         return ends
 
+    def find_ends(self) -> None:
+        """Find the handles of every signature whose tensors there are, so that no request has to.
+
+        Of a large graph of other people that takes long, and whoever reads requests would do it.
+        """
+        for signature in self.signatures:
+            with suppress(InvalidRequest):
+                self._ends_of(signature)
+
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],
             timeout_s: float | None, whole: bool = True) -> Arrays:
         """Run one signature; see `contracts.Servable.run`.
@@ -243,7 +227,7 @@ class SavedModelServable:
             self._slowest_s[signature] = slowest(self._slowest_s.get(signature), took_s)
         if kind is not None:
             self._quick.ran(kind, took_s)
-            if self._quick.quick(kind, None):
+            if self._quick.quick(kind, None) and (timeout_s is None or timeout_s > MAKING_S):
                 self._calls.make(signature, self.signatures[signature], inputs, outputs)
         return found
 
@@ -416,7 +400,7 @@ def _pass_over_lite(path: Path) -> None:
 
 def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = None,
                  settings: Any = None, *, gently: bool = False,
-                 rest: Callable[[], None] = no_rest) -> tuple[Servable, LoadTimes]:
+                 ) -> tuple[Servable, LoadTimes]:
     """Load a version, with its engine, check its files, warm it up and replay its golden samples.
 
     Args:
@@ -427,7 +411,6 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         gently: others are being answered meanwhile. This thread gives way to theirs, and one row
             of each record runs where rows are no shapes: of a version of ours that is not
             compiled.
-        rest: called after each piece of the load; see rests.py.
 
     Raises:
         ServingError, ConfigError, ExportError: any of these fails; the version is closed again.
@@ -437,12 +420,11 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
     if (Path(path) / EXTRA_FOLDER / MANIFEST_FILE).is_file():
         manifest = read_manifest(path)
         check_files(path, manifest)
-        rest()
     metrics = metrics or Metrics(page=False)
     widened = []
     with ExitStack() as opened:
         # Before the graph, whose first run gives way: threads begin with their maker's priority.
-        engine = engine_of(path, manifest, config.classifier_engine, rest)
+        engine = engine_of(path, manifest, config.classifier_engine)
         if engine is not None:
             opened.callback(engine.close)
         with counted(lambda code, seconds: metrics.load(str(path), code, seconds)):
@@ -450,9 +432,10 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
                 _pass_over_lite(Path(path))
             wanted = for_version(settings or session_config(config), manifest)
             graph = SavedModelServable(path, tags=config.tags, metrics=metrics, settings=wanted,
-                                       gently=gently, rest=rest)
+                                       gently=gently)
         opened.callback(graph.close)
         graph.manifest = manifest
+        graph.find_ends()
         servable: Servable = graph
         if engine is not None and manifest is not None:
             assert isinstance(manifest.task, ClassifierConfig)
@@ -462,9 +445,9 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         loaded = time.perf_counter()
         few = gently and manifest is not None and manifest.compiled == "none"
         records = warm_up(servable, path, iterations=config.warmup_iterations, metrics=metrics,
-                          most_rows=1 if few else None, rest=rest) if config.warmup else 0
+                          most_rows=1 if few else None) if config.warmup else 0
         warm = time.perf_counter()
-        samples = replay_golden(servable, path, *widened, rest=rest) if config.golden_replay else 0
+        samples = replay_golden(servable, path, *widened) if config.golden_replay else 0
         proven = time.perf_counter()
         graph.gently = False
         opened.pop_all()

@@ -7,7 +7,6 @@ The decisions are `decide.py`; this file is the loop and the table they act on. 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 import time
@@ -107,8 +106,6 @@ class Versions:
         self._retries = max_load_retries
         self._interval_s = load_retry_interval_s
         self._labels_for_unavailable = labels_for_unavailable
-        self.asked_s = -math.inf  # when a version was last lent, by time.monotonic
-        self.awaited = False  # whether a configuration waits for loads
         self._changed = threading.Condition()
         self._reloading = threading.Lock()
         self._models: tuple[ModelConfig, ...] = ()
@@ -144,18 +141,15 @@ class Versions:
             with self._changed:
                 self._check_labels(models)
                 known = {model.name for model in self._models}
-                new = [model.name for model in models if model.name not in known]
-                self.awaited = bool(new)
                 self._models = tuple(models)
                 self._labels = {model.name: dict(model.labels) for model in models}
                 self._changed.notify_all()
             self._metrics.configured(model.name for model in models)
             if self._poll_s >= 0:
                 self.poll()
-            self._wait_for(new, end)
+            self._wait_for([model.name for model in models if model.name not in known], end)
         finally:
             with self._changed:
-                self.awaited = False
                 self._workers = self._pools[1]
             self._pools[0].shutdown(wait=False)  # what it has been given it does
             self._reloading.release()
@@ -344,7 +338,6 @@ class Versions:
         with self._changed:
             entry = self._find(ref)
             entry.users += 1
-            self.asked_s = time.monotonic()
             assert entry.servable is not None
             return Lease(entry.name, entry.version, entry.servable, entry)
 

@@ -35,7 +35,6 @@ from tf_infer.manifest import (
 from tf_infer.server import inference, predict, rows
 from tf_infer.server.contracts import Plan, Servable, Signatures
 from tf_infer.server.metrics import Metrics, counted
-from tf_infer.server.rests import no_rest
 from tf_infer.wire import methods, serving_pb2
 
 MAX_RECORDS = 1000
@@ -88,8 +87,7 @@ def read_records(path: Path) -> Iterator[bytes]:
 
 
 def warm_up(servable: Servable, version_dir: Path, *, iterations: int = 1,
-            most_rows: int | None = None, metrics: Metrics | None = None,
-            rest: Callable[[], None] = no_rest) -> int:
+            most_rows: int | None = None, metrics: Metrics | None = None) -> int:
     """Run the warm-up records of a version; return how many were read, 0 when there is no file.
 
     Args:
@@ -98,7 +96,6 @@ def warm_up(servable: Servable, version_dir: Path, *, iterations: int = 1,
         iterations: how often each record runs.
         most_rows: of a record that run, where every input has rows; None for all.
         metrics: is told how it ended (WU15).
-        rest: called after each record.
 
     Raises:
         ServingError: a record is broken, of an unknown kind, or fails (WU07 to WU12).
@@ -117,7 +114,6 @@ def warm_up(servable: Servable, version_dir: Path, *, iterations: int = 1,
             read += 1
             for _ in range(max(1, iterations)):
                 _run_record(servable, record, most_rows)
-            rest()
     return read
 
 
@@ -171,15 +167,13 @@ def _run_record(servable: Servable, record: serving_pb2.PredictionLog, most_rows
 
 
 def replay_golden(servable: Servable, version_dir: Path,
-                  widened: Callable[[Tolerance], Tolerance] = lambda given: given, *,
-                  rest: Callable[[], None] = no_rest) -> int:
+                  widened: Callable[[Tolerance], Tolerance] = lambda given: given) -> int:
     """Run the golden samples of a version; return how many there were, 0 when there is no file.
 
     Args:
         servable: the version.
         version_dir: its directory.
         widened: makes of what counts as equal for its SavedModel what counts for this servable.
-        rest: called after each sample.
 
     Raises:
         InvalidRequest: FAILED_PRECONDITION, an output differs from the reference's by more than
@@ -210,7 +204,6 @@ def replay_golden(servable: Servable, version_dir: Path,
                     f"{where}, output {one.output!r}: {_told(one, tolerance)}. This machine or "
                     "these packages do not reproduce the exported answers: verify the model here "
                     "and export it again.", code=Code.FAILED_PRECONDITION)
-        rest()
     return len(samples)
 
 
