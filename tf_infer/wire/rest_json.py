@@ -48,6 +48,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 # A text, which stays, or what rapidjson reads beside NaN, Infinity and -Infinity.
 _SPELLINGS = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|-NaN|(-?Inf)(?!i)', re.DOTALL)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*")
+_FIRST_HALF = re.compile(r"\\u[dD][89abAB]")
 # An escape; the first half of a surrogate pair, and the second one if it follows.
 _ESCAPE = re.compile(r"\\(?:(u[dD][89abAB][0-9a-fA-F]{2})(\\u[dD][c-fC-F][0-9a-fA-F]{2})?|.)",
                      re.DOTALL)
@@ -151,7 +152,7 @@ def _decoded(text: str, start: int) -> tuple[Any, int]:
 
 def _check_pairs(text: str, start: int, end: int) -> None:
     """Raise for the first half of a surrogate pair without the second, wherever it stands."""
-    if "\\ud" not in text and "\\uD" not in text:
+    if not _FIRST_HALF.search(text, start, end):  # which texts of Hangul escapes do not hold
         return
     for found in _ESCAPE.finditer(text, start, end):
         if found[1] and not found[2]:
