@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LIBRARY = "libcuda.so.1"
 _NAME_BYTES = 256
@@ -24,26 +24,26 @@ class Gpu(NamedTuple):
 
 def found(library: str = LIBRARY) -> tuple[Gpu, ...]:
     """Return the GPUs that this process may use, in CUDA's order; none without a driver."""
-    try:
-        cuda = ctypes.CDLL(library)
-    except OSError:
-        return ()
-    count = ctypes.c_int()
-    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
-        return ()
-    return tuple(_gpu(cuda, number) for number in range(count.value))
+    cuda, count = _driver(library)
+    return tuple(_gpu(cuda, number) for number in range(count))
 
 
 def used(library: str = LIBRARY) -> bool:
     """Whether anything in this process computes on a GPU already, or that cannot be told."""
+    cuda, count = _driver(library)
+    return any(_holds(cuda, number) for number in range(count))
+
+
+def _driver(library: str) -> tuple[Any, int]:
+    """Return the driver's library, and how many GPUs it has for this process; without one, 0."""
     try:
         cuda = ctypes.CDLL(library)
     except OSError:
-        return False
+        return None, 0
     count = ctypes.c_int()
     if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
-        return False
-    return any(_holds(cuda, number) for number in range(count.value))
+        return None, 0
+    return cuda, count.value
 
 
 def _holds(cuda: ctypes.CDLL, number: int) -> bool:

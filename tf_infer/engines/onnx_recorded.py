@@ -94,7 +94,6 @@ class Recorded:
     def close(self) -> None:
         """Free all of it, the session too where nobody else holds it; no call follows."""
         self._calls.clear()
-        del self._session
         self._session = None
 
     def _new(self, given: Mapping[str, np.ndarray], number: int) -> _Call:
