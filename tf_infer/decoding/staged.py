@@ -3,7 +3,8 @@
 A step costs what its rows and the positions of its cache cost. So a stage has room for BLOCK more
 positions, and ends as soon as so few rows are left that a smaller number of SIZES holds them. How
 much room a row's cache has depends on the number of the step and on the width of the prompts, never
-on which rows are left: a row gets the same numbers beside any others.
+on which rows are left. That the width changes nothing either is up to `grown`, which may give more
+room than it is asked for.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def run(step: StepFn, start: Start, options: Any, rules: Callable[[Any], tuple[L
         watchers: look at what was chosen; what they know of a row is in their state.
         tell: progress -> what is wanted of it.
         width: [] int32 or a number, positions of the cache that prefill has used, at most.
-        grown: gives a cache more room; it may be asked for less than there is.
+        grown: gives a cache so much room or more; it may be asked for less than there is.
 
     Returns:
         What `tell` gives for B rows.
