@@ -26,7 +26,7 @@ from tensorflow_serving.apis import (  # noqa: E402
     regression_pb2,
 )
 
-from tests.server.serverkit import lent, running, wait_until  # noqa: E402
+from tests.server.serverkit import however_long, lent, running, wait_until  # noqa: E402
 from tests.server.test_serving_api import count_log, warm  # noqa: E402
 from tf_infer.server.app import Server  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
@@ -242,7 +242,9 @@ def test_PR21_two_inputs_of_one_tensor_get_the_runtimes_own_text(stub: Stub) -> 
 
 
 def test_quick_runs_of_many_callers_are_answered_each_with_its_own(
-        server: tuple[Server, Stub], stub: Stub) -> None:
+        server: tuple[Server, Stub], stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    however_long(monkeypatch)
+
     def asked(caller: int) -> bool:
         return all(stub.predict("half", x=F32([caller, number]))["y"].tolist()
                    == [caller / 2 + 2, number / 2 + 2] for number in range(15))

@@ -19,6 +19,7 @@ from tf_infer.server.contracts import Run  # noqa: E402
 from tf_infer.server.own_thread import slowest, sure  # noqa: E402
 from tf_infer.server.quick_runs import FAR_S  # noqa: E402
 from tf_infer.server.servable import SavedModelServable  # noqa: E402
+from tests.server.serverkit import however_long  # noqa: E402
 
 ROWS = 8
 OURS = ModelManifest(name="m", version=1, signatures=(), grid=ShapeGrid(rows=(1, ROWS)),
@@ -132,7 +133,9 @@ class Kinds(tf.Module):
                 "loop": of(counted), "made": of(made), "text": of(same, tf.string)}
 
 
-def test_runs_that_take_next_to_nothing_are_found_by_graph_and_time(tmp_path: Path) -> None:
+def test_runs_that_take_next_to_nothing_are_found_by_graph_and_count(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    however_long(monkeypatch)
     module = Kinds()
     tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.graphs())
     one = SavedModelServable(tmp_path / "1")
