@@ -11,6 +11,7 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 
+from tests.server.serverkit import however_long  # noqa: E402
 from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
 from tf_infer.errors import InvalidRequest  # noqa: E402
 from tf_infer.manifest import ModelManifest  # noqa: E402
@@ -19,7 +20,6 @@ from tf_infer.server.contracts import Run  # noqa: E402
 from tf_infer.server.own_thread import slowest, sure  # noqa: E402
 from tf_infer.server.quick_runs import FAR_S  # noqa: E402
 from tf_infer.server.servable import SavedModelServable  # noqa: E402
-from tests.server.serverkit import however_long  # noqa: E402
 
 ROWS = 8
 OURS = ModelManifest(name="m", version=1, signatures=(), grid=ShapeGrid(rows=(1, ROWS)),

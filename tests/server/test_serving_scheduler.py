@@ -131,12 +131,12 @@ def test_BA04_a_request_of_too_many_rows_is_refused(tmp_path: Path) -> None:
 
 def test_BA05_a_full_batch_runs_at_once_a_part_full_one_after_the_timeout(tmp_path: Path) -> None:
     model = Doubler()
-    with serving(tmp_path, model, max_batch_size=2, batch_timeout_micros=300_000) as (_, channel):
+    with serving(tmp_path, model, max_batch_size=2, batch_timeout_micros=1_000_000) as (_, channel):
         started = time.monotonic()
         assert values(later(channel, x=np.float32([1, 2]))) == [2, 4]
-        assert time.monotonic() - started < 0.25
+        assert time.monotonic() - started < 0.9
         assert values(later(channel, x=np.float32([1]))) == [2]
-        assert time.monotonic() - started >= 0.3
+        assert time.monotonic() - started >= 1.0
 
 
 def test_BA06_a_full_queue_is_UNAVAILABLE(tmp_path: Path) -> None:
