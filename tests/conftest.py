@@ -1,11 +1,17 @@
-"""Every test leaves our logger as it found it, whatever the commands in it have set up."""
+"""Every test leaves our logger as it found it; none fails because the machine is slow."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+# Examples and their making may take as long as they like: a busy machine is no fault of ours.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

@@ -86,7 +86,7 @@ def serving(tmp_path: Path, writer: Writer | None = None, *, rest: bool = False,
         yield Serving(server, writer, channel, rest_port)
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     """Wait until something holds; return whether it came to."""
     end = time.monotonic() + seconds
     while not condition():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +86,14 @@ def wait_until(versions: Versions, condition: Callable[[], bool], timeout_s: flo
     """Look at `condition` after every change of the table; return whether it came to hold."""
     with versions._changed:
         return versions._changed.wait_for(condition, timeout_s)
+
+
+def queued(server: Server, count: int) -> None:
+    """Wait until so many requests for the model "m" wait for a batch."""
+    end_s = time.monotonic() + 30
+    while (there := server.schedulers.waiting.count("m")) != count:
+        assert time.monotonic() < end_s, f"{there} instead of {count}"
+        time.sleep(0.002)
 
 
 def predict_request(model: str = "m", signature: str = "", **inputs: Any,

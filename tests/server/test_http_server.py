@@ -37,12 +37,12 @@ def answered(rest: Rest) -> bool:
     started = time.monotonic()
     try:
         return (other.predict({"instances": [2]}).json() == {"predictions": [3.0]}
-                and time.monotonic() - started < 5)
+                and time.monotonic() - started < 15)
     finally:
         other.connection.close()
 
 
-def eventually(condition: Any, timeout_s: float = 10.0) -> bool:
+def eventually(condition: Any, timeout_s: float = 30.0) -> bool:
     end = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
@@ -54,10 +54,10 @@ def test_li06_a_run_that_takes_long_holds_nobody_up(tmp_path: Path) -> None:
         others = [rest.other() for _ in range(20)]
         waiting = [callers.submit(other.predict, json.loads(WAITS)) for other in others]
         for _ in waiting:
-            assert rest.model.started.acquire(timeout=10)
+            assert rest.model.started.acquire(timeout=30)
         assert answered(rest)
         rest.model.release.set()
-        assert {answer.result(10).status for answer in waiting} == {200}
+        assert {answer.result(30).status for answer in waiting} == {200}
         for other in others:
             other.connection.close()
 
@@ -254,7 +254,7 @@ def test_a_caller_that_has_gone_frees_his_place(tmp_path: Path) -> None:
     with serving(tmp_path, threads=1, monitoring=Monitoring(enabled=True)) as rest:
         with rest.socket() as first, rest.socket() as second:
             first.sendall(request(WAITS))
-            assert rest.model.started.acquire(timeout=10)
+            assert rest.model.started.acquire(timeout=30)
             second.sendall(request(b'{"signature_name": "text", "instances": ["x"]}'))
             assert eventually(lambda: rest.server.pipeline.in_flight() == 2)
         # the second waited for the one thread: it must never run
@@ -306,18 +306,18 @@ def test_stopping_waits_for_requests_inside_and_takes_no_others(tmp_path: Path) 
     with serving(tmp_path) as rest, rest.socket() as idle, ThreadPoolExecutor(1) as callers:
         idle.sendall(request(GOOD))
         assert idle.recv(65536).startswith(b"HTTP/1.1 200")
-        assert rest.model.started.acquire(timeout=10)
+        assert rest.model.started.acquire(timeout=30)
         waiting = callers.submit(rest.predict, json.loads(WAITS))
-        assert rest.model.started.acquire(timeout=10)
+        assert rest.model.started.acquire(timeout=30)
         stopped = callers_stop(rest, drain_s=20)
         assert read_all(idle) == b""  # a connection without a request is closed at once
         with pytest.raises(OSError):
             rest.socket()
         rest.model.release.set()
-        answer = waiting.result(10)
+        answer = waiting.result(30)
         assert (answer.status, answer.json()) == (200, {"predictions": [3.0]})
         assert answer.headers["Connection"] == "close"
-        assert stopped.result(10) is True
+        assert stopped.result(30) is True
 
 
 def test_callers_that_come_while_the_server_stops_are_not_left_waiting(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_callers_that_come_while_the_server_stops_are_not_left_waiting(tmp_path:
         callers = [threading.Thread(target=come, args=(rest,)) for _ in range(8)]
         for caller in callers:
             caller.start()
-        assert rest.model.started.acquire(timeout=10)
+        assert rest.model.started.acquire(timeout=30)
         rest.server.stop(5.0)
         for caller in callers:
             caller.join(5)
@@ -350,7 +350,7 @@ def test_stopping_does_not_wait_for_bodies_without_end(tmp_path: Path) -> None:
 def test_stopping_gives_up_what_does_not_end_in_time(tmp_path: Path) -> None:
     with serving(tmp_path) as rest, rest.socket() as one:
         one.sendall(request(b'{"signature_name": "deaf", "instances": [2]}'))
-        assert rest.model.started.acquire(timeout=10)
+        assert rest.model.started.acquire(timeout=30)
         started = time.monotonic()
         stopped = callers_stop(rest, drain_s=0.2)
         with suppress(ConnectionResetError):

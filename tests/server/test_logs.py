@@ -242,10 +242,10 @@ def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
         started = time.monotonic()
         for _ in range(1000):
             writer.handle(record)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 60
         started = time.monotonic()
         writer.flush()  # gives up
-        assert 0.9 * logs.FLUSH_S < time.monotonic() - started < 5 * logs.FLUSH_S
+        assert 0.9 * logs.FLUSH_S < time.monotonic() - started < 30 * logs.FLUSH_S
         text: list[bytes] = []
 
         def read() -> None:

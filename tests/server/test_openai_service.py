@@ -531,7 +531,11 @@ def test_a_caller_who_does_not_read_holds_nobody_up_and_loses_nothing(tmp_path: 
 def test_a_server_that_stops_tells_who_still_reads(tmp_path: Path) -> None:
     writer = Writer([b"a"] * 1000, every_s=0.01)
     with serving(tmp_path, writer, rest=True) as one:
-        stopping = threading.Timer(0.2, one.server.stop, args=(0.1,))
+        def stop() -> None:
+            assert until(lambda: bool(writer.requests))
+            one.server.stop(0.3)
+
+        stopping = threading.Thread(target=stop)
         stopping.start()
         got = complete(one, stream=True)
         stopping.join()

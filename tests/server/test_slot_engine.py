@@ -7,6 +7,7 @@ import math
 import random
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from tf_infer.errors import (
     ServerFailure,
     ServerUnavailable,
 )
-from tf_infer.server import gauges
+from tf_infer.server import gauges, slot_engine
 from tf_infer.server.fake_decoder import WORDS
 from tf_infer.server.generation import Constraint, GenerationRequest, Piece
 from tf_infer.server.saved_form import SavedForm
@@ -285,11 +286,21 @@ def test_a_request_may_be_cancelled_from_its_own_listener() -> None:
 
 
 @FORMS
-def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(form: str) -> None:
-    with stand(form, slots=1, pause_s=SLOW[form]) as there:
-        running = there.ask(b"a", min_new_tokens=CAPACITY, deadline_s=time.monotonic() + 0.5)
-        waiting = there.ask(b"b", deadline_s=time.monotonic() + 0.2)
+def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(
+        form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, asked = [0.0], threading.Event()
+
+    def run_a_second(what: str) -> None:
+        if what not in HOST:
+            asked.wait(30)
+            now_s[0] += 1.0
+
+    monkeypatch.setattr(slot_engine, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    with stand(form, slots=1, before=run_a_second) as there:
+        running = there.ask(b"a", min_new_tokens=CAPACITY, deadline_s=3.5)
+        waiting = there.ask(b"b", deadline_s=1.5)
         last = there.ask(b"c", max_new_tokens=2)
+        asked.set()
         for one in (waiting, running):
             assert isinstance(one.failure(), DeadlineExceeded)
         assert running.pieces and not waiting.pieces

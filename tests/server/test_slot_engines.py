@@ -93,9 +93,14 @@ def test_a_decoder_is_prepared_when_it_is_loaded_only_where_it_carries_an_engine
 
 
 def test_the_flags_bound_the_queue(server: Server) -> None:
+    gate, lease = threading.Event(), server.versions.borrow(ModelRef("writer"))
+    lease.servable._before = (  # type: ignore[attr-defined]
+        lambda what: what in ("encode", "decode") or gate.wait(30))
+    server.versions.give_back(lease)
     with pytest.raises(Overloaded, match=r"The queue is full: \d requests wait"):
         for _ in range(100):
             ask(server, b"a", min_new_tokens=40)
+    gate.set()
 
 
 def test_a_server_that_stops_tells_those_it_generates_for(server: Server) -> None:

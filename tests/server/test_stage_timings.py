@@ -15,11 +15,12 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.server.serverkit import make_versions, predict_request, running
+from tests.server.serverkit import make_versions, predict_request, queued, running
 from tf_infer.client.client import Client
 from tf_infer.config import BytesConfig, ClassifierConfig, ShapeGrid
 from tf_infer.errors import InvalidRequest
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
+from tf_infer.server.app import Server
 from tf_infer.server.config import ModelConfig
 from tf_infer.server.contracts import Arrays, LoadTimes, StageTimes
 from tf_infer.server.fakes import EchoServable, signature
@@ -66,11 +67,11 @@ class Traced(Numbers):
 
 
 @contextmanager
-def serving(tmp_path: Path, model: Numbers, **settings: Any) -> Iterator[Client]:
+def serving(tmp_path: Path, model: Numbers, **settings: Any) -> Iterator[tuple[Server, Client]]:
     models = (ModelConfig(name="m", base_path=str(make_versions(tmp_path, "1"))),)
     with (running(models, lambda path: (model, LoadTimes()), **settings) as (server, _),
           Client(server.addresses[0], timeout_s=WAIT_S) as client):
-        yield client
+        yield server, client
 
 
 def times(client: Client, wanted: Any, *values: float) -> Timings | None:
@@ -81,7 +82,7 @@ def times(client: Client, wanted: Any, *values: float) -> Timings | None:
 
 def test_stages_are_told_when_they_are_asked_for(tmp_path: Path) -> None:
     model = Traced()
-    with serving(tmp_path, model) as client:
+    with serving(tmp_path, model) as (_, client):
         found = times(client, True, 1.0)
     assert found is not None
     assert (found.tokenize_s, found.model_s, found.decode_s) == (0.001, 0.002, 0.003)
@@ -91,7 +92,7 @@ def test_stages_are_told_when_they_are_asked_for(tmp_path: Path) -> None:
 
 def test_queue_and_run_are_told_without_a_trace(tmp_path: Path) -> None:
     model = Traced()
-    with serving(tmp_path, model) as client:
+    with serving(tmp_path, model) as (_, client):
         found = times(client, "queue", 1.0)
     assert found is not None
     assert (found.tokenize_s, found.decode_s) == (None, None)
@@ -101,14 +102,14 @@ def test_queue_and_run_are_told_without_a_trace(tmp_path: Path) -> None:
 
 def test_nothing_is_told_unless_it_is_asked_for(tmp_path: Path) -> None:
     model = Traced()
-    with serving(tmp_path, model) as client:
+    with serving(tmp_path, model) as (_, client):
         assert times(client, False, 1.0) is None
     assert model.runs == [("plain", 1)]
 
 
 @pytest.mark.parametrize("model", [Numbers(), Traced()], ids=["cannot tell", "may not"])
 def test_the_whole_run_is_told_where_it_is_not_split(tmp_path: Path, model: Numbers) -> None:
-    with serving(tmp_path, model, profiler=not isinstance(model, Traced)) as client:
+    with serving(tmp_path, model, profiler=not isinstance(model, Traced)) as (_, client):
         found = times(client, True, 1.0)
     assert found is not None
     assert (found.tokenize_s, found.decode_s) == (None, None)
@@ -117,18 +118,20 @@ def test_the_whole_run_is_told_where_it_is_not_split(tmp_path: Path, model: Numb
 
 def test_time_in_the_queue_is_told(tmp_path: Path) -> None:
     model = Traced()
-    with serving(tmp_path, model, batching=ONE_THREAD) as client, ThreadPoolExecutor(2) as pool:
+    with (serving(tmp_path, model, batching=ONE_THREAD) as (server, client),
+          ThreadPoolExecutor(2) as pool):
         model.held.clear()
         first = pool.submit(times, client, False, 1.0)
         while not model.runs:
             time.sleep(0.002)
         second = pool.submit(times, client, "queue", 2.0)
-        time.sleep(0.3)
+        queued(server, 1)
+        time.sleep(0.2)
         model.held.set()
         assert first.result(WAIT_S) is None
         found = second.result(WAIT_S)
     assert found is not None
-    assert 0.15 < found.queue_s < found.total_s
+    assert 0.2 <= found.queue_s < found.total_s
 
 
 @pytest.mark.parametrize("settings", [{"batching": ONE_THREAD}, {"batch_workers": 1}],
@@ -137,30 +140,31 @@ def test_in_a_batch_only_those_who_asked_are_told(
         tmp_path: Path, settings: dict[str, Any]) -> None:
     model = Traced()
     model.manifest = MANIFEST
-    with serving(tmp_path, model, **settings) as client, ThreadPoolExecutor(4) as pool:
+    with (serving(tmp_path, model, **settings) as (server, client),
+          ThreadPoolExecutor(4) as pool):
         model.held.clear()
         first = pool.submit(times, client, False, 1.0)
         while not model.runs:
             time.sleep(0.002)
         others = [pool.submit(times, client, wanted, float(number))
                   for number, wanted in enumerate((False, True, "queue"))]
-        time.sleep(0.3)
+        queued(server, 3)
         model.held.set()
         assert first.result(WAIT_S) is None
-        silent, split, queued = (other.result(WAIT_S) for other in others)
+        silent, split, waited = (other.result(WAIT_S) for other in others)
     assert model.runs == [("plain", 1), ("traced", 3)]
     assert silent is None
     assert split is not None
     assert split.tokenize_s == 0.001
-    assert queued is not None
-    assert queued.tokenize_s is None
+    assert waited is not None
+    assert waited.tokenize_s is None
 
 
 def test_a_request_that_is_cut_counts_all_its_pieces(tmp_path: Path) -> None:
     model = Traced()
     parameters = replace(ONE_THREAD, max_batch_size=12, max_execution_batch_size=4,
                          enable_large_batch_splitting=True)
-    with serving(tmp_path, model, batching=parameters) as client:
+    with serving(tmp_path, model, batching=parameters) as (_, client):
         found = times(client, True, *map(float, range(10)))
     assert sorted(model.runs) == [("traced", 2), ("traced", 4), ("traced", 4)]
     assert found is not None
