@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 
-import hypothesis
 import pytest
 
 # Examples and their making may take as long as they like: a busy machine is no fault of ours.
-hypothesis.settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("any machine")
+with contextlib.suppress(ImportError):  # where only the tests of a GPU run
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("any machine", deadline=None,
+                              suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
