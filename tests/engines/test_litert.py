@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -405,6 +406,53 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.tflite").write_bytes(b"no model")
     with pytest.raises(ExportError, match="expected a model that LiteRT runs"):
         litert_runtime.Model(tmp_path / "model.tflite", threads=1)
+
+
+class Counted:
+    """LiteRT's functions; counts what is made and not freed, and lets calls of one of them fail."""
+
+    def __init__(self, failing: str = "", after: int = 0) -> None:
+        self._library, self.failing, self.after = litert_runtime._library(), failing, after
+        self.held: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            if name == self.failing:
+                self.after -= 1
+                if self.after < 0:
+                    return 1
+            status = getattr(self._library, name)(*arguments)
+            what = name.removeprefix("LiteRtCreate").removeprefix("LiteRtDestroy")
+            what = "TensorBuffer" if what.startswith("TensorBuffer") else what.split("From")[0]
+            if name.startswith("LiteRtDestroy"):
+                self.held[what] -= 1
+            elif name.startswith("LiteRtCreate") and what != "OpaqueOptions" and not status:
+                self.held[what] += 1  # opaque options belong to those they are added to
+            return status
+        return call
+
+
+@pytest.mark.parametrize("failing", [
+    "LiteRtCreateModelFromBuffer", "LiteRtSetOptionsHardwareAccelerators",
+    "LiteRtCreateCompiledModel", "LiteRtGetNumModelSignatures", "LiteRtGetSignatureKey"])
+def test_a_load_that_fails_half_way_leaves_nothing_behind(llama: Case, failing: str) -> None:
+    counted = Counted(failing)
+    with pytest.raises(ExportError, match=f"got status 1 of {failing}"):
+        litert_runtime.Model(llama.folder / "model.tflite", threads=1, library=counted)
+    assert counted.held and set(counted.held.values()) == {0}
+
+
+def test_arrays_that_cannot_all_be_bound_leave_no_buffer_behind(llama: Case) -> None:
+    counted = Counted("LiteRtCreateTensorBufferFromHostMemory", after=2)
+    model = litert_runtime.Model(llama.folder / "model.tflite", threads=1, library=counted)
+    name = model.signatures[0]
+    arrays = {tensor: litert_runtime.aligned((1 << 16,), np.float32)
+              for tensor in [one for side in model._signatures[name][1:] for one, _ in side]}
+    with pytest.raises(ExportError, match="HostMemory"):
+        model.bind(name, arrays)
+    assert counted.after < 0 and counted.held["TensorBuffer"] == 0
+    model.close()
+    assert set(counted.held.values()) == {0}
 
 
 @pytest.mark.parametrize(("found", "text"), [

@@ -10,7 +10,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,6 +152,7 @@ class Model:
     Args:
         path: of the file.
         threads: that compute one call.
+        library: LiteRT's functions; None loads them.
 
     Attributes:
         signatures: names of all signatures.
@@ -161,33 +162,48 @@ class Model:
         ExportError: the file cannot be read or compiled.
     """
 
-    def __init__(self, path: Path, *, threads: int) -> None:
-        self._library = _library()
+    def __init__(self, path: Path, *, threads: int, library: Any = None) -> None:
+        self._library = library or _library()
         self._path = Path(path)
         self._calls: set[Call] = set()
         self._known: dict[bytes | str, Any] = {}
+        self._settings: list[Any] = []  # the options point to them
+        self._deleter = _Deleter(lambda _: None)
+        self._environment: Any = None
+        self._model: Any = None
+        self._compiled: Any = None
         self._file = _Mapped(self._path)
+        try:
+            self._open(threads)
+        except BaseException:
+            self.close()
+            raise
+        self.signatures = tuple(self._signatures)
+        self.settle()
+
+    def _open(self, threads: int) -> None:
         options = (_Option * 2)(_Option(*_ONLY_CPU), _Option(*_ERRORS_ONLY))
         self._environment = self._make("LiteRtCreateEnvironment", 2, ctypes.byref(options))
         self._model = self._make("LiteRtCreateModelFromBuffer", self._environment,
                                  self._file.address, self._file.size)
-        options = self._make("LiteRtCreateOptions")
-        self._ask("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
-        self._settings: list[Any] = []  # the options point to them
-        self._deleter = _Deleter(lambda _: None)
-        self._set(options, b"runtime_options_string", _ONE_ZERO_POINT)
-        self._set(options, b"xnnpack", f"num_threads = {threads}\n"
-                                       f'weight_cache_file_path = "{_WEIGHT_CACHE}"\n')
-        self._compiled = self._make(
-            "LiteRtCreateCompiledModel", self._environment, self._model, options)
-        self._library.LiteRtDestroyOptions(options)
+        self._compiled = self._compile(threads)
         self._signatures = dict(map(self._signature, range(self._count(
             "LiteRtGetNumModelSignatures", self._model))))
-        self.signatures = tuple(self._signatures)
         # It describes every operation and tensor anew; what is compiled looks at the file alone.
         self._library.LiteRtDestroyModel(self._model)
         self._model = None
-        self.settle()
+
+    def _compile(self, threads: int) -> Any:
+        options = self._make("LiteRtCreateOptions")
+        try:
+            self._ask("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
+            self._set(options, b"runtime_options_string", _ONE_ZERO_POINT)
+            self._set(options, b"xnnpack", f"num_threads = {threads}\n"
+                                           f'weight_cache_file_path = "{_WEIGHT_CACHE}"\n')
+            return self._make(
+                "LiteRtCreateCompiledModel", self._environment, self._model, options)
+        finally:
+            self._library.LiteRtDestroyOptions(options)
 
     def settle(self) -> None:
         """Give back to the system what is needed no more, as after the first run of each graph."""
@@ -208,11 +224,16 @@ class Model:
                 part of such that begins at a multiple of ALIGNMENT bytes. They are not copied.
         """
         signature = self._signatures[name]
-        sides = []
-        for tensors in (signature.inputs, signature.outputs):
-            buffers = (_Pointer * len(tensors))(*(
-                self._buffer(kind, arrays[tensor]) for tensor, kind in tensors))
-            sides += [len(tensors), buffers]
+        made: list[Any] = []
+        try:
+            for tensor, kind in (*signature.inputs, *signature.outputs):
+                made.append(self._buffer(kind, arrays[tensor]))
+        except BaseException:
+            self._free(made)
+            raise
+        sides: list[Any] = []
+        for own in (made[:len(signature.inputs)], made[len(signature.inputs):]):
+            sides += [len(own), (_Pointer * len(own))(*own)]
         call = Call(self, signature.place, tuple(sides), arrays)
         self._calls.add(call)
         return call
@@ -220,9 +241,12 @@ class Model:
     def unbind(self, call: Call) -> None:
         """Free what binding arrays took; the call is made no more."""
         for buffers in call.sides[1::2]:
-            for buffer in buffers:
-                self._library.LiteRtDestroyTensorBuffer(buffer)
+            self._free(buffers)
         self._calls.remove(call)
+
+    def _free(self, buffers: Iterable[Any]) -> None:
+        for buffer in buffers:
+            self._library.LiteRtDestroyTensorBuffer(buffer)
 
     def close(self) -> None:
         """Free the model; no call follows."""
