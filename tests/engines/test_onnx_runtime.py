@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from tf_infer.engines import gpus, onnx_runtime
 from tf_infer.engines.gpus import Gpu
+from tf_infer.engines.onnx_recorded import Once
 from tf_infer.engines.onnx_runtime import Provider, Shapes
 from tf_infer.errors import BackendMissing
 
@@ -176,3 +179,17 @@ def test_a_gpu_that_something_else_in_the_process_uses_is_seen(
         driver: Driver, used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus.ctypes, "CDLL", lambda library: driver)
     assert gpus.used() is used
+
+
+def test_all_threads_are_told_what_the_first_one_found() -> None:
+    asked = []
+
+    def ask() -> bool:
+        asked.append(True)
+        time.sleep(0.02)  # lets the others come
+        return len(asked) == 1
+
+    once = Once(ask)
+    with ThreadPoolExecutor(4) as pool:
+        said = [one.result() for one in [pool.submit(once) for _ in range(4)]]
+    assert said == [True] * 4 and len(asked) == 1

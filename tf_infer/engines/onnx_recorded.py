@@ -10,8 +10,8 @@ in this process would be refused memory, too, or make the recording fail: then n
 
 from __future__ import annotations
 
-import functools
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
@@ -27,15 +27,37 @@ T = TypeVar("T")
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="tf_infer_gpu")
 
 
-@functools.cache
-def alone() -> bool:
-    """Whether nothing else in this process used a GPU when its first engine was loaded.
+class Once:
+    """What a function says when it is first asked, whoever asks; the others wait for that.
+
+    Args:
+        ask: the function; asked again only where it raised.
+    """
+
+    def __init__(self, ask: Callable[[], bool]) -> None:
+        self._ask, self._lock = ask, threading.Lock()
+        self._said: bool | None = None
+
+    def __call__(self) -> bool:
+        """Return it."""
+        with self._lock:
+            if self._said is None:
+                self._said = self._ask()
+            return self._said
+
+
+def _alone() -> bool:
+    """Whether nothing else in this process uses a GPU.
 
     TensorFlow that has one will use it for the graph of the version whose engine this is.
     """
     tensorflow: Any = sys.modules.get("tensorflow")
     return not gpus.used() and not (
         tensorflow is not None and tensorflow.config.list_physical_devices("GPU"))
+
+
+# When the first engine is loaded: a second one would see what the first one has begun to use.
+alone = Once(_alone)
 
 
 def by_its_thread(work: Callable[[], T], deadline: Deadline | None = None) -> T:
