@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +32,7 @@ from tf_infer.errors import (
     ServingError,
     TfInferError,
 )
-from tf_infer.server import gauges, memory, slot_engines, tls
+from tf_infer.server import direct, gauges, memory, slot_engines, tls
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.config_file import ConfigFileWatch
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
@@ -136,8 +136,8 @@ class Server:
             self._config_file.start()
         admin, public = self._handlers()
         if self.config.admin_port:
-            self._open(admin, ((self.admin_address, None),))
-        self._open(public, tuple(
+            self._open(admin, {}, ((self.admin_address, None),))
+        self._open(public, self._service.behaviours(self._readers.submit), tuple(
             (address, credentials) for address, wanted in (
                 (f"{self.config.host}:{self.config.port}", self.config.port),
                 (f"unix:{self.config.socket_path}", self.config.socket_path)) if wanted))
@@ -178,16 +178,18 @@ class Server:
         public.extend(_reflection(offered))
         return admin, public
 
-    def _open(self, handlers: Sequence[Any],
+    def _open(self, handlers: Sequence[Any], behaviours: Mapping[str, direct.Behaviour],
               addresses: Sequence[tuple[str, tls.MakeCredentials | None]]) -> None:
         server = grpc.server(self._readers, options=(  # type: ignore[arg-type]
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0), *self.config.channel_arguments))
         server.add_generic_rpc_handlers(tuple(handlers))
+        begin = direct.register(server, behaviours, self._readers.submit)
         for address, credentials in addresses:
             _bind(server, address, credentials)
         server.start()
+        begin()
         self._grpc.append(server)
 
     def stop(self, drain_s: float | None = None) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Union
 import grpc
 
 from tf_infer.errors import Code, InvalidRequest, ServerFailure, ServingError
-from tf_infer.server import inference, logs, predict, reading
+from tf_infer.server import direct, inference, logs, predict, reading
 from tf_infer.server.config import models_from
 from tf_infer.server.contracts import Plan, Signatures
 from tf_infer.server.metrics import GRPC
@@ -47,6 +47,8 @@ class Asked(NamedTuple):
 
 
 Answering = Callable[[Any, Deadline], Any]  # message, deadline -> Asked, or the response itself
+Replying = Union[Reply, direct.DirectCall]
+Behaviour = Callable[[bytes, Any, Replying], None]  # the request, gRPC's context, what answers
 
 
 def truncated(details: str) -> str:
@@ -233,19 +235,33 @@ class Service:
         services: dict[str, dict[str, Any]] = {}
         for method, answering in self._answers.values():
             if wanted(method):
-                behaviour = self._behaviour(method, answering, large)
+                behaviour = _replying(self._behaviour(method, answering, large))
                 services.setdefault(method.service, {})[method.name] = (
                     reading.in_pool(behaviour) if method == methods.RELOAD_CONFIG  # it waits
                     else reading.handler(behaviour, large))
         return [grpc.method_handlers_generic_handler(service, table)
                 for service, table in services.items()]
 
+    def behaviours(self, large: Callable[..., Any]) -> dict[str, direct.Behaviour]:
+        """Return what answers each method by its path, for `direct.register`.
+
+        The handlers are needed all the same: they answer where `direct` does not know grpcio.
+
+        Args:
+            large: see `direct.register`.
+        """
+        def called(behaviour: Behaviour) -> direct.Behaviour:
+            return lambda data, call: behaviour(data, call, call)
+
+        return {path: called(self._behaviour(method, answering, large))
+                for path, (method, answering) in self._answers.items()
+                if method != methods.RELOAD_CONFIG}  # it waits
+
     def _behaviour(self, method: methods.Method, answering: Answering,
-                   large: Callable[..., Any] | None) -> Any:
+                   large: Callable[..., Any] | None) -> Behaviour:
         """Return what is called with the request's bytes; it returns before the answer is sent."""
 
-        def behaviour(data: bytes, context: Any, send: Callable[[bytes | None], None]) -> None:
-            reply = Reply(context, send)
+        def behaviour(data: bytes, context: Any, reply: Replying) -> None:
             record = _Record(method.name, context, len(data), time.monotonic())
 
             def fail(error: ServingError) -> None:
@@ -282,7 +298,7 @@ class Service:
 
         return behaviour
 
-    def _with_timings(self, asked: Asked, context: Any, reply: Reply, started_s: float) -> Asked:
+    def _with_timings(self, asked: Asked, context: Any, reply: Replying, started_s: float) -> Asked:
         """Return `asked`, whose answer also tells where the time went if the caller asks for it."""
         detail = timings.asked_for(context.invocation_metadata() or ())
         if detail is None:
@@ -297,7 +313,7 @@ class Service:
         traced = self._stages and detail == "stages"
         return Asked(replace(asked.call, traced=traced), response)
 
-    def _ask(self, asked: Asked, reply: Reply, succeed: Callable[[Any], None],
+    def _ask(self, asked: Asked, reply: Replying, succeed: Callable[[Any], None],
              fail: Callable[[ServingError], None]) -> None:
         def done(outcome: Answer[Any] | ServingError) -> None:
             if isinstance(outcome, ServingError):
@@ -359,6 +375,11 @@ def header_of(context: Any, name: str) -> str | None:
     """Return what the caller's metadata says under a name."""
     return next((str(value) for key, value in context.invocation_metadata() or () if key == name),
                 None)
+
+
+def _replying(behaviour: Behaviour) -> reading.Behaviour:
+    """Return a behaviour as a handler of grpcio's has it."""
+    return lambda data, context, send: behaviour(data, context, Reply(context, send))
 
 
 def _timings(answer: Answer[Any], total_s: float) -> timings.Timings:
