@@ -36,7 +36,7 @@ def test_a_classifier_has_xla_and_every_engine() -> None:
     assert names("classifier") == [
         "reference", "plan float32", "plan bfloat16", "plan int8", "plan int8 smoothing=0.5",
         "plan int8 static smoothing=0.5", "plan float32 xla", "litert int8", "litert float32",
-        "onnx int8", "onnx float32"]
+        "onnx int8", "onnx float32", "onnx float16"]
     assert "plan float32 xla" not in names("classifier", xla=False)
 
 
@@ -67,8 +67,9 @@ def test_a_classifier_keeps_float32_beside_int8_where_there_is_no_bfloat16() -> 
 def test_every_machine_knows_the_same_names_and_says_why_it_leaves_one_out(
         kind: Any, flags: frozenset[str] | None) -> None:
     prune = [{"heads": 0.5}]
-    for installed in (ALL, frozenset[str]()):
-        found, left_out = sensible(kind, flags=flags, installed=installed, prune=prune, xla=False)
+    for installed, lacks in ((ALL, "no GPU"), (ALL, ""), (frozenset[str](), "")):
+        found, left_out = sensible(kind, flags=flags, installed=installed, prune=prune, xla=False,
+                                   float16_lacks=lacks)
         whole = sensible(kind, flags=None, installed=ALL, prune=prune, small=True)[0]
         assert {*(one.name for one in found), *left_out} == {one.name for one in whole}
         assert all(left_out.values()) and not {one.name for one in found} & set(left_out)
@@ -90,7 +91,14 @@ def test_an_engine_without_its_package_is_not_tried_and_its_install_is_named() -
     assert not any("onnx" in one.name for one in found)
     reason = "onnxruntime is not installed: pip install 'tf_infer[onnx]'"
     assert {name: told for name, told in left_out.items() if "onnx" in name} == {
-        "onnx int8": reason, "onnx float32": reason}
+        "onnx int8": reason, "onnx float32": reason, "onnx float16": reason}
+
+
+def test_float16_is_tried_where_there_is_a_gpu_for_it_and_else_its_lack_is_told() -> None:
+    assert "onnx float16" in names("classifier")
+    found, left_out = sensible("classifier", flags=FLAGS, installed=ALL, float16_lacks="no GPU")
+    assert "onnx float16" not in {one.name for one in found}
+    assert left_out["onnx float16"] == "no GPU" and "onnx float32" not in left_out
 
 
 def test_pruned_forms_come_alone_and_with_every_other_part() -> None:

@@ -258,7 +258,7 @@ def _search_of(arguments: argparse.Namespace, task: ClassifierConfig | CausalLMC
     from tf_infer.tuning.build import BuildOrder
     from tf_infer.tuning.choice import batches_for, read_objective
     from tf_infer.tuning.judge import joined
-    from tf_infer.tuning.machine import installed, machine
+    from tf_infer.tuning.machine import float16_lacks, installed, machine
     from tf_infer.tuning.trial import MetricKind
 
     for name, path, there in (("--tokenizer", arguments.tokenizer, Path.is_dir),
@@ -267,9 +267,9 @@ def _search_of(arguments: argparse.Namespace, task: ClassifierConfig | CausalLMC
             raise ConfigError(f"{name}: expected a {'folder' if there is Path.is_dir else 'file'} "
                               f"that is there, got {path}.")
     objective = read_objective(arguments.objective)
-    found, left_out = candidates.sensible(task.kind, flags=cpu_flags(), installed=installed(),
-                                          xla=not arguments.no_xla, prune=_pruned(arguments),
-                                          small=objective.kind == "size")
+    found, left_out = candidates.sensible(
+        task.kind, flags=cpu_flags(), installed=installed(), float16_lacks=float16_lacks(),
+        xla=not arguments.no_xla, prune=_pruned(arguments), small=objective.kind == "size")
     if arguments.plans:
         found, left_out = candidates.chosen_by(
             [word.strip() for word in arguments.plans.split(",")], found, left_out)

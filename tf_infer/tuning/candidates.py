@@ -19,7 +19,7 @@ SMOOTHING = 0.5  # what the paper of SmoothQuant takes, arXiv:2211.10438
 # engine -> the package that runs it, what brings it, and the precisions it can be written in
 ENGINES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "litert": ("ai_edge_litert", "server", ("int8", "float32")),
-    "onnx": ("onnxruntime", "onnx", ("int8", "float32")),
+    "onnx": ("onnxruntime", "onnx", ("int8", "float32", "float16")),
 }
 # Which engines there are for which kind of task.
 OFFERED: dict[TaskKind, tuple[str, ...]] = {"classifier": ("litert", "onnx"),
@@ -100,8 +100,8 @@ REFERENCE_CANDIDATE = Candidate()
 
 
 def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collection[str],
-             prune: Sequence[Mapping[str, Any]] = (), xla: bool = True, small: bool = False
-             ) -> tuple[tuple[Candidate, ...], dict[str, str]]:
+             float16_lacks: str = "", prune: Sequence[Mapping[str, Any]] = (), xla: bool = True,
+             small: bool = False) -> tuple[tuple[Candidate, ...], dict[str, str]]:
     """Return the candidates worth a try on this machine, the reference first, and those that
     are not: name -> reason.
 
@@ -109,6 +109,7 @@ def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collect
         kind: of the task.
         flags: of the CPU (`optimize.plan.cpu_flags`); None where they are not known.
         installed: names of packages that can be imported, of those in ENGINES.
+        float16_lacks: what keeps this machine from float16, which GPUs compute; "" for nothing.
         prune: settings of `optimize.prune`, each to be tried with every other part.
         xla: whether a form that XLA compiles may be chosen: a server must then allow XLA.
         small: whether bytes on disk are the objective: then float32 in smaller files, too.
@@ -120,7 +121,8 @@ def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collect
     whole += [Candidate(engine=EngineChoice(kind=engine, precision=precision))
               for engine in OFFERED[kind] for precision in ENGINES[engine][2]]
     for candidate in (*whole, *_pruned(whole, prune)):
-        reason = why_not(candidate, kind, flags=flags, installed=installed, xla=xla, small=small)
+        reason = why_not(candidate, kind, flags=flags, installed=installed,
+                         float16_lacks=float16_lacks, xla=xla, small=small)
         if reason:
             left_out[candidate.name] = reason
         else:
@@ -150,12 +152,15 @@ def _pruned(whole: Sequence[Candidate], prune: Sequence[Mapping[str, Any]]) -> I
 
 
 def why_not(candidate: Candidate, kind: TaskKind, *, flags: frozenset[str] | None,
-            installed: Collection[str], xla: bool = True, small: bool = False) -> str:
+            installed: Collection[str], float16_lacks: str = "", xla: bool = True,
+            small: bool = False) -> str:
     """Return why a candidate is not worth a try on this machine; empty when it is."""
     if candidate.engine is not None:
         package, extra, _ = ENGINES[candidate.engine.kind]
         if package not in installed:
             return f"{package} is not installed: pip install 'tf_infer[{extra}]'"
+        if candidate.engine.precision == "float16" and float16_lacks:
+            return float16_lacks
     plan = candidate.plan
     if plan is None:
         return ""
