@@ -32,7 +32,7 @@ from tf_infer.server.app import Server  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
 from tf_infer.server.contracts import Run  # noqa: E402
 from tf_infer.server.decide import State  # noqa: E402
-from tf_infer.server.scheduler import Job, is_quick  # noqa: E402
+from tf_infer.server.scheduler import Job, quick_run  # noqa: E402
 from tf_infer.server.servable import load_version  # noqa: E402
 from tf_infer.server.versions import ModelRef  # noqa: E402
 
@@ -252,7 +252,7 @@ def test_quick_runs_of_many_callers_are_answered_each_with_its_own(
     with ThreadPoolExecutor(8) as callers:
         assert all(callers.map(asked, range(8)))
     with lent(server[0].versions, ModelRef("half")) as lease:
-        assert is_quick(Job("half", lease.servable, Run("serving_default", {"x": F32([1, 2])},
+        assert quick_run(Job("half", lease.servable, Run("serving_default", {"x": F32([1, 2])},
                                                         ("y",)), None, lambda *_: None))
 
 

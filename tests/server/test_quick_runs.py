@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,9 +115,10 @@ class Model:
         self.threads: list[threading.Thread] = []
         self.quickly = True
 
-    def quick(self, run: Run, timeout_s: float | None) -> bool:
+    def quick(self, run: Run, timeout_s: float | None) -> Callable[[], Arrays] | None:
         self.asked.append(timeout_s)
-        return self.quickly
+        return functools.partial(self.run, run.signature, run.inputs, outputs=run.outputs,
+                                 timeout_s=timeout_s) if self.quickly else None
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],
             timeout_s: float | None) -> Arrays:

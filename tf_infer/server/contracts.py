@@ -95,12 +95,15 @@ class Traceable(Protocol):
 class Quick(Protocol):
     """A servable that knows runs which take next to nothing."""
 
-    def quick(self, run: Run, timeout_s: float | None) -> bool:
-        """Whether a run takes less than handing it to another thread, each time.
+    def quick(self, run: Run, timeout_s: float | None) -> Callable[[], Arrays] | None:
+        """Return what does a run that takes less than handing it to another thread, each time.
 
         Args:
             run: that is to be done.
             timeout_s: until its deadline; None for no deadline.
+
+        Returns:
+            None where it may take more. Else to be called once, as `Servable.run`.
         """
 
 

@@ -87,14 +87,14 @@ class Scheduler(Protocol):
         """End the threads when what they have is done."""
 
 
-def run_alone(job: Job) -> Arrays | ServingError:
-    """Run one job in the time it has left, and return what came of it."""
+def run_alone(job: Job, quick: Callable[[], Arrays] | None = None) -> Arrays | ServingError:
+    """Run one job in the time it has left, by `quick` if given; return what came of it."""
     job.started_s = time.monotonic()
     left = None if job.deadline_s is None else job.deadline_s - job.started_s
     if left is not None and left <= 0:
         return DeadlineExceeded(TIMED_OUT)
     try:
-        return run_for([job], job.run.inputs, left)
+        return run_for([job], job.run.inputs, left) if quick is None else quick()
     except Exception as error:
         return as_serving_error(error, "a run")
 
@@ -130,10 +130,11 @@ def as_serving_error(error: BaseException, what: str) -> ServingError:
     return ServerFailure(f"{type(error).__name__} in the server; see its log.")
 
 
-def is_quick(job: Job) -> bool:
-    """Whether a run takes less than handing it to another thread; see `contracts.Quick`."""
-    servable = cast(Quick, job.servable) if hasattr(job.servable, "quick") else None
-    return servable is not None and not job.traced and servable.quick(
+def quick_run(job: Job) -> Callable[[], Arrays] | None:
+    """Return what does a run that takes less than handing it over; see `contracts.Quick`."""
+    if job.traced or not hasattr(job.servable, "quick"):
+        return None
+    return cast(Quick, job.servable).quick(
         job.run, None if job.deadline_s is None else job.deadline_s - time.monotonic())
 
 
@@ -190,8 +191,9 @@ class DirectScheduler:
 
     def submit(self, job: Job) -> None:
         """See `Scheduler.submit`."""
-        if is_quick(job):
-            job.end(run_alone(job))
+        quick = quick_run(job)
+        if quick is not None:
+            job.end(run_alone(job, quick))
             return
         self._waiting.add(job.model)
         with self._lock:

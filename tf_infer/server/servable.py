@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -213,9 +213,7 @@ class SavedModelServable:
         quick = self._quick.quick(kind, timeout_s)
         call = self._calls.of(signature, inputs, outputs) if quick else None
         if call is not None:
-            found = self._call(call, inputs, outputs)
-            self._quick.ran(kind, time.monotonic() - began_s)
-            return found
+            return self._call(kind, call, inputs, outputs)
         milliseconds = 0 if timeout_s is None else _milliseconds(timeout_s)
         bounded = self._few_cpus and within_grid(self.manifest, inputs)
         here = self.gently or quick or (
@@ -231,20 +229,24 @@ class SavedModelServable:
                 self._calls.make(signature, self.signatures[signature], inputs, outputs)
         return found
 
-    def quick(self, run: Run, timeout_s: float | None) -> bool:
-        """Whether the thread that asks may do a run itself; see `contracts.Quick`."""
-        return (self._quick.quick(self._kind(run.signature, run.inputs, run.outputs), timeout_s)
-                and self._calls.of(run.signature, run.inputs, run.outputs) is not None)
+    def quick(self, run: Run, timeout_s: float | None) -> Callable[[], Arrays] | None:
+        """Return what does a run that takes next to nothing; see `contracts.Quick`."""
+        kind = self._kind(*run)
+        call = self._calls.of(*run) if self._quick.quick(kind, timeout_s) else None
+        return None if call is None else functools.partial(
+            self._call, kind, call, run.inputs, run.outputs)
 
-    def _call(self, call: Call, inputs: Mapping[str, np.ndarray], outputs: Sequence[str],
-              ) -> Arrays:
-        started = time.perf_counter()
+    def _call(self, kind: Hashable, call: Call, inputs: Mapping[str, np.ndarray],
+              outputs: Sequence[str]) -> Arrays:
+        began_s = time.perf_counter()
         try:
-            return _named(outputs, call(*inputs.values()))
+            found = _named(outputs, call(*inputs.values()))
+            self._quick.ran(kind, time.perf_counter() - began_s)
+            return found
         except tf.errors.OpError as error:
             raise _translated(error) from error
         finally:
-            self._metrics.graph_run(time.perf_counter() - started)
+            self._metrics.graph_run(time.perf_counter() - began_s)
 
     def _kind(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str],
               ) -> Hashable:
