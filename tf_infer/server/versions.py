@@ -111,7 +111,8 @@ class Versions:
         self._models: tuple[ModelConfig, ...] = ()
         self._labels: Mapping[str, Mapping[str, int]] = {}
         self._wanted: dict[str, dict[int, Path]] = {}
-        self._table: dict[str, dict[int, _Entry]] = {}
+        self._table: dict[str, dict[int, _Entry]] = {}  # every version ever seen
+        self._answering: dict[str, dict[int, _Entry]] = {}  # those of it that are available
         self._stopping = threading.Event()
         self._pools = (_loaders(start_load_threads or load_threads), _loaders(load_threads))
         self._workers = self._pools[0]
@@ -248,6 +249,11 @@ class Versions:
 
     def _set(self, entry: _Entry, state: State) -> None:
         entry.state = state
+        answering = self._answering.setdefault(entry.name, {})
+        if state is State.AVAILABLE:
+            answering[entry.version] = entry
+        else:
+            answering.pop(entry.version, None)
         self._changed.notify_all()
         event("state", model=entry.name, version=entry.version, state=state.name)
 
@@ -354,8 +360,7 @@ class Versions:
             version = self._labels.get(ref.name, {}).get(ref.label)
             if version is None:
                 raise InvalidRequest(f"Unrecognized servable version label: {ref.label}")
-        available = {number: entry for number, entry in self._table.get(ref.name, {}).items()
-                     if entry.state is State.AVAILABLE}
+        available = self._answering.get(ref.name, {})
         if version is None and available:
             return available[max(available)]
         if version in available:
@@ -383,8 +388,7 @@ class Versions:
     def serving(self) -> bool:
         """Whether any version of any model answers now."""
         with self._changed:
-            return any(entry.state is State.AVAILABLE
-                       for rows in self._table.values() for entry in rows.values())
+            return any(self._answering.values())
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the configured models."""
@@ -405,8 +409,7 @@ class Versions:
         if self._poller.is_alive():
             self._poller.join(timeout=5.0)
         with self._changed:
-            loaded = [entry for rows in self._table.values() for entry in rows.values()
-                      if entry.state is State.AVAILABLE]
+            loaded = [entry for rows in self._answering.values() for entry in rows.values()]
             for entry in loaded:
                 self._set(entry, State.UNLOADING)
         for entry in loaded:
