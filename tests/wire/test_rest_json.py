@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import sys
 import time
 from collections.abc import Callable
 
@@ -76,6 +77,24 @@ def test_rp34_more_digits_than_an_int_may_have_are_refused() -> None:
     assert "Number too big" in refused(b'{"a": 1' + b"0" * 10_000 + b"}")
 
 
+@pytest.mark.parametrize("number", [
+    b"1e400", b"-1E0309", b"0.1e+310", b"1" + b"0" * 309, b"1" + b"0" * 210 + b".5e99",
+    b"[0, {\"b\": 17976931348623159e292}]"])
+def test_rp34_a_number_beyond_double_is_refused_wherever_it_stands(number: bytes) -> None:
+    assert refused(b'{"a": 1, "ignored": ' + number + b"}").startswith(rest_json.TOO_BIG)
+    assert refused(b'{"a": ' + number + b', "a": }').startswith(rest_json.TOO_BIG)
+
+
+@pytest.mark.parametrize(("number", "value"), [
+    (b"1.7976931348623157e308", sys.float_info.max), (b"1e-400", 0.0), (b"0e999", 0.0),
+    (b"1" + b"0" * 308, 10**308), (b"1" * 200 + b"e-199", 1.1111111111111112),
+    (b'"1e400"', "1e400"), (b"Infinity", float("inf")), (b"-Inf", float("-inf"))])
+def test_rp34_what_looks_like_a_number_beyond_double_may_be_none(number: bytes,
+                                                                 value: object) -> None:
+    body = b'{"a": ' + number + b', "b": 1e100} 1e400'
+    assert rest_json.parse(body).members == {"a": value, "b": 1e100}
+
+
 def test_texts_become_utf8_and_other_bytes_pass_as_they_came() -> None:
     whole = rest_json.parse('{"a": "ü\\ud83d\\ude00\\u0000"}'.encode())
     assert whole.to_bytes(whole.members["a"]) == "ü😀\0".encode()
@@ -97,6 +116,8 @@ def test_rp16_half_of_a_surrogate_pair_is_refused_wherever_it_stands(body: bytes
     (b"\\\\ud800", b"\\ud800"), (b"\\ud83d\\ude00", "😀".encode()),
     (b"\\uD83D\\uDE00x", "😀x".encode()), (b"\\udc80", b"\xed\xb2\x80"),
     (b"\\ud83d\\ude00\\ude00", "😀".encode() + b"\xed\xb8\x80"),
+    (b"\\ud83d\\ude00\\\\\\ud83d\\ude00\\\\ud83d", "😀\\😀\\ud83d".encode()),
+    (b"\\ud55c" * 1000 + b"\\ud83d\\ude00", ("한" * 1000 + "😀").encode()),
 ])
 def test_rp22_what_looks_like_half_a_pair_may_be_none_or_passes_as_rapidjson_takes_it(
         text: bytes, raw: bytes) -> None:

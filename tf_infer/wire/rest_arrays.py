@@ -95,7 +95,7 @@ def _to_array(leaves: list[Any], rule: Rule, document: Document) -> np.ndarray:
         raise InvalidRequest("out of range")
     if kind == "f":
         with np.errstate(over="ignore"):
-            return rest_json.doubles(leaves).astype(rule.array, copy=False)
+            return np.array(leaves, np.float64).astype(rule.array, copy=False)
     return np.array(leaves, rule.wide).astype(rule.array, copy=False)
 
 

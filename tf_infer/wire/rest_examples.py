@@ -89,7 +89,7 @@ def _fill(feature: Any, name: str, items: list[Any], document: Document) -> None
     else:
         with np.errstate(over="ignore"):
             feature.float_list.value.extend(
-                rest_json.doubles(items).astype(np.float32).tolist())
+                np.array(items, np.float64).astype(np.float32).tolist())
 
 
 def _kind(name: str, item: Any) -> str:

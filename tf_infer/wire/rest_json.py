@@ -12,6 +12,7 @@ import json
 import math
 import re
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -26,10 +27,6 @@ TOO_BIG = "JSON Parse error: Number too big to be stored in double."
 LONE_HALF = "The surrogate pair in string is invalid."
 FEW = 16  # numbers that are faster written one by one
 MAX_SHOWN_DIGITS = 40  # of a number in an error text
-
-# The numbers of bare NaN and Infinity, one object each: an infinity that is another object was
-# written as a number beyond double (RP34).
-CONSTANTS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 # what Python's decoder says -> what rapidjson says
 _FAULTS = {
@@ -48,10 +45,11 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 # A text, which stays, or what rapidjson reads beside NaN, Infinity and -Infinity.
 _SPELLINGS = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|-NaN|(-?Inf)(?!i)', re.DOTALL)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*")
-_FIRST_HALF = re.compile(r"\\u[dD][89abAB]")
-# An escape; the first half of a surrogate pair, and the second one if it follows.
-_ESCAPE = re.compile(r"\\(?:(u[dD][89abAB][0-9a-fA-F]{2})(\\u[dD][c-fC-F][0-9a-fA-F]{2})?|.)",
-                     re.DOTALL)
+# The first half of a surrogate pair without the second; an escape if its backslashes are odd.
+_LONE_HALF = re.compile(r"(\\+)u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})")
+# What a number beyond double has, with every digit as "1".
+_DIGITS = bytes.maketrans(b"0123456789", b"1" * 10)
+_LARGE = (b"e111", b"e+111", b"E111", b"E+111", b"1" * 200)
 
 
 # ---------------------------------------------------------------------------- reading
@@ -102,14 +100,29 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members if len(members) == len(pairs) else Repeating(pairs)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=CONSTANTS.__getitem__)
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise InvalidRequest(TOO_BIG)
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > sys.float_info.max_10_exp:
+        _float(text)
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_CAREFUL = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_int=_int)
 
 
 def parse(body: bytes) -> Document:
     """Read a request body: one JSON object, whatever follows it (RP16, RP17, RP36).
 
     Raises:
-        InvalidRequest: not JSON, nested too deeply, or not an object.
+        InvalidRequest: not JSON, nested too deeply, not an object, or a number beyond double
+            (RP34).
     """
     if not body:
         raise InvalidRequest("JSON Parse error: The document is empty")
@@ -122,13 +135,13 @@ def parse(body: bytes) -> Document:
     start = cast("re.Match[str]", _SPACE.match(text)).end()
     if start == len(text):
         raise _fault("The document is empty.", text, start)
+    digits = body.translate(_DIGITS)
+    large = any(sign in digits for sign in _LARGE)  # a hook for each number costs as much again
     try:
-        value, end = _decoded(text, start)
+        value, end = _decoded(_CAREFUL if large else _DECODER, text, start)
     except json.JSONDecodeError as error:
         _check_pairs(text, start, error.pos)
         raise _fault(_FAULTS.get(error.msg, "Invalid value."), text, error.pos) from None
-    except ValueError:  # more digits than Python turns into an int
-        raise InvalidRequest(TOO_BIG) from None
     except RecursionError:
         raise InvalidRequest("JSON Parse error: The document is nested too deeply.") from None
     _check_pairs(text, start, end)
@@ -137,26 +150,24 @@ def parse(body: bytes) -> Document:
     return Document(value, errors)
 
 
-def _decoded(text: str, start: int) -> tuple[Any, int]:
+def _decoded(decoder: json.JSONDecoder, text: str, start: int) -> tuple[Any, int]:
     """Decode; where Python's decoder stops at a spelling of rapidjson's, again with its own."""
     try:
-        return _DECODER.raw_decode(text, start)
+        return decoder.raw_decode(text, start)
     except json.JSONDecodeError as error:
         if not _SPELLINGS.match(text, error.pos):
             raise
     try:
-        return _DECODER.raw_decode(_SPELLINGS.sub(_respelled, text), start)
+        return decoder.raw_decode(_SPELLINGS.sub(_respelled, text), start)
     except json.JSONDecodeError as error:
         raise json.JSONDecodeError(error.msg, text, min(error.pos, len(text))) from None
 
 
 def _check_pairs(text: str, start: int, end: int) -> None:
     """Raise for the first half of a surrogate pair without the second, wherever it stands."""
-    if not _FIRST_HALF.search(text, start, end):  # which texts of Hangul escapes do not hold
-        return
-    for found in _ESCAPE.finditer(text, start, end):
-        if found[1] and not found[2]:
-            raise _fault(LONE_HALF, text, found.start())
+    for found in _LONE_HALF.finditer(text, start, end):
+        if len(found[1]) % 2:
+            raise _fault(LONE_HALF, text, found.end(1) - 1)
 
 
 def _respelled(found: re.Match[str]) -> str:
@@ -195,25 +206,7 @@ def shown(value: Any) -> str:
             else f"<object of {len(value)} keys>")
 
 
-# ---------------------------------------------------------------------------- numbers, base64
-
-
-def doubles(items: list[Any]) -> np.ndarray:
-    """Return JSON numbers as float64.
-
-    Raises:
-        InvalidRequest: one is beyond double (RP34); a bare Infinity is not.
-    """
-    try:
-        values = np.array(items, np.float64)
-    except OverflowError:
-        raise InvalidRequest(TOO_BIG) from None
-    words = tuple(CONSTANTS.values())
-    for place in np.flatnonzero(np.isinf(values)).tolist():
-        if not any(items[place] is word for word in words):
-            raise InvalidRequest(TOO_BIG)
-    return values
-
+# ---------------------------------------------------------------------------- base64
 
 
 def is_base64(value: Any) -> bool:
