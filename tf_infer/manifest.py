@@ -160,6 +160,7 @@ class StepEngineManifest(EngineManifest):
         pages: positions of each page of the cache, which together hold P or more.
         layers, groups, head_size: of the cache.
         cache: what it holds of keys and values; of int8 also the scale of each head's d numbers.
+        guesses: ids of a slot that it can read in one go behind one more, each as in a step.
     """
 
     vocab_size: int
@@ -173,6 +174,7 @@ class StepEngineManifest(EngineManifest):
     head_size: int
     joined: tuple[tuple[int, int], ...] = ()
     cache: Literal["int8", "float32"] = "float32"
+    guesses: int = 0
 
     def __post_init__(self) -> None:
         EngineManifest.__post_init__(self)  # super() does not know a class with slots

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ def test_an_engine_says_what_it_holds_and_how_far_it_is_from_its_network(
     assert (report.path, report.samples, report.passed) == ("litert", 4, True)
     assert report.differences[0].max_abs == described.max_abs
     assert [line.split()[0] for line in told] == ["building", "comparing"]
+
+
+@pytest.mark.parametrize(("words", "guesses"), [((), 3), (("--engine-guesses", "0"), 0)])
+def test_the_number_of_guesses_becomes_a_setting(
+        task: Task, words: tuple[str, ...], guesses: int) -> None:
+    parser = argparse.ArgumentParser()
+    cli_engine.add_engine(parser)
+    settings = cli_engine.settings_of(parser.parse_args(["--engine", "litert", *words]), task)
+    assert isinstance(settings, EngineSettings) and settings.guesses == guesses
 
 
 @pytest.mark.slow  # a decoder's other paths take minutes

@@ -173,7 +173,8 @@ LITERT = ("--engine", "litert")
 @pytest.mark.parametrize(("words", "message"), [
     ((*FLOAT16, *SET), r"OnnxSettings\.ranges"),
     ((*LITERT, *SET), "expected found with --engine litert"),
-    ((*LITERT, *FLOAT16), r"EncoderSettings\.precision")])
+    ((*LITERT, *FLOAT16), r"EncoderSettings\.precision"),
+    ((*LITERT, "--engine-guesses", "3"), "--engine-guesses: expected it with a decoder")])
 def test_what_a_kind_has_not_is_refused(words: tuple[str, ...], message: str, task: Task) -> None:
     with pytest.raises(ConfigError, match=message):
         cli_engine.settings_of(arguments(*words), task)

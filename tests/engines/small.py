@@ -45,9 +45,10 @@ def network(family: str, positions: int = POSITIONS) -> Any:
 
 
 def engine(decoder: Any, folder: Path, precision: Any = "float32", *, cache: Any = None,
-           threads: int = 1) -> litert.LiteRTEngine:
+           threads: int = 1, guesses: int = 0) -> litert.LiteRTEngine:
     """Build and load the engine of a decoder."""
-    settings = EngineSettings(precision=precision, cache=cache, rows=ROWS, chunks=CHUNKS)
+    settings = EngineSettings(precision=precision, cache=cache, rows=ROWS, chunks=CHUNKS,
+                              guesses=guesses)
     write(decoder, folder, settings, positions=10_000)
     return litert.load(folder, threads=threads)
 

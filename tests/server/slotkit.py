@@ -12,7 +12,14 @@ import numpy as np
 
 from tf_infer.errors import ServingError
 from tf_infer.server import fake_decoder
-from tf_infer.server.fake_decoder import CAPACITY, OPTIONS, TOKENS, WORDS, FakeDecoder
+from tf_infer.server.fake_decoder import (
+    CAPACITY,
+    OPTIONS,
+    TOKENS,
+    WORDS,
+    FakeDecoder,
+    FakeStepEngine,
+)
 from tf_infer.server.forms import EngineForm, Form
 from tf_infer.server.generation import GenerationRequest, Piece, Ticket, Token
 from tf_infer.server.saved_form import SavedForm
@@ -127,15 +134,18 @@ class Stand:
         form: "engine" or "saved".
         table: whether the version carries the bytes of its tokens.
         making: is called when the form is made.
+        stepper: the engine of form "engine"; None for a fake one.
+        guesses: for a round of form "engine".
     """
 
     def __init__(self, form: str = "engine", *, slots: int = 4, table: bool = True,
                  chunk: int = 8, queue: int = 100, prefix_bytes: int = 0, pause_s: float = 0.0,
                  before: Callable[[str], None] | None = None, watch: Watch | None = None,
-                 making: Callable[[], None] | None = None) -> None:
+                 making: Callable[[], None] | None = None,
+                 stepper: FakeStepEngine | None = None, guesses: int = 0) -> None:
         pause = (lambda signature: time.sleep(pause_s)) if pause_s else None
         self.decoder = FakeDecoder(before or pause)
-        self.stepper = fake_decoder.FakeStepEngine(slots, pause_s=pause_s, before=before)
+        self.stepper = stepper or FakeStepEngine(slots, pause_s=pause_s, before=before)
         manifest = self.decoder.manifest
         assert manifest is not None
 
@@ -143,7 +153,8 @@ class Stand:
             if making is not None:
                 making()
             if form == "engine":
-                return EngineForm(self.stepper, self.decoder, manifest)
+                return EngineForm(self.stepper, self.decoder, manifest, guesses=guesses,
+                                  clock=lambda: 0.0)
             return SavedForm(self.decoder, manifest, slots)
 
         self.engine = SlotEngine(

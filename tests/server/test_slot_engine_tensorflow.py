@@ -36,7 +36,7 @@ from tf_infer.server.forms import EngineForm, Form
 from tf_infer.server.generation import Constraint, GenerationRequest
 from tf_infer.server.saved_form import SavedForm
 from tf_infer.server.servable import SavedModelServable
-from tf_infer.server.slot_engine import EngineLimits, SlotEngine
+from tf_infer.server.slot_engine import EngineLimits, SlotEngine, Watch
 from tf_infer.server.slot_engines import LITERT
 from tf_infer.tasks.base import Signature
 from tf_infer.tasks.build import build
@@ -78,14 +78,15 @@ def version(task: Served, tmp_path_factory: pytest.TempPathFactory) -> SavedMode
 
 @contextmanager
 def engine_over(version: SavedModelServable, task: Served, *, form: Form | None = None,
-                table: bool = True, **limits: int) -> Iterator[SlotEngine]:
+                table: bool = True, watch: Watch | None = None, **limits: int,
+                ) -> Iterator[SlotEngine]:
     manifest = version.manifest
     assert manifest is not None
     tokens = task.codec.token_bytes() if table else None
     assert tokens is None or isinstance(tokens, token_bytes.TokenBytes)
     made = SlotEngine(version, manifest, lambda: form or SavedForm(version, manifest, 4),
                       EngineLimits(**{"slots": 4, "chunk": 8, **limits}),
-                      tokens=tokens)
+                      tokens=tokens, watch=watch)
     try:
         yield made
     finally:
@@ -159,7 +160,7 @@ class NetworkEngine:
     """A StepEngine over the task's own network, so that `choose` meets the logits of `generate`."""
 
     def __init__(self, task: Served, slots: int) -> None:
-        self._network, self.slots = task.network, slots
+        self._network, self.slots, self.guesses = task.network, slots, 0
         self.positions, self.chunk, self.vocab_size = 56, 8, task.codec.vocab_size
         _, cache = task.network.prefill(tf.zeros([slots, 1], tf.int32), tf.ones([slots], tf.int32),
                                         capacity=self.positions)
@@ -185,6 +186,9 @@ class NetworkEngine:
         found: np.ndarray = logits[:, -1].numpy()
         return found
 
+    def extend(self, slot: int, ids: np.ndarray, start: int) -> np.ndarray:
+        raise AssertionError("it reads nothing in one go")
+
     def save(self, slot: int, length: int) -> np.ndarray:
         return np.stack([tensor[slot, :, :length].numpy() for layer in self._layers
                          for tensor in layer])
@@ -198,6 +202,14 @@ class NetworkEngine:
 
     def close(self) -> None:
         self._layers = ()
+
+
+class Guessed(Watch):
+    accepted = 0
+
+    def guessed(self, proposed: int, accepted: int) -> None:
+        assert 0 <= accepted <= proposed
+        self.accepted += accepted
 
 
 def test_what_comes_through_an_engine_and_choose_is_what_generate_gives(
@@ -232,6 +244,29 @@ def test_what_comes_through_a_LiteRT_engine_is_what_generate_gives(
         for one, (prompt, options) in zip(heard, drawn):
             holds(one, generated(version, prompt, options))
         assert engine.prefix_bytes > 0 and engine.slots == 3
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_guesses_change_no_bit_of_what_a_LiteRT_engine_answers(
+        version: SavedModelServable, task: Served, tmp_path: Path, precision: Any) -> None:
+    pytest.importorskip("ai_edge_litert")
+    manifest = version.manifest
+    assert manifest is not None
+    litert.write(task.network, engine_folder(tmp_path, LITERT), litert.EngineSettings(
+        precision=precision, cache=precision, rows=(1, 2, 4), chunks=(4, 16)), positions=56)
+    drawn = requests(manifest, 40, seed=6)
+    drawn = [(prompt + 2 * prompt, options) for prompt, options in drawn]
+    told = []
+    for guesses in (0, 3):
+        form = slot_engines._form(DecodeConfig(guesses=guesses), version, manifest, tmp_path)
+        watch = Guessed()
+        with engine_over(version, task, form=form, chunk=16, watch=watch) as engine:
+            heard = [asked(engine, prompt, options, top_logprobs=2).wait()
+                     for prompt, options in drawn]
+            told.append([(one.answer(), [(token.id, token.piece, token.logprob, token.top)
+                                         for token in one.tokens()]) for one in heard])
+        assert (watch.accepted > 20) is (guesses > 0)
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize("engine_form", [True, False], ids=["engine", "saved"])

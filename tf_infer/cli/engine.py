@@ -33,13 +33,17 @@ TEXTS = 200  # to take ids from
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Add --engine, --engine-precision and --engine-ranges."""
+    """Add --engine, --engine-precision, --engine-guesses and --engine-ranges."""
     parser.add_argument("--engine", choices=list(ENCODERS),
                         help="beside the SavedModel, write an engine of the network for our own "
                              "server (docs/engines.md); tensorflow_model_server ignores it")
     parser.add_argument("--engine-precision", choices=["int8", "float16", "float32"],
                         default="int8", help="of the engine's weights (default: int8); float16 is "
                                              "onnx's, for GPUs")
+    parser.add_argument("--engine-guesses", type=int, metavar="N",
+                        help="of a decoder's engine: tokens that may be guessed from what stands "
+                             "in a text already and checked at once (default: 3; 0: none, and a "
+                             "little less memory)")
     parser.add_argument("--engine-ranges", choices=["found", "largest", "percentile", "entropy"],
                         default="found",
                         help="of onnx in int8: what 8 bits reach to is found for each text "
@@ -143,11 +147,15 @@ def settings_of(arguments: Any, task: Task) -> EngineSettings | EncoderChoice | 
         ConfigError: there is no such engine for the task.
     """
     from tf_infer.config import CausalLMConfig, ClassifierConfig
-    from tf_infer.optimize.litert import EngineSettings, row_sizes
+    from tf_infer.optimize.litert import GUESSES, EngineSettings, row_sizes
 
     if arguments.engine is None:
         return None
+    guesses = getattr(arguments, "engine_guesses", None)
     if isinstance(task.config, ClassifierConfig):
+        if guesses is not None:
+            raise ConfigError("--engine-guesses: expected it with a decoder (causal_lm), got a "
+                              f"{task.config.kind}. Leave the option out.")
         kind = ENCODERS[arguments.engine]
         ranges = getattr(arguments, "engine_ranges", "found")
         return EncoderChoice(kind, kind.settings(arguments.engine_precision, ranges))
@@ -160,7 +168,8 @@ def settings_of(arguments: Any, task: Task) -> EngineSettings | EncoderChoice | 
         raise ConfigError("--engine-precision: expected int8 or float32 with a decoder, got "
                           "float16.")
     return EngineSettings(precision=arguments.engine_precision,
-                          rows=row_sizes(task.config.grid.rows[-1]))
+                          rows=row_sizes(task.config.grid.rows[-1]),
+                          guesses=GUESSES if guesses is None else guesses)
 
 
 def write_engine(task: Task, extra: Path, settings: EngineSettings, texts: Sequence[bytes],

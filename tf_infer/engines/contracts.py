@@ -35,12 +35,14 @@ class StepEngine(Protocol):
         positions: P, ids that a slot can hold.
         chunk: most ids of one `read`.
         vocab_size: V.
+        guesses: ids that `extend` reads behind the first; 0 where it is not to be called.
     """
 
     slots: int
     positions: int
     chunk: int
     vocab_size: int
+    guesses: int
 
     def read(self, slot: int, ids: np.ndarray, start: int) -> np.ndarray:
         """Read part of a prompt into a slot.
@@ -76,6 +78,21 @@ class StepEngine(Protocol):
         Returns:
             [S, V] float32, logits; rows of other slots may hold anything; valid until the next
             call.
+        """
+
+    def extend(self, slot: int, ids: np.ndarray, start: int) -> np.ndarray:
+        """Read several ids of one slot, each with the logits of a step, bit for bit.
+
+        Who guessed the ids and finds the first n right goes on at start + n: what stands behind
+        that does not matter.
+
+        Args:
+            slot: 0 .. slots - 1.
+            ids: [n] int32, 1 <= n <= 1 + guesses, start + n <= positions.
+            start: positions that the slot holds already.
+
+        Returns:
+            [n, V] float32, logits of the id after each; valid until the next call.
         """
 
     def save(self, slot: int, length: int) -> Any:

@@ -21,6 +21,7 @@ from tf_infer.engines import files
 from tf_infer.engines.contracts import Part
 from tf_infer.engines.litert_runtime import ALIGNMENT, Call, Model, aligned
 from tf_infer.engines.reading import cuts, groups
+from tf_infer.engines.several import fill_mask, fill_places
 from tf_infer.errors import ConfigError
 from tf_infer.manifest import StepEngineManifest, row_blocks
 
@@ -45,6 +46,8 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True) -> LiteRTEngin
     """
     described, path = files.read(StepEngineManifest, folder)
     with files.made_ready(LiteRTEngine(described, path, threads=threads)) as engine:
+        if described.guesses and not engine.keeps_bits():
+            engine.guesses = 0
         if warm_up:
             engine.warm_up()
         return engine
@@ -96,6 +99,19 @@ class _Read:
     new: tuple[np.ndarray, ...]  # what is kept of them, [layers, N, G, T, d or 1] each
 
 
+@dataclass(frozen=True, slots=True)
+class _Several:
+    """A read of K ids of the first row over some pages, and the arrays it reads and writes."""
+
+    call: Call
+    ids: np.ndarray
+    positions: np.ndarray
+    mask: np.ndarray
+    put: dict[int, np.ndarray]
+    stay: dict[int, np.ndarray]
+    new: tuple[np.ndarray, ...]  # what is kept of them, [layers, K, G, 1, d or 1] each
+
+
 class LiteRTEngine:
     """A `StepEngine` (engines/contracts.py).
 
@@ -112,6 +128,7 @@ class LiteRTEngine:
         self.manifest = manifest
         self.slots, self.positions = manifest.slots, manifest.positions
         self.chunk, self.vocab_size = manifest.chunks[-1], manifest.vocab_size
+        self.guesses = manifest.guesses
         self._model = Model(path, threads=threads)
         self._kinds = KINDS[manifest.cache]
         self._pages = tuple(tuple(self._room(self.slots, page)) for page in manifest.pages)
@@ -119,7 +136,7 @@ class LiteRTEngine:
         self._places = np.arange(self._begins[-1], dtype=np.int32)
         self._row_of = np.arange(self.slots)  # row of each slot
         self._filled = np.zeros(self.slots, np.int32)  # positions of each row ever written to
-        self._logits = aligned((self.slots, self.vocab_size))
+        self._logits = aligned((max(self.slots, 1 + self.guesses), self.vocab_size))
         self._out = np.zeros((self.slots, self.vocab_size), np.float32)
         self._steps: dict[tuple[int, int], _Step] = {}
         self._sights: dict[str, tuple[_Sight, ...]] = {}
@@ -127,9 +144,10 @@ class LiteRTEngine:
         self._reads: OrderedDict[tuple[int, int, int], _Read] = OrderedDict()
         self._most_reads = len(self._model.signatures) + BOUND_READS * self.slots
         self._joined: dict[tuple[int, int], _Read] = {}
+        self._several: dict[int, _Several] = {}  # by pages
         self._shapes = (*((1, tokens) for tokens in manifest.chunks), *manifest.joined)
         # One memory for what any call hands out: it is kept before the next.
-        self._new = tuple(self._room(1, max(self.slots, *(
+        self._new = tuple(self._room(1, max(self.slots, 1 + self.guesses, *(
             rows * tokens for rows, tokens in self._shapes))))
 
     @property
@@ -225,9 +243,57 @@ class LiteRTEngine:
         self._filled[rows] = np.maximum(self._filled[rows], held + 1)
         self._keep_tokens(rows, held, step)
         if np.array_equal(rows, slots):
-            return self._logits
+            return self._logits[:self.slots]
         self._out[slots] = self._logits[rows]
         return self._out
+
+    def extend(self, slot: int, ids: np.ndarray, start: int) -> np.ndarray:
+        """Read a token and guesses of what follows it; see `StepEngine`."""
+        count = len(ids)
+        if not (1 <= count <= 1 + self.guesses and 0 <= start <= self.positions - count):
+            raise ConfigError(
+                f"ids: expected 1 to {1 + self.guesses} of them, with start >= 0 and start + ids "
+                f"<= {self.positions}, got {count} at {start}.")
+        self._bring_together(np.array([slot]), 1)
+        row = int(self._row_of[slot])
+        several = self._extending(max(self._pages_for(start + count - 1), 1))
+        several.ids.fill(0)  # those behind the last one that counts are computed and thrown away
+        several.ids[:count] = ids
+        several.positions[:] = np.minimum(start + np.arange(len(several.ids)), self.positions - 1)
+        fill_mask(several.mask, start, MASKED)
+        fill_places(several.put, several.stay, start, self._begins.tolist())
+        several.call()
+        self._filled[row] = max(self._filled[row], start + count)
+        self._keep_chunk(row, Part(slot, ids, start),
+                         [new[:, :, :, 0].swapaxes(1, 2) for new in several.new])
+        return self._logits[:count]
+
+    def keeps_bits(self) -> bool:
+        """Whether ids read in one go give the same bits as step by step, on this machine.
+
+        They do with kernels that add up the rows of a product alike however many there are. It is
+        tried over all pages; what the first slot held is gone.
+        """
+        random = np.random.default_rng(0)
+        row = int(self._row_of[0])
+        for kind, array in ((kind, array) for page in self._pages
+                            for kind, array in zip(self._kinds, page)):
+            shape = array[:, row].shape
+            array[:, row] = (random.uniform(0.001, 0.02, shape) if kind.endswith("scales")
+                             else random.normal(0.0, 40.0 if array.dtype == np.int8 else 1.0,
+                                                shape).clip(-127, 127))
+        same = True
+        for begin in self._begins[:-1].tolist():
+            count = min(1 + self.guesses, self.positions - begin)
+            start = min(max(begin - 1, 1), self.positions - count)  # over a border, if there is one
+            ids = random.integers(0, self.vocab_size, count).astype(np.int32)
+            together = self.extend(0, ids, start).copy()
+            for place in range(count):
+                alone = self.step(np.full(self.slots, ids[place]),
+                                  np.full(self.slots, start + place, np.int32), [0])[0]
+                same = same and np.array_equal(together[place], alone)
+        self._filled[row] = 0
+        return same
 
     def save(self, slot: int, length: int) -> Saved:
         """Return what the first `length` positions of a slot hold; see `StepEngine`."""
@@ -253,6 +319,8 @@ class LiteRTEngine:
         for count in range(len(self.manifest.pages) + 1):
             for rows in self.manifest.rows:
                 self._stepping(rows, max(count, 1)).call()
+            if self.guesses:
+                self._extending(max(count, 1)).call()
             for tokens in self.manifest.chunks:
                 # Only where so much stands in front of so many ids at most.
                 if _read_name(tokens, count) in self._model.signatures:
@@ -264,7 +332,7 @@ class LiteRTEngine:
     def close(self) -> None:
         """Free the model; no call follows."""
         self._model.close()
-        self._steps, self._reads, self._joined = {}, OrderedDict(), {}
+        self._steps, self._reads, self._joined, self._several = {}, OrderedDict(), {}, {}
 
     # ------------------------------------------------------------------ graphs and their arrays
 
@@ -284,6 +352,25 @@ class LiteRTEngine:
             call = self._model.bind(name, arrays)
             self._steps[rows, pages] = _Step(call, ids, positions, mask, new)
         return self._steps[rows, pages]
+
+    def _extending(self, pages: int) -> _Several:
+        if pages not in self._several:
+            rows, groups = 1 + self.manifest.guesses, self.manifest.groups
+            name = f"extend_{rows}_{pages}"
+            new = self._new_arrays(rows, 1)
+            ids, positions = aligned((rows,), np.int32), aligned((rows,), np.int32)
+            mask = aligned((rows, 1, 1, int(self._begins[pages]) + 1))
+            sizes = {page: self.manifest.pages[page] for page in range(pages)
+                     if f"put_{page}" in self._model.inputs(name)}
+            put = {page: aligned((1, groups, size, rows)) for page, size in sizes.items()}
+            stay = {page: aligned((1, 1, size, 1)) for page, size in sizes.items()}
+            arrays = {"ids": ids, "positions": positions, "mask": mask,
+                      "logits": self._logits[:rows], **self._named(new), **self._cached(name, 0, 1),
+                      **{f"put_{page}": array for page, array in put.items()},
+                      **{f"stay_{page}": array for page, array in stay.items()}}
+            self._several[pages] = _Several(self._model.bind(name, arrays), ids, positions, mask,
+                                            put, stay, new)
+        return self._several[pages]
 
     def _reading(self, row: int, tokens: int, pages: int) -> _Read:
         if not pages:

@@ -16,6 +16,8 @@ from tf_infer.optimize.litert_decoder import DecoderFile
 
 PAGE = 32  # positions of the first page
 SUMMED = 64  # numbers that XNNPACK's softmax adds up at once; what is left over, otherwise
+GUESSES = 3
+MOST_GUESSES = 15  # with the token before them they reach over two pages at most
 ROUNDED_HEAD = 32  # numbers of a head from which on it is kept as int8
 # Share of the spread of log-probabilities (verify/engine.py) by which the worst may be off. The
 # worst of 3 million on a trained decoder of width 64: int8 0.14, float32 1e-5.
@@ -32,6 +34,7 @@ class EngineSettings:
         positions: P, ids of a slot; None takes what the task can need.
         rows: sizes of a step, ascending; the last is the number of slots.
         chunks: sizes of a read, ascending.
+        guesses: tokens of a text that may be guessed and read in one go with its last; 0 for none.
         tolerance: how far log-probabilities may be from the network's, as a share of their
             spread; None takes that of the precision.
     """
@@ -41,6 +44,7 @@ class EngineSettings:
     positions: int | None = None
     rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     chunks: tuple[int, ...] = (16, 32, 64, 128, 256)
+    guesses: int = GUESSES
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
@@ -54,7 +58,8 @@ class EngineSettings:
               self.tolerance)
         check(self.positions is None or self.positions > 0, "EngineSettings.positions", "> 0",
               self.positions)
-
+        check(0 <= self.guesses <= MOST_GUESSES, "EngineSettings.guesses",
+              f"0 to {MOST_GUESSES}", self.guesses)
 
     @property
     def allowed(self) -> float:
@@ -138,6 +143,10 @@ def write(network: Any, folder: Path, settings: EngineSettings, *, positions: in
     for tokens in settings.chunks:
         for count in range(most_pages(tokens, settings.chunks, pages, positions) + 1):
             decoder.add_read(f"read_{tokens}_{count}", 1, tokens, pages[:count])
+    if settings.guesses:
+        for count in range(1, len(pages) + 1):
+            decoder.add_several(f"extend_{settings.guesses + 1}_{count}", settings.guesses + 1,
+                                pages[:count])
     joined = joined_shapes(settings.rows[-1], settings.chunks)
     for rows, tokens in joined:
         decoder.add_read(f"read_{rows}x{tokens}", rows, tokens, ())
@@ -145,5 +154,5 @@ def write(network: Any, folder: Path, settings: EngineSettings, *, positions: in
         kind="litert", precision=settings.precision, vocab_size=len(arrays.vocabulary),
         positions=positions, slots=settings.rows[-1], rows=settings.rows, chunks=settings.chunks,
         pages=pages, layers=len(arrays.layers), groups=arrays.groups, head_size=arrays.head_size,
-        joined=joined, cache=cache)
+        joined=joined, cache=cache, guesses=settings.guesses)
     return write_engine(manifest, decoder.file.write(), folder)

@@ -26,7 +26,7 @@ READ_BLOCK = 64
 LEAST = 1e-30
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """Keys or values [N, G, C, d] as they are kept.
 
     Of int8 a float of d numbers is a whole number times the scale of its place: [N, G, C, 1] where
@@ -37,7 +37,7 @@ class _Kept(NamedTuple):
     scales: Tensor | None
 
 
-class _Span(NamedTuple):
+class Span(NamedTuple):
     """Keys or values of places `begin` to `end` of the cache.
 
     Attributes:
@@ -52,11 +52,11 @@ class _Span(NamedTuple):
     scales: Tensor | None
 
 
-class _Cached(NamedTuple):
+class Cached(NamedTuple):
     """What a layer sees of the cache: `scales` are of all values at once, for reads."""
 
-    keys: tuple[_Span, ...]
-    values: tuple[_Span, ...]
+    keys: tuple[Span, ...]
+    values: tuple[Span, ...]
     scales: Tensor | None
 
 
@@ -72,6 +72,7 @@ class Attention:
                  kind: Precision) -> None:
         self.writer, self.kind = writer, kind
         self.rows, self.tokens, self.pages = rows, tokens, tuple(pages)
+        self.held = rows  # rows of the cache
         self.mask: Tensor | None = None
         if tokens == 1:
             self.mask = writer.input("mask", [rows, 1, 1, sum(pages) + 1])
@@ -93,7 +94,7 @@ class Attention:
         alone = shared * tokens == 1
         own = [self._keep(number, name, tensor, alone)
                for name, tensor in (("key", keys), ("value", values))]
-        cached = self._cached(number, groups, size, alone)
+        cached = self._with_own(self._cached(number, groups, size, alone), *own, alone=alone)
         if alone:
             found = self._look_alone(writer.reshape(query, [rows, groups, 1, size]), cached, *own)
             return writer.reshape(found, [rows, groups * size])
@@ -102,19 +103,19 @@ class Attention:
             end = min(begin + READ_BLOCK, tokens)
             part = writer.reshape(writer.part(query, {3: (begin, end)}),
                                   [rows, groups, shared * (end - begin), size])
-            seen = [_Kept(writer.part(kept.numbers, {2: (0, end)}), None if kept.scales is None
+            seen = [Kept(writer.part(kept.numbers, {2: (0, end)}), None if kept.scales is None
                           else writer.part(kept.scales, {3: (0, end)})) for kept in own]
             found = self._look(part, cached, seen[0], seen[1], begin)
             parts.append(writer.reshape(found, [rows, groups, shared, end - begin, size]))
         found = writer.transpose(writer.concat(parts, 3), [0, 3, 1, 2, 4])
         return writer.reshape(found, [rows * tokens, groups * shared * size])
 
-    def _keep(self, layer: int, name: str, tensor: Tensor, alone: bool) -> _Kept:
+    def _keep(self, layer: int, name: str, tensor: Tensor, alone: bool) -> Kept:
         """Hand out what is to be kept of [N, G, T, d], and return it as it will be seen again."""
         writer, (rows, groups, tokens, _) = self.writer, tensor.shape
         if self.kind == "float32":
             writer.output(f"{name}s_{layer}", tensor)
-            return _Kept(tensor, None)
+            return Kept(tensor, None)
         constants = [writer.file.constant(np.array([number], np.float32))
                      for number in (1.0 / 127.0, LEAST)]
         scales = writer.multiply(writer.largest(writer.absolute(tensor), 3), constants[0])
@@ -122,12 +123,17 @@ class Attention:
         numbers = writer.to_int8(writer.divide(tensor, scales))
         writer.output(f"{name}s_{layer}", numbers)
         writer.output(f"{name}_scales_{layer}", scales)
-        return _Kept(writer.to_float(numbers) if alone else self._multiplied(numbers),
+        return Kept(writer.to_float(numbers) if alone else self._multiplied(numbers),
                      scales if alone else writer.reshape(scales, [rows, groups, 1, tokens]))
 
     # ------------------------------------------------------------------ the cache
 
-    def _cached(self, layer: int, groups: int, size: int, alone: bool) -> _Cached:
+    def _with_own(self, cached: Cached, keys: Kept, values: Kept, *, alone: bool) -> Cached:
+        """Return what is seen of the cache beside what is read itself."""
+        del keys, values, alone
+        return cached
+
+    def _cached(self, layer: int, groups: int, size: int, alone: bool) -> Cached:
         """Make the inputs of one layer."""
         keys, values = (tuple(self._span(f"{name}s_{layer}", f"{name}_scales_{layer}", page,
                                          groups, size, alone)
@@ -135,30 +141,30 @@ class Attention:
         if self.tokens == 1 or not self.pages:
             # In a step they become floats where they are needed: then these are still in the
             # core's cache.
-            return _Cached(keys, values, None)
+            return Cached(keys, values, None)
         # A read looks at them once for each of its blocks, and at all keys in one product.
         floats = self._floats if len(keys) > 1 else self._multiplied
         numbers = self.writer.concat([floats(span.blocks[0][1]) for span in keys], 2)
-        return _Cached(
-            (_Span(0, sum(self.pages), (((0, 1), numbers),), self._scales(keys)),),
+        return Cached(
+            (Span(0, sum(self.pages), (((0, 1), numbers),), self._scales(keys)),),
             tuple(span._replace(blocks=(((0, 1), self._multiplied(span.blocks[0][1])),))
                   for span in values), self._scales(values))
 
     def _span(self, name: str, scales: str, page: int, groups: int, size: int, alone: bool
-              ) -> _Span:
+              ) -> Span:
         """Make the inputs of one page, some rows each."""
         writer, places = self.writer, self.pages[page]
         begin = sum(self.pages[:page])
         blocks = []
-        for number, (first, last) in enumerate(row_blocks(self.rows, places, self.kind)):
+        for number, (first, last) in enumerate(row_blocks(self.held, places, self.kind)):
             numbers = writer.input(f"{name}_{page}_{number}", [last - first, groups, places, size],
                                    self.kind)
             blocks.append(((first, last), numbers))
         made = None if self.kind == "float32" else writer.input(f"{scales}_{page}", [
-            self.rows, groups, *((places, 1) if alone else (1, places))])
-        return _Span(begin, begin + places, tuple(blocks), made)
+            self.held, groups, *((places, 1) if alone else (1, places))])
+        return Span(begin, begin + places, tuple(blocks), made)
 
-    def _scales(self, spans: Sequence[_Span]) -> Tensor | None:
+    def _scales(self, spans: Sequence[Span]) -> Tensor | None:
         """Scales of a read's spans, one behind the other."""
         scales = [span.scales for span in spans if span.scales is not None]
         return self.writer.concat(scales, 3) if scales else None
@@ -177,7 +183,7 @@ class Attention:
 
     # ------------------------------------------------------------------ one query of each row
 
-    def _look_alone(self, query: Tensor, cached: _Cached, keys: _Kept, values: _Kept) -> Tensor:
+    def _look_alone(self, query: Tensor, cached: Cached, keys: Kept, values: Kept) -> Tensor:
         """Look from one query of each row at all pages and at itself, by products and sums.
 
         A matrix product would first copy all keys into another order, for one query.
@@ -217,7 +223,7 @@ class Attention:
 
     # ------------------------------------------------------------------ several queries of each
 
-    def _look(self, query: Tensor, cached: _Cached, keys: _Kept, values: _Kept, begin: int
+    def _look(self, query: Tensor, cached: Cached, keys: Kept, values: Kept, begin: int
               ) -> Tensor:
         """Look from ids `begin` and so on at all pages and at what was read up to them.
 

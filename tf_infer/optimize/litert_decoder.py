@@ -16,6 +16,7 @@ import numpy as np
 from tf_infer.networks.arrays import DecoderArrays, Dense, Norm
 from tf_infer.optimize.litert_attention import Attention, Precision
 from tf_infer.optimize.litert_file import Constant, GraphWriter, ModelFile, Tensor
+from tf_infer.optimize.litert_several import Several
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,17 @@ class DecoderFile:
         Outputs: `keys_i`, `values_i` [N, G, 1, d]; `logits` [N, V].
         """
         graph = _Graph(self, self.file.graph(name), rows, 1, pages)
-        hidden = graph.run()
-        graph.to_logits(hidden)
+        graph.to_logits(graph.run())
+
+    def add_several(self, name: str, ids: int, pages: Sequence[int]) -> None:
+        """Add the graph that reads K ids of one slot, each as `add_step` would, bit for bit.
+
+        Inputs: those of a step of K rows, but of the cache one row only; `put_j` and `stay_j` of
+        `litert_several.Several`.
+        Outputs: as of a step of K rows.
+        """
+        graph = _Graph(self, self.file.graph(name), ids, 1, pages, several=True)
+        graph.to_logits(graph.run())
 
     def add_read(self, name: str, rows: int, tokens: int, pages: Sequence[int]) -> None:
         """Add the graph that reads T ids into each of N slots; of several without pages.
@@ -138,10 +148,10 @@ class DecoderFile:
 
 
 class _Graph:
-    """One graph: N rows of T ids."""
+    """One graph: N rows of T ids, or `several` ids of one slot as rows."""
 
     def __init__(self, decoder: DecoderFile, writer: GraphWriter, rows: int, tokens: int,
-                 pages: Sequence[int]) -> None:
+                 pages: Sequence[int], *, several: bool = False) -> None:
         self.decoder = decoder
         self.arrays = decoder.arrays
         self.writer = writer
@@ -149,7 +159,9 @@ class _Graph:
         count = rows * tokens
         self.ids = writer.input("ids", [count], "int32")
         self.positions = writer.input("positions", [count], "int32")
-        self.attention = Attention(writer, rows, tokens, pages, decoder.cache)
+        self.attention = (
+            Several(writer, rows, self.arrays.groups, pages, decoder.cache) if several
+            else Attention(writer, rows, tokens, pages, decoder.cache))
 
     def run(self) -> Tensor:
         """Return hidden [N * T, D] of all layers; keys and values become outputs."""

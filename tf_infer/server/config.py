@@ -65,6 +65,8 @@ class DecodeConfig:
         cache_mb: MiB of the caches of a version that is run through its SavedModel, at most.
         prefix_cache_mb: MiB of beginnings of prompts that are kept for others; 0 keeps none.
         chunk: ids of prompts that are read while those that run wait.
+        guesses: tokens that are guessed at once for a text that is alone, at most, and read by an
+            engine with its last one; 0 for none.
         engine: "auto" takes the engine that a version carries if its library is installed, else
             the SavedModel; "litert" and "saved_model" take that alone.
     """
@@ -74,11 +76,12 @@ class DecodeConfig:
     cache_mb: int = 1024
     prefix_cache_mb: int = 256
     chunk: int = 128
+    guesses: int = 3
     engine: Literal["auto", "litert", "saved_model"] = "auto"
 
     def __post_init__(self) -> None:
         for name, least in (("slots", 0), ("queue", 0), ("cache_mb", 0), ("prefix_cache_mb", 0),
-                            ("chunk", 1)):
+                            ("chunk", 1), ("guesses", 0)):
             check(getattr(self, name) >= least, f"decode_{name}", f">= {least}",
                   getattr(self, name))
         check(self.engine in ("auto", "litert", "saved_model"), "decode_engine",

@@ -301,17 +301,19 @@ class FakeStepEngine:
         slots: rows.
         chunk: most ids of one `read`.
         pause_s: of every step and of every read.
-        before: called with "read" or "step" first; may raise.
+        before: called with "read", "step" or "extend" first; may raise.
+        guesses: that it reads at once.
     """
 
     vocab_size = VOCAB
 
     def __init__(self, slots: int = 4, *, chunk: int = 8, pause_s: float = 0.0,
-                 before: Callable[[str], None] | None = None) -> None:
+                 before: Callable[[str], None] | None = None, guesses: int = 0) -> None:
         self.slots, self.positions, self.chunk = slots, POSITIONS, chunk
+        self.guesses = guesses
         self._states = np.zeros((slots, POSITIONS), np.uint64)
         self._pause_s, self._before = pause_s, before or (lambda what: None)
-        self.read_ids = self.steps = self.most_joined = 0
+        self.read_ids = self.steps = self.rounds = self.most_joined = 0
         self.closed = False
 
     def _put(self, slot: int, number: int, place: int) -> int:
@@ -346,6 +348,15 @@ class FakeStepEngine:
         for slot in active:
             found[slot] = logits_of(self._put(slot, int(tokens[slot]), int(lengths[slot])))
         return found
+
+    def extend(self, slot: int, ids: np.ndarray, start: int) -> np.ndarray:
+        """See `StepEngine.extend`."""
+        assert 1 <= len(ids) <= 1 + self.guesses and start + len(ids) <= self.positions
+        self._before("extend")
+        time.sleep(self._pause_s)
+        self.rounds += 1
+        return np.stack([logits_of(self._put(slot, number, place))
+                         for place, number in enumerate(ids.tolist(), start)])
 
     def save(self, slot: int, length: int) -> np.ndarray:
         """See `StepEngine.save`."""

@@ -131,6 +131,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("decode_prefix_cache_mb", 256, "MiB of beginnings of prompts that are kept for others; "
          "0: none", "ours"),
     Flag("decode_chunk", 128, "ids of prompts that are read while those that run wait", "ours"),
+    Flag("decode_guesses", 3, "tokens guessed at once for a text that is alone, at most, where its "
+         "engine can check them; 0: none", "ours"),
     Flag("decode_engine", "auto", "auto: the engine that a version carries, else its SavedModel; "
          "or litert, or saved_model", "ours"),
     Flag("classifier_engine", "auto", "auto: the engine that a classifier's version carries, else "

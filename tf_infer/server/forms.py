@@ -7,8 +7,9 @@ prompt is produced like every other. Needs no TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from tf_infer.errors import NotOffered
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
 from tf_infer.server import quick_choice
 from tf_infer.server.contracts import Arrays, Servable
+from tf_infer.server.guessing import Guessing, Rounds
 from tf_infer.server.pace import Pace
 
 CHOOSE, STEPS = "choose", "steps"
@@ -56,6 +58,7 @@ class Row:
         state: of the named automaton.
         looked, quick: whether it is known how it chooses, and how, if NumPy can.
         step_by_step: what is allowed next depends on each token: no more than one at a time.
+        guessing: what may follow, and how guesses went.
     """
 
     slot: int
@@ -70,6 +73,7 @@ class Row:
     looked: bool = False
     quick: quick_choice.Drawing | None = None
     step_by_step: bool = False
+    guessing: Guessing = field(default_factory=Guessing)
 
     def last(self) -> int:
         """Return the id that is read next."""
@@ -196,13 +200,21 @@ class EngineForm:
         servable: runs `choose`.
         manifest: of the version.
         most_slots: of the engine's; 0 for all.
+        guesses: for a round, at most; of a text that is alone, and as many as the engine reads.
+        clock: seconds.
+
+    A guess decides only whether the logits behind it are there already: each token is chosen from
+    logits of the same bits by the same rule with the same draw.
     """
 
     KNOWN = frozenset({"logits", "ids", "prompt_length", "length", "allowed", "state"})
 
     def __init__(self, engine: StepEngine, servable: Servable, manifest: ModelManifest,
-                 most_slots: int = 0) -> None:
+                 most_slots: int = 0, *, guesses: int = 0,
+                 clock: Callable[[], float] = time.perf_counter) -> None:
         self._engine, self._servable = engine, servable
+        self._guesses, self._clock = min(guesses, engine.guesses), clock
+        self._rounds = Rounds()
         self.slots = min(most_slots or engine.slots, engine.slots)
         self.chunk = engine.chunk
         self.positions = min(engine.positions, positions_of(manifest))
@@ -223,20 +235,68 @@ class EngineForm:
         self._engine.read_many(parts)
 
     def produce(self, rows: Sequence[Row], *, hurry: bool) -> list[list[Choice]]:
-        """See `Form.produce`: one token of each row."""
+        """See `Form.produce`: one token of each row, or several of one that is alone."""
         del hurry
+        if len(rows) == 1 and (guesses := self._guessed(rows[0])):
+            return [self._extend(rows[0], guesses)]
         for row in rows:
             self._tokens[row.slot], self._lengths[row.slot] = row.last(), row.length - 1
         active = [row.slot for row in rows]
+        began_s = self._clock()
         logits = self._engine.step(self._tokens, self._lengths, active)      # [S, V]
-        quick = {row.slot: choice for row in rows
-                 if (choice := self._quick(row, logits[row.slot])) is not None}
-        rest = [row for row in rows if row.slot not in quick]
+        if self._guesses:
+            for row in rows:
+                row.guessing.stepped()
+            if len(rows) == 1:
+                self._rounds.took(self._clock() - began_s, guessed=False)
+        return [[choice] for choice in self._decided(rows, logits, active)]
+
+    def _decided(self, rows: Sequence[Row], logits: np.ndarray, places: Sequence[int],
+                 ) -> list[Choice]:
+        """Choose the next token of each row, from its place of logits [.., V]."""
+        quick = {place: choice for place, row in zip(places, rows)
+                 if (choice := self._quick(row, logits[place])) is not None}
+        rest = [(place, row) for place, row in zip(places, rows) if place not in quick]
         if rest:
-            chosen = self._choose(rest, logits[[row.slot for row in rest]])
-            for place, row in enumerate(rest):
-                quick[row.slot] = self._learned(row, self._choice(row, chosen, place))
-        return [[quick[row.slot]] for row in rows]
+            chosen = self._choose([row for _, row in rest], logits[[place for place, _ in rest]])
+            for number, (place, row) in enumerate(rest):
+                quick[place] = self._learned(row, self._choice(row, chosen, number))
+        return [quick[place] for place in places]
+
+    # ------------------------------------------------------------------ guesses
+
+    def _guessed(self, row: Row) -> list[int]:
+        """Return what to read with the last token of a row; nothing for a step."""
+        if not self._guesses or row.step_by_step:
+            return []
+        # The last token of a row is never read, so no more than that need be guessed.
+        most = min(self._guesses, row.most - 1, self._engine.positions - row.length)
+        return row.guessing.next(row.ids, row.length, most, self._cost())
+
+    def _cost(self) -> float:
+        return self._rounds.cost(1.0 + self._guesses)
+
+    def _extend(self, row: Row, guesses: Sequence[int]) -> list[Choice]:
+        """Read the last token of a row and guesses, and choose as long as they are chosen."""
+        ids = row.ids.copy()
+        ids[row.length:row.length + len(guesses)] = guesses
+        began_s = self._clock()
+        cost = self._cost()
+        logits = self._engine.extend(row.slot, ids[row.length - 1:row.length + len(guesses)],
+                                     row.length - 1)                         # [guesses + 1, V]
+        self._rounds.took(self._clock() - began_s, guessed=True)
+        there, choices = replace(row, ids=ids), []
+        for place in range(len(logits)):
+            there.length = row.length + place
+            choices += self._decided([there], logits, [place])
+            last = choices[-1]
+            if place == len(guesses) or last.is_end or last.token != guesses[place]:
+                break
+        row.state, row.looked, row.quick = there.state, there.looked, there.quick
+        row.guessing.told(guesses, [choice.token for choice in choices], cost)
+        return choices
+
+    # ------------------------------------------------------------------ choosing
 
     def _quick(self, row: Row, logits: np.ndarray) -> Choice | None:
         """Choose without the graph, where that is the same; None where it is not known to be."""

@@ -127,6 +127,10 @@ class Metrics:
         self._prompt_tokens = self._counter(
             "tf_infer_prompt_tokens_total", "Tokens of prompts that were generated from, and "
             "whether they were read or found among saved beginnings.", (*version, "source"))
+        self._guesses = self._counter(
+            "tf_infer_guessed_tokens_total", "Tokens that were guessed and read with the last one "
+            "of a text: accepted where they were what was chosen, else refused.",
+            (*version, "outcome"))
         self._first_token = self._ours("tf_infer_first_token_seconds", "From a generation "
                                        "request's arrival to its first token.", version, _SECONDS)
         self._token = self._ours("tf_infer_token_seconds", "Time of each further token.", version,
@@ -157,7 +161,8 @@ class Metrics:
         with self._lock:
             self._signatures.pop((model, str(version)), None)
         for family in (self._our_requests, self._our_seconds, self._stages, self._generations,
-                       self._new_tokens, self._prompt_tokens, self._first_token, self._token):
+                       self._new_tokens, self._prompt_tokens, self._guesses, self._first_token,
+                       self._token):
             family.forget(model=model, version=str(version))
 
     def _model(self, name: str) -> str:
@@ -291,6 +296,11 @@ class Metrics:
         self._new_tokens.add(labels, new)
         self._prompt_tokens.add((*labels, "read"), prompt - cached)
         self._prompt_tokens.add((*labels, "cached"), cached)
+
+    def guesses(self, labels: Labels, proposed: int, accepted: int) -> None:
+        """Count the guesses for a generation request that has ended."""
+        self._guesses.add((*labels, "accepted"), accepted)
+        self._guesses.add((*labels, "refused"), proposed - accepted)
 
     # ------------------------------------------------------------------ reading
 

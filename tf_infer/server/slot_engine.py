@@ -58,6 +58,9 @@ class Watch:
     def tokens(self, count: int, seconds: float) -> None:
         """A request's next `count` tokens came so long after those before."""
 
+    def guessed(self, proposed: int, accepted: int) -> None:
+        """Of a request that ended so many tokens were guessed, and so many of them rightly."""
+
     def ended(self, reason: str, prompt: int, cached: int, new: int) -> None:
         """A request ended: its finish reason, the code of its error, or "cancelled"."""
 
@@ -557,6 +560,8 @@ class SlotEngine:
             slot = self._board.leave(call)
         if slot is not None and self._form is not None:
             self._form.leave(slot)
+        if call.row is not None and call.row.guessing.proposed:
+            self._watch.guessed(call.row.guessing.proposed, call.row.guessing.accepted)
         self._watch.ended(reason, call.prompt_tokens, call.cached, call.new_tokens)
 
 

@@ -41,6 +41,10 @@ class Told(Watch):
         """See `Watch`."""
         self._metrics.tokens(self._labels, count, seconds)
 
+    def guessed(self, proposed: int, accepted: int) -> None:
+        """See `Watch`."""
+        self._metrics.guesses(self._labels, proposed, accepted)
+
     def ended(self, reason: str, prompt: int, cached: int, new: int) -> None:
         """See `Watch`."""
         self._metrics.generation(self._labels, reason, prompt, cached, new)
@@ -118,7 +122,7 @@ def _engine(config: DecodeConfig, servable: Servable, manifest: ModelManifest, p
             raise
         event("decode", logging.WARNING, path=path, passed_over=LITERT, error=str(error))
         return None
-    return EngineForm(engine, servable, manifest, config.slots)
+    return EngineForm(engine, servable, manifest, config.slots, guesses=config.guesses)
 
 
 def register(metrics: Metrics, generators: VersionGenerators) -> None:
