@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ tf = pytest.importorskip("tensorflow")
 from tests.server.serverkit import however_long  # noqa: E402
 from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
 from tf_infer.errors import InvalidRequest  # noqa: E402
-from tf_infer.manifest import ModelManifest  # noqa: E402
+from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec  # noqa: E402
 from tf_infer.server import servable  # noqa: E402
 from tf_infer.server.contracts import Run  # noqa: E402
+from tf_infer.server.metrics import Metrics  # noqa: E402
 from tf_infer.server.own_thread import slowest, sure  # noqa: E402
 from tf_infer.server.quick_runs import FAR_S  # noqa: E402
 from tf_infer.server.servable import SavedModelServable  # noqa: E402
 
-ROWS = 8
+ROWS = 16
 OURS = ModelManifest(name="m", version=1, signatures=(), grid=ShapeGrid(rows=(1, ROWS)),
                      compiled="none", task=ClassifierConfig(classes=("a", "b")))
 
@@ -95,6 +97,36 @@ def test_first_runs_of_models_of_others_and_runs_on_many_cpus_are_the_pools(
         one.manifest = manifest
         assert [here(monkeypatch, one) for _ in range(3)] == [False] * 3
         one.close()
+
+
+def test_a_batch_of_one_who_is_alone_is_done_in_two_halves_once_it_is_sure(
+        path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Runs(Metrics):
+        count = 0
+
+        def graph_run(self, seconds: float) -> None:
+            self.count += 1
+
+    monkeypatch.setattr(servable.cpus, "usable", lambda **_: 2)
+    runs, x = Runs(page=False), np.arange(ROWS, dtype=np.float32)
+    one = SavedModelServable(path, metrics=runs)
+    one.manifest = replace(OURS, signatures=(SignatureSpec(
+        name="serving_default", inputs=(TensorSpec(name="x", dtype="float32", shape=(None,)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=(None,)),)),))
+
+    def counted(**given: Any) -> int:
+        before = runs.count
+        found = one.run("serving_default", {"x": x}, outputs=("y",), timeout_s=None, **given)
+        np.testing.assert_array_equal(found["y"], 2 * x)
+        return runs.count - before
+
+    one.halves.wanted = True
+    assert [counted() for _ in range(4)] == [1, 1, 2, 2]  # the first two are the pool's
+    with one.halves.entered():
+        assert counted() == 1
+    one.halves.wanted = False
+    assert counted() == 1
+    one.close()
 
 
 class Kinds(tf.Module):

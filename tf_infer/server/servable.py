@@ -44,6 +44,7 @@ from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import Arrays, LoadTimes, Run, Servable, StageTimes
 from tf_infer.server.encoder_engines import engine_of, replay_atol, within
 from tf_infer.server.engine_servable import EngineServable
+from tf_infer.server.halves import CPUS, Halves, divisible, order_of
 from tf_infer.server.logs import event
 from tf_infer.server.metrics import Metrics, counted
 from tf_infer.server.own_thread import slowest, sure, within_grid
@@ -158,6 +159,7 @@ class SavedModelServable:
         self._slowest_s: dict[str, float] = {}  # by signature, of runs within the grid
         self._quick, self._calls = QuickRuns(), QuickCalls(self._session)
         self._few_cpus = cpus.usable() <= FEW_CPUS
+        self.halves = Halves()
         self.manifest: ModelManifest | None = None
 
     def _load(self, path: Path, tags: Sequence[str]) -> Any:
@@ -219,7 +221,11 @@ class SavedModelServable:
         here = self.gently or quick or (
             bounded and sure(self._slowest_s.get(signature), timeout_s))
         options = _run_options(milliseconds, here=here) if milliseconds or here else None
-        found = self._run(signature, inputs, outputs, options, whole=whole)
+        with self.halves.entered() as alone:
+            found = self._in_halves(signature, inputs, outputs, options, whole=whole) if (
+                alone and bounded and here) else None
+            if found is None:
+                found = self._run(signature, inputs, outputs, options, whole=whole)
         took_s = time.monotonic() - began_s
         if bounded:
             self._slowest_s[signature] = slowest(self._slowest_s.get(signature), took_s)
@@ -228,6 +234,15 @@ class SavedModelServable:
             if self._quick.quick(kind, None) and (timeout_s is None or timeout_s > MAKING_S):
                 self._calls.make(signature, self.signatures[signature], inputs, outputs)
         return found
+
+    def _in_halves(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str],
+                   options: bytes | None, *, whole: bool) -> Arrays | None:
+        """Run a batch in two halves; None where that cannot be, or one of them fails."""
+        if not self.halves.wanted or not divisible(self.manifest, signature, outputs):
+            return None
+        order = order_of(inputs)
+        return None if order is None else self.halves.run(inputs, order, lambda half: self._run(
+            signature, half, outputs, options, whole=whole))
 
     def quick(self, run: Run, timeout_s: float | None) -> Callable[[], Arrays] | None:
         """Return what does a run that takes next to nothing; see `contracts.Quick`."""
@@ -300,6 +315,7 @@ class SavedModelServable:
 
     def close(self) -> None:
         """Free the session."""
+        self.halves.close()
         self._calls.close()
         self._session.close()
 
@@ -452,6 +468,7 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         samples = replay_golden(servable, path, *widened) if config.golden_replay else 0
         proven = time.perf_counter()
         graph.gently = False
+        graph.halves.wanted = cpus.usable() == CPUS and wanted.intra_op_parallelism_threads == 1
         opened.pop_all()
     return servable, LoadTimes(load_s=loaded - started, warmup_records=records,
                                warmup_s=warm - loaded, golden_samples=samples,
