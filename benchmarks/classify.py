@@ -23,7 +23,9 @@ ratios. The tokenizer is in every figure: the peers' is Hugging Face's, ours is 
     resident_mb     memory when loaded; peak_mb: the most there was
 
 Ours are versions as `tf-infer export` writes them, loaded as the embedded server loads them.
-"KerasHub" is such a version with KerasHub's own layers: our tokenizer and one graph around them.
+On two CPUs the server gives an operation of TensorFlow one thread (docs/runtime.md).
+"KerasHub" is such a version with KerasHub's own layers: our tokenizer and one graph around them;
+once as the server loads it, and once with a thread for each CPU.
 Peers pad a batch to its longest row; "by length" sorts the rows of a call and runs eight at a time;
 "throughput" runs these at once, one stream a CPU. CTranslate2 leaves padding out. W8A8 is NNCF's,
 calibrated on the texts; what is not in 8 bits is in float32, or with "bfloat16 beside" in that.
@@ -58,6 +60,7 @@ from benchmarks.pipes import Contestant, Running
 from benchmarks.server import say
 
 PLAIN = "KerasHub float32"
+THREADED = "saved_model-threads"  # see benchmarks/peers/ours_classifier.py
 CALLS = {"lines": {1: 32, 8: 4, 32: 2}, "long": {1: 16, 8: 2, 32: 1}}  # of a turn, by rows
 CLEAR, SAME, MAX_DROP = 1.0, 0.9, 0.5
 FIGURES = ("texts_per_s", "ms", "cpu_ms")
@@ -77,7 +80,7 @@ FORMS = (
       for precision in ("int8", "float32")),
 )
 PEERS = (
-    ours(PLAIN, "ours-plain"),
+    ours(PLAIN, "ours-plain"), ours(f"{PLAIN}, a thread for each CPU", "ours-plain", THREADED),
     *(Contestant(name=f"ONNX Runtime {name}", script="onnx_classifier", form=form,
                  model=f"onnx-{precision}", venv="onnx") for name, precision, form in (
                      ("float32", "float32", "32"), ("int8", "int8", "32"),

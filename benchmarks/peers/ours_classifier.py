@@ -1,6 +1,8 @@
 """A version of ours, loaded as the embedded server loads it; tokenizer included.
 
-Form: what computes the network, as `ServerConfig.classifier_engine`.
+Form: what computes the network, as `ServerConfig.classifier_engine`; with "-threads" behind it
+TensorFlow's operations have a thread for each CPU, which the server gives them where there are more
+than two.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ import numpy as np
 
 
 def load(settings: dict[str, Any]) -> common.Classify:
-    from tf_infer.server.config import ServerConfig
+    from tf_infer.server.config import ModelConfig, ServerConfig
     from tf_infer.server.servable import load_version
 
-    servable, _ = load_version(Path(settings["model"]), ServerConfig(
-        models=(), classifier_engine=settings["form"], golden_replay=False))
+    version, (engine, _, threads) = Path(settings["model"]), settings["form"].partition("-")
+    servable, _ = load_version(version, ServerConfig(
+        models=(ModelConfig(name="model", base_path=str(version.parent)),),
+        classifier_engine=engine, golden_replay=False,
+        intra_op_threads=common.THREADS if threads else 0))
 
     def classify(texts: Any) -> np.ndarray:
         given = np.array([text.encode() for text in texts], dtype=object)
