@@ -16,7 +16,7 @@ from tests.server.serverkit import however_long  # noqa: E402
 from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
 from tf_infer.errors import InvalidRequest  # noqa: E402
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec  # noqa: E402
-from tf_infer.server import servable  # noqa: E402
+from tf_infer.server import denormals, servable  # noqa: E402
 from tf_infer.server.contracts import Run  # noqa: E402
 from tf_infer.server.metrics import Metrics  # noqa: E402
 from tf_infer.server.own_thread import slowest, sure  # noqa: E402
@@ -228,3 +228,28 @@ def test_the_slowest_run_is_not_the_first_and_is_forgotten_in_thousands() -> Non
     for _ in range(3000):
         seen = slowest(seen, 0.1)
     assert seen == 0.1
+
+
+@pytest.mark.skipif(not denormals.KNOWN, reason="another C library or processor")
+def test_denormal_numbers_are_zero_whoever_does_the_run(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in TensorFlow's own threads; an answer does not depend on how often it was asked for."""
+    however_long(monkeypatch)
+    module = Kinds()
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.graphs())
+    one = SavedModelServable(tmp_path / "1")
+    x = np.full((1, 3), 1e-40, np.float32)
+
+    def asked() -> float:
+        y = one.run("twice", {"x": x}, outputs=("y",), timeout_s=None)["y"]
+        return float(y[0])
+
+    assert asked() == 0.0
+    one.gently = True  # runs are done by this thread
+    assert asked() == 0.0
+    one.gently = False
+    assert {asked() for _ in range(50)} == {0.0}
+    quick = one.quick(Run("twice", {"x": x}, ("y",)), None)
+    assert quick is not None and quick()["y"].tolist() == [0.0]
+    assert float(x.sum()) > 0.0  # NumPy in this thread still has them
+    one.close()

@@ -42,6 +42,7 @@ from tf_infer.manifest import (
 from tf_infer.server import cpus
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.contracts import Arrays, LoadTimes, Run, Servable, StageTimes
+from tf_infer.server.denormals import flushed
 from tf_infer.server.encoder_engines import engine_of, replay_atol, within
 from tf_infer.server.engine_servable import EngineServable
 from tf_infer.server.halves import CPUS, Halves, divisible, order_of
@@ -68,6 +69,13 @@ class _Ends(NamedTuple):
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     by_shape: bool = False  # see quick_runs.py
+
+
+class _Options(NamedTuple):
+    """Serialized RunOptions, and whether the thread that asks does the run."""
+
+    data: bytes
+    here: bool
 
 
 class _GentleSession(tf.compat.v1.Session):
@@ -236,7 +244,7 @@ class SavedModelServable:
         return found
 
     def _in_halves(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str],
-                   options: bytes | None, *, whole: bool) -> Arrays | None:
+                   options: _Options | None, *, whole: bool) -> Arrays | None:
         """Run a batch in two halves; None where that cannot be, or one of them fails."""
         if not self.halves.wanted or not divisible(self.manifest, signature, outputs):
             return None
@@ -255,7 +263,9 @@ class SavedModelServable:
               outputs: Sequence[str]) -> Arrays:
         began_s = time.perf_counter()
         try:
-            found = _named(outputs, call(*inputs.values()))
+            with flushed():
+                values = call(*inputs.values())
+            found = _named(outputs, values)
             self._quick.ran(kind, time.perf_counter() - began_s)
             return found
         except tf.errors.OpError as error:
@@ -286,7 +296,7 @@ class SavedModelServable:
             pywrap_tf_session.TF_DeleteBuffer(steps)
 
     def _run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str],
-             run_options: bytes | None, steps: Any = None, *, whole: bool) -> Arrays:
+             run_options: _Options | None, steps: Any = None, *, whole: bool) -> Arrays:
         if self._fragile:
             _check_survivable(self.signatures[signature], inputs)
         ends = self._ends_of(signature)
@@ -298,10 +308,11 @@ class SavedModelServable:
         fetched = tuple(ends.outputs) if whole and self.manifest is not None else outputs
         fetches = [ends.outputs[name] for name in fetched]
         options = None if run_options is None else pywrap_tf_session.TF_NewBufferFromString(
-            run_options)
+            run_options.data)
         started = time.perf_counter()
         try:
-            values = self._session._call_tf_sessionrun(options, feeds, fetches, [], steps)
+            with flushed(wanted=run_options is not None and run_options.here):
+                values = self._session._call_tf_sessionrun(options, feeds, fetches, [], steps)
         except tf.errors.OpError as error:
             raise _translated(error) from error
         except UnicodeDecodeError as error:  # an op's text that quotes bytes of the request
@@ -378,14 +389,13 @@ def _milliseconds(timeout_s: float) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _run_options(milliseconds: int, *, traced: bool = False, here: bool = False) -> bytes:
-    """Return serialized RunOptions; 0 milliseconds are no limit, and `here` is the own thread."""
+def _run_options(milliseconds: int, *, traced: bool = False, here: bool = False) -> _Options:
+    """Return RunOptions; 0 milliseconds are no limit, and `here` is the own thread."""
     options = tf.compat.v1.RunOptions(
         timeout_in_ms=milliseconds, inter_op_thread_pool=CALLERS_THREAD if here else 0)
     if traced:
         options.trace_level = tf.compat.v1.RunOptions.SOFTWARE_TRACE
-    data: bytes = options.SerializeToString()
-    return data
+    return _Options(options.SerializeToString(), here)
 
 
 def _steps(run_metadata: bytes) -> Iterator[Step]:
