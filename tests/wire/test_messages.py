@@ -38,6 +38,19 @@ def test_a_predict_request_holds_what_it_was_given() -> None:
     assert request.inputs["x"].dtype == pb.DT_BFLOAT16
 
 
+@pytest.mark.parametrize("content", [True, False])
+def test_a_predict_response_put_together_holds_what_a_message_would(content: bool) -> None:
+    outputs = {"y": np.float32([[1, 2]]), "": np.array([b"text" * 50], object), "z" * 200: np.array(
+        True), "large": np.arange(5000), "ü": np.zeros((0, 3))}
+    for ref in (ModelRef("m", version=0), ModelRef("x" * 300, version=2**63 - 1), ModelRef("m")):
+        made = pb.PredictResponse(model_spec=messages.model_spec(ref, "signature"))
+        tensors.write_all(outputs, made.outputs, content=content)
+        data = messages.predict_response_bytes(ref.name, ref.version, "signature", outputs,
+                                               content=content)
+        assert pb.PredictResponse.FromString(data) == made
+        assert messages.predict_response(ref, "signature", outputs, content=content) == made
+
+
 def test_metadata_survives_its_response() -> None:
     definition = text_format.Parse("""
         inputs { key: "text" value { name: "t:0" dtype: DT_STRING

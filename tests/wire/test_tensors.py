@@ -51,6 +51,24 @@ def test_nan_keeps_its_payload(content: bool) -> None:
     assert back.tobytes() == array.tobytes()
 
 
+@pytest.mark.parametrize("content", [True, False])
+def test_the_bytes_put_together_are_those_of_the_message(content: bool) -> None:
+    large = np.arange(1000, dtype=np.int64).reshape(8, 125)
+    texts = np.array([[b"", "naïve", b"\0"], [b"x" * 200, b"\xff", b"y" * 20_000]], object)
+    arrays = [values(row, shape) for row in NUMBERS for shape in SHAPES if row.name[0] != "q"]
+    for array in (*arrays, large, large.T, large[::2], texts, texts.T, texts[:0], texts[0, 0],
+                  np.array("text"), np.array([b"a", b"bc"]), np.zeros([1] * 20, np.uint8)):
+        proto = tensors.to_proto(array, content=content)
+        assert tensors.encode(array, content=content) == proto.SerializeToString()
+    with pytest.raises(ShapeError, match="there: expected str or bytes"):
+        tensors.encode(np.array([5], object), where="there")
+
+
+def test_bfloat16_is_put_together_too() -> None:
+    array = np.arange(3).astype(pytest.importorskip("ml_dtypes").bfloat16)
+    assert tensors.encode(array) == tensors.to_proto(array).SerializeToString()
+
+
 def test_strings_are_bytes_and_keep_nul_and_invalid_utf8() -> None:
     array = np.array([[b"a\0", b""], ["naïve", b"\xff\0"]], dtype=object)
     back = tensors.to_array(tensors.to_proto(array))

@@ -40,7 +40,8 @@ Deadline = Union[float, None]  # on the clock of time.monotonic
 
 
 class Asked(NamedTuple):
-    """A request that the pipeline answers: its call, and the message made of the answer."""
+    """A request that the pipeline answers: its call, and the message made of the answer, or its
+    bytes."""
 
     call: Call[Any]
     response: Callable[[Answer[Any]], Any]
@@ -121,10 +122,10 @@ class Service:
         """Answer Predict."""
         spec = _spec_of(request)
 
-        def response(answer: Answer[Any]) -> serving_pb2.PredictResponse:
-            made: serving_pb2.PredictResponse = messages.predict_response(
-                _ran(answer), _signature(spec), answer.value, content=self._tensor_content)
-            return made
+        def response(answer: Answer[Any]) -> bytes:
+            return messages.predict_response_bytes(
+                answer.name, answer.version, _signature(spec), answer.value,
+                content=self._tensor_content)
 
         return Asked(Call("Predict", model_ref(spec), lambda signatures: predict.plan(
             signatures, request, check_method_name=self._check), deadline), response)
@@ -269,7 +270,8 @@ class Service:
                 reply.fail(error.code, truncated(error.details))
 
             def succeed(response: Any) -> None:
-                content = response.SerializeToString()
+                content = (response if isinstance(response, bytes)
+                           else response.SerializeToString())
                 self._finish(record, Code.OK)
                 reply.send(content)
 

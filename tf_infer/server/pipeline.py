@@ -156,13 +156,13 @@ class _Request(Generic[T]):
         if not self._done:
             return
         try:
-            value = self._plan.finish([self._outcomes[id(job)] for job in self._jobs])
+            jobs = self._jobs
+            value = self._plan.finish([self._outcomes[id(job)] for job in jobs])
             answer = Answer(
                 self._lease.name, self._lease.version, value,
-                max((job.started_s - job.queued_s for job in self._jobs), default=0.0),
-                max((job.run_s for job in self._jobs), default=0.0),
-                _all_stages(self._jobs))
-            if self._jobs:
+                max([job.started_s - job.queued_s for job in jobs], default=0.0),
+                max([job.run_s for job in jobs], default=0.0), _all_stages(jobs))
+            if jobs:
                 self._measure(answer)
         except Exception as error:
             self._answer(as_serving_error(error, self._call.method))

@@ -6,6 +6,7 @@ it says whose fault that is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_infer.errors import ConfigError, InvalidRequest, ShapeError
-from tf_infer.wire import blocks, dtypes, methods, tensors
+from tf_infer.wire import blocks, dtypes, methods, tensors, varint
 from tf_infer.wire import serving_pb2 as pb
 
 SERVING_DEFAULT = "serving_default"
 SIGNATURE_DEF = "signature_def"
 MAX_VERSION = 2**63 - 1
+_OUTPUTS = pb.PredictResponse.DESCRIPTOR.fields_by_name["outputs"].number
+_KEY, _VALUE = 1, 2  # of an entry of a map
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +123,44 @@ def read_predict_response(data: bytes, *, where: str) -> PredictAnswer:
 
 def predict_response(ref: ModelRef, signature: str, outputs: Mapping[str, np.ndarray], *,
                      content: bool = False) -> Any:
-    """Return a PredictResponse, as a server writes it: typed fields unless `content` (PR13)."""
-    response = pb.PredictResponse(model_spec=model_spec(ref, signature))
-    tensors.write_all(outputs, response.outputs, content=content)
-    return response
+    """Return a PredictResponse, as a server writes it: typed fields unless `content` (PR13).
+
+    Args:
+        ref: name and version that ran.
+        signature: ... of it.
+        outputs: name -> array; see `tensors.write`.
+        content: numbers go into `tensor_content`.
+    """
+    return pb.PredictResponse.FromString(predict_response_bytes(
+        ref.name, ref.version, signature, outputs, content=content))
+
+
+def predict_response_bytes(name: str, version: int | None, signature: str,
+                           outputs: Mapping[str, np.ndarray], *, content: bool = False) -> bytes:
+    """Return the bytes of a PredictResponse, put together without a message.
+
+    Args:
+        name, version: of the model that ran.
+        signature, outputs, content: see `predict_response`.
+    """
+    parts = [varint.field(_OUTPUTS, _key(output) + varint.field(
+        _VALUE, tensors.encode(array, content=content, where=output)))
+        for output, array in outputs.items()]
+    return b"".join((*parts, _spec(name, version, signature)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _key(name: str) -> bytes:
+    """Return the key of an entry of a map."""
+    return varint.field(_KEY, name.encode())
+
+
+@functools.lru_cache(maxsize=1024)
+def _spec(name: str, version: int | None, signature: str) -> bytes:
+    """Return the ModelSpec of a PredictResponse."""
+    made = pb.PredictResponse(model_spec=model_spec(ModelRef(name, version), signature))
+    data: bytes = made.SerializeToString()
+    return data
 
 
 # ---------------------------------------------------------------------------- Classify and Regress

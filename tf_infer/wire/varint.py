@@ -62,7 +62,10 @@ def decode(packed: bytes | memoryview) -> np.ndarray:
 
 def field(number: int, content: bytes) -> bytes:
     """Return a field of bytes as it stands in a message: tag, length, content."""
-    return b"".join((_one(number << 3 | 2), _one(len(content)), content))
+    size = len(content)
+    if size <= 0x7F and number <= 15:  # nearly all of a small message
+        return bytes((number << 3 | 2, size)) + content
+    return b"".join((_one(number << 3 | 2), _one(size), content))
 
 
 def _one(value: int) -> bytes:
