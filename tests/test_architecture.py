@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tf_infer"
 
 EVERYTHING = {"errors", "version", "stages", "token_bytes", "constraints", "config", "manifest",
-              "equality", "metrics", "pages", "pictures", "wire", "client", "text", "networks",
-              "decoding", "tasks", "engines", "train", "optimize", "verify", "export", "server",
-              "profiling", "tuning", "cli"}
+              "prepared", "processor", "equality", "metrics", "pages", "pictures", "wire", "client",
+              "text", "networks", "decoding", "tasks", "engines", "train", "optimize", "verify",
+              "export", "server", "profiling", "tuning", "cli"}
 
 # package -> what it may import from tf_infer
 INSIDE: dict[str, set[str]] = {
@@ -25,6 +25,8 @@ INSIDE: dict[str, set[str]] = {
     "constraints": {"token_bytes", "config", "errors"},
     "config": {"errors"},
     "manifest": {"config", "errors"},
+    "prepared": {"config", "manifest"},
+    "processor": set(),
     "equality": {"config", "manifest"},
     "metrics": set(),
     "pages": set(),
@@ -38,12 +40,13 @@ INSIDE: dict[str, set[str]] = {
               "errors", "stages"},
     "engines": {"manifest", "config", "errors"},
     "train": {"tasks", "metrics", "pictures", "config", "errors"},
-    "optimize": {"tasks", "networks", "text", "config", "manifest", "errors"},
+    "optimize": {"tasks", "networks", "text", "config", "manifest", "processor", "errors"},
     "verify": {"client", "equality", "metrics", "pages", "pictures", "manifest", "config",
                "errors"},
-    "export": {"tasks", "token_bytes", "wire", "manifest", "config", "errors", "version"},
-    "server": {"engines", "constraints", "token_bytes", "wire", "equality", "manifest", "config",
-               "errors", "version", "stages"},
+    "export": {"tasks", "token_bytes", "wire", "manifest", "prepared", "processor", "config",
+               "errors", "version"},
+    "server": {"engines", "constraints", "token_bytes", "wire", "equality", "manifest", "prepared",
+               "processor", "config", "errors", "version", "stages"},
     "profiling": {"client", "wire", "stages", "errors"},
     "tuning": EVERYTHING - {"cli", "tuning"},
     "cli": EVERYTHING,
@@ -58,6 +61,8 @@ OUTSIDE: dict[str, set[str]] = {
     "constraints": {"numpy"},
     "config": set(),
     "manifest": {"numpy"},
+    "prepared": set(),
+    "processor": set(),
     "equality": {"numpy"},
     "metrics": {"numpy"},
     "pages": {"jinja2"},
@@ -96,6 +101,7 @@ FILES: dict[str, set[str]] = {
     "tuning/hparams.py": {"tensorboard"},
     "cli/optimize.py": {"tqdm"},
     "server/servable.py": {"tensorflow", "tensorflow_text"},
+    "server/loading.py": {"tensorflow"},
     "server/quick_graph.py": {"tensorflow"},
     "server/http_server.py": {"aiohttp"},
     "server/chat.py": {"jinja2"},

@@ -13,6 +13,7 @@ CALL = "StatefulPartitionedCall_2/StatefulPartitionedCall"
     (f"{CALL}/preprocess/RaggedFromRowLengths/Cast", "tokenize"),
     (f"{CALL}/core/cond/then/_114/core/cond/StatefulPartitionedCall/dense/MatMul", "model"),
     (f"{CALL}/core_1/map/while/XlaLaunch", "model"),
+    (f"{CALL}./core_1./dense/MatMul", "model"),
     (f"{CALL}/core/cond/while/body/_9/while/decoding/ArgMax", "decode"),
     ("postprocess_12/GatherV2", "decode"),
     (f"{CALL}/core", None),                # an operation of that name stands below no scope

@@ -18,8 +18,8 @@ STAGES: Final = ("tokenize", "model", "decode")
 # name scope -> stage
 SCOPES: Final = {PREPROCESS: "tokenize", CORE: "model", DECODING: "decode", POSTPROCESS: "decode"}
 
-# A scope that is entered a second time gets a number.
-_SCOPE = re.compile(rf"(?:^|/)({'|'.join(SCOPES)})(?:_\d+)?(?=/)")
+# A scope that is entered a second time gets a number, and in a prepared graph some get a point.
+_SCOPE = re.compile(rf"(?:^|/)({'|'.join(SCOPES)})(?:_\d+)?\.?(?=/)")
 
 
 def stage_of(operation: str) -> str | None:

@@ -82,7 +82,7 @@ def test_a_version_holds_the_graph_its_files_and_what_proves_it(
     assert names(version_dir) == ["assets", "assets.extra", "saved_model.pb", "variables"]
     assert (version_dir / "assets" / "words.txt").read_text().split() == list(WORDS)
     assert names(version_dir / EXTRA_FOLDER) == [
-        "golden.jsonl", "report.json", "tf_infer.json", "tf_serving_warmup_requests"]
+        "golden.jsonl", "prepared", "report.json", "tf_infer.json", "tf_serving_warmup_requests"]
     assert config.load(Report, version_dir / EXTRA_FOLDER / "report.json") == PASSED
     back = manifest.read_samples(version_dir / EXTRA_FOLDER / "golden.jsonl")
     assert [sample.signature for sample in back] == [sample.signature for sample in golden]

@@ -23,7 +23,7 @@ from tests.server.serverkit import lent, running, wait_until  # noqa: E402
 from tf_infer import config as configs  # noqa: E402
 from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
 from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, ModelManifest  # noqa: E402
-from tf_infer.server import servable  # noqa: E402
+from tf_infer.server import loading  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
 from tf_infer.server.cpus import ShortTurns  # noqa: E402
 from tf_infer.server.servable import load_version  # noqa: E402
@@ -111,7 +111,7 @@ def test_functions_are_imported_in_pieces_and_the_version_answers_as_before(
     usual = tf.import_graph_def
     monkeypatch.setattr(tf, "import_graph_def", lambda graph, **options: (
         imported.append(len(graph.library.function)), usual(graph, **options)))
-    monkeypatch.setattr(servable, "PIECE_NODES", 1)
+    monkeypatch.setattr(loading, "PIECE_NODES", 1)
     loaded, _ = load_version(tmp_path / "1", ServerConfig(models=()), gently=True)
     try:
         assert len(imported) > 1
@@ -126,7 +126,7 @@ def test_functions_are_imported_in_pieces_and_the_version_answers_as_before(
 @given(sizes=st.lists(st.integers(0, 20)), most=st.integers(1, 30))
 def test_pieces_keep_the_order_and_no_piece_of_several_is_above_the_bound(
         sizes: list[int], most: int) -> None:
-    found = list(servable.pieces(range(len(sizes)), sizes, most))
+    found = list(loading.pieces(range(len(sizes)), sizes, most))
     assert [item for piece in found for item in piece] == list(range(len(sizes)))
     assert all(piece and (len(piece) == 1 or sum(sizes[item] for item in piece) <= most)
                for piece in found)

@@ -1,4 +1,4 @@
 """STAGE: write a servable directory, never a half-written one.
 
-May import: tasks, wire, manifest, config, errors, version.
+May import: tasks, token_bytes, wire, manifest, prepared, processor, config, errors, version.
 """

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tf_infer import config
 from tf_infer.errors import ExportError, VerificationError
 from tf_infer.export.constants import share_constants
+from tf_infer.export.prepared import write_prepared
 from tf_infer.export.signatures import (
     check_signature_defs,
     check_specs,
@@ -100,6 +101,9 @@ def save(task: Task, base_dir: Path, *, name: str, check: Callable[[Path], Repor
             if isinstance(task.config, config.CausalLMConfig):
                 task.codec.token_bytes().write(extra / TOKENS_FILE)
             extras(extra)
+            if task.compiled == "none" and not isinstance(task.config, config.CausalLMConfig):
+                progress("preparing the graph for loads")
+                write_prepared(stage.folder)
             progress("writing warm-up requests")
             write_warmup(extra / WARMUP_FILE, signatures, manifest.grid, model=name,
                          text=warmup_text, asking=task.compiled == "none")

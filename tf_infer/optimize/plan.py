@@ -10,6 +10,7 @@ from typing import Literal
 from tf_infer import config
 from tf_infer.errors import ConfigError
 from tf_infer.optimize.ranges import Ranges
+from tf_infer.processor import cpu_flags as cpu_flags
 
 Precision = Literal["float32", "bfloat16", "int8"]
 Floats = Literal["float32", "bfloat16"]
@@ -173,16 +174,3 @@ def _require(precision: Precision, flags: frozenset[str] | None, where: str, ins
         f"{where}: expected a precision that this CPU computes in, got {precision!r}, which it "
         f"would emulate more slowly than float32 (it has none of {', '.join(sorted(wanted))}). "
         f"Export on a machine like the one that serves, or {instead}.")
-
-
-def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
-    """Return the features of the first CPU as Linux names them; None where it does not say."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        name, _, values = line.partition(":")
-        if name.strip().lower() in ("flags", "features"):
-            return frozenset(values.split())
-    return None

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers TF-Text's ops, as TensorFlow Serving links them
 from tensorflow.python.client import pywrap_tf_session
-from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
 from tf_infer.config import ClassifierConfig
 from tf_infer.errors import (
@@ -46,20 +44,30 @@ from tf_infer.server.denormals import flushed
 from tf_infer.server.encoder_engines import engine_of, replay_atol, within
 from tf_infer.server.engine_servable import EngineServable
 from tf_infer.server.halves import CPUS, Halves, divisible, order_of
+from tf_infer.server.loading import (
+    PREPARED,
+    GentleSession,
+    load,
+    load_prepared,
+    prepared_graph,
+)
 from tf_infer.server.logs import event
 from tf_infer.server.metrics import Metrics, counted
 from tf_infer.server.own_thread import slowest, sure, within_grid
 from tf_infer.server.quick_graph import CALLERS_THREAD, Call, QuickCalls, is_by_shape
 from tf_infer.server.quick_runs import MAKING_S, QuickRuns, kind_of
 from tf_infer.server.scheduler import TIMED_OUT
-from tf_infer.server.session_config import FEW_CPUS, for_version, session_config
+from tf_infer.server.session_config import (
+    FEW_CPUS,
+    for_version,
+    session_config,
+    without_optimiser,
+)
 from tf_infer.server.tracing import Step, stage_times
 from tf_infer.server.warmup import replay_golden, warm_up
 from tf_infer.wire import serving_pb2
 
-T = TypeVar("T")
 LITE_FILE = "model.tflite"
-PIECE_NODES = 500  # of functions that are imported at once, some milliseconds
 FRAGILE_OP = b"FastWordpiece"  # begins the names of TF-Text's operations of this kind
 
 
@@ -78,53 +86,6 @@ class _Options(NamedTuple):
     here: bool
 
 
-class _GentleSession(tf.compat.v1.Session):
-    """A session whose runs from Python, those that load a SavedModel, give way to others.
-
-    Building the graph before them needs the interpreter lock, for which others would wait, the
-    longer the less this thread gets to run.
-    """
-
-    def run(self, fetches: Any, feed_dict: Any = None, options: Any = None,
-            run_metadata: Any = None) -> Any:
-        cpus.give_way()
-        options = options or tf.compat.v1.RunOptions(inter_op_thread_pool=CALLERS_THREAD)
-        return super().run(fetches, feed_dict, options, run_metadata)
-
-
-class _InPieces(SavedModelLoader):
-    """Imports the functions of a graph a few at a time.
-
-    TensorFlow holds the interpreter lock while it imports: 50 ms for those of a small BERT at once,
-    in which nobody is answered.
-    """
-
-    def load_graph(self, graph: Any, tags: Any, import_scope: Any = None, **saver: Any) -> Any:
-        whole = self.get_meta_graph_def_from_tags(tags).graph_def
-        functions = list(whole.library.function)
-        for piece in pieces(functions, [len(one.node_def) for one in functions], PIECE_NODES):
-            part = tf.compat.v1.GraphDef(versions=whole.versions)
-            part.library.function.extend(piece)
-            with graph.as_default():
-                tf.import_graph_def(part, name="")
-        del whole.library.function[:]
-        return super().load_graph(graph, tags, import_scope, **saver)
-
-
-def pieces(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[list[T]]:
-    """Yield the items in order, in lists whose sizes add up to no more than `most`, or of one."""
-    piece: list[T] = []
-    size = 0
-    for item, own in zip(items, sizes):
-        if piece and size + own > most:
-            yield piece
-            piece, size = [], 0
-        piece.append(item)
-        size += own
-    if piece:
-        yield piece
-
-
 class SavedModelServable:
     """A loaded version directory; see `contracts.Servable`.
 
@@ -135,6 +96,7 @@ class SavedModelServable:
         metrics: is told of every run.
         gently: others are being answered meanwhile. From its first run on the thread that loads
             gives way to theirs and does its runs itself, until `gently` is set to False.
+        prepared: the graph to be run in place of saved_model.pb's; None runs that.
 
     Raises:
         ModelNotFound: no saved_model.pb, or no meta graph with these tags.
@@ -143,7 +105,8 @@ class SavedModelServable:
     """
 
     def __init__(self, path: Path, *, tags: Sequence[str] = ("serve",), settings: Any = None,
-                 metrics: Metrics | None = None, gently: bool = False) -> None:
+                 metrics: Metrics | None = None, gently: bool = False,
+                 prepared: bytes | None = None) -> None:
         self._metrics = metrics or Metrics(page=False)
         self.gently = gently
         if not any((Path(path) / name).is_file()
@@ -151,11 +114,11 @@ class SavedModelServable:
             raise ModelNotFound(
                 "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
                 f"{path}. Is the export or the copy still running, or was it interrupted?")
-        self._session = (_GentleSession if gently else tf.compat.v1.Session)(
+        self._session = (GentleSession if gently else tf.compat.v1.Session)(
             graph=tf.Graph(), config=settings or session_config(ServerConfig(models=())))
         self._fragile = _is_fragile(Path(path))
         try:
-            meta_graph = self._load(path, tags)
+            meta_graph = self._load(Path(path), tags, prepared)
         except BaseException:
             self._session.close()
             raise
@@ -170,11 +133,11 @@ class SavedModelServable:
         self.halves = Halves()
         self.manifest: ModelManifest | None = None
 
-    def _load(self, path: Path, tags: Sequence[str]) -> Any:
+    def _load(self, path: Path, tags: Sequence[str], prepared: bytes | None) -> Any:
         try:
-            with self._session.graph.as_default(), _quiet():
-                loader = _InPieces if self.gently else SavedModelLoader
-                return loader(str(path)).load(self._session, list(tags))
+            if prepared is not None:
+                return load_prepared(self._session, path, prepared, gently=self.gently)
+            return load(self._session, path, tags, gently=self.gently)
         except tf.errors.OpError as error:
             raise _translated(error) from error
         except Exception as error:  # the loader raises OSError, ValueError, RuntimeError, ...
@@ -369,21 +332,6 @@ def _refuse_fed_twice(signature: serving_pb2.SignatureDef, given: Iterable[str])
     raise InvalidRequest(f'Endpoint "{max(fed, key=lambda name: fed[name])}" fed more than once.')
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what TensorFlow logs of every load in this thread to itself, but for errors."""
-    logger, thread = tf.get_logger(), threading.get_ident()
-
-    def told(record: logging.LogRecord) -> bool:
-        return record.thread != thread or record.levelno >= logging.ERROR
-
-    logger.addFilter(told)
-    try:
-        yield
-    finally:
-        logger.removeFilter(told)
-
-
 def _milliseconds(timeout_s: float) -> int:
     return max(1, round(timeout_s * 1000))
 
@@ -458,9 +406,9 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         with counted(lambda code, seconds: metrics.load(str(path), code, seconds)):
             if config.prefer_tflite:
                 _pass_over_lite(Path(path))
-            wanted = for_version(settings or session_config(config), manifest)
-            graph = SavedModelServable(path, tags=config.tags, metrics=metrics, settings=wanted,
-                                       gently=gently)
+            wanted = settings or session_config(config)
+            graph = _graph_of(Path(path), manifest, config.tags, wanted, metrics=metrics,
+                              gently=gently)
         opened.callback(graph.close)
         graph.manifest = manifest
         graph.find_ends()
@@ -485,3 +433,16 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
                                golden_s=proven - warm)
 
 
+def _graph_of(path: Path, manifest: ModelManifest | None, tags: Sequence[str], settings: Any,
+              **how: Any) -> SavedModelServable:
+    """Load the graph that the export has prepared, or where that cannot be, saved_model.pb's."""
+    prepared = prepared_graph(path, manifest, tags, settings)
+    if prepared is not None:
+        try:
+            found = SavedModelServable(path, tags=tags, settings=without_optimiser(settings),
+                                       prepared=prepared, **how)
+            event("load", path=path, graph="prepared")
+            return found
+        except ServingError as error:
+            event("load", logging.WARNING, path=path, passed_over=PREPARED, error=str(error))
+    return SavedModelServable(path, tags=tags, settings=for_version(settings, manifest), **how)

@@ -58,6 +58,11 @@ def for_version(settings: Any, manifest: ModelManifest | None) -> Any:
     if (manifest is None or not isinstance(manifest.task, CausalLMConfig)
             or manifest.compiled != "none" or settings.graph_options.HasField("rewrite_options")):
         return settings
+    return without_optimiser(settings)
+
+
+def without_optimiser(settings: Any) -> Any:
+    """Return settings of a session that leaves TensorFlow's graph optimiser out."""
     found = config_pb2.ConfigProto()
     found.CopyFrom(settings)
     found.graph_options.rewrite_options.disable_meta_optimizer = True

@@ -1,0 +1,232 @@
+"""A prepared graph runs where it fits, and answers bit for bit like the SavedModel beside it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+tf = pytest.importorskip("tensorflow")
+pytest.importorskip("tensorflow_serving")
+
+from tensorflow.core.protobuf import meta_graph_pb2  # noqa: E402
+
+from tests.fakes.word_task import GRID, strings, word_task  # noqa: E402
+from tf_infer import config as configs  # noqa: E402
+from tf_infer.errors import ExportError  # noqa: E402
+from tf_infer.export import saved_model  # noqa: E402
+from tf_infer.manifest import (  # noqa: E402
+    EXTRA_FOLDER,
+    MANIFEST_FILE,
+    PathReport,
+    Report,
+    Sample,
+    hash_files,
+    read_manifest,
+    read_samples,
+)
+from tf_infer.prepared import PREPARED_FILE, prepared_folder, read_prepared  # noqa: E402
+from tf_infer.server import loading  # noqa: E402
+from tf_infer.server.config import ServerConfig  # noqa: E402
+from tf_infer.server.contracts import Servable  # noqa: E402
+from tf_infer.server.servable import load_version  # noqa: E402
+
+PASSED = Report(reference="eager", paths=(PathReport(
+    path="none", atol=0.0, rtol=0.0, samples=0, seconds=0.0, differences=()),))
+TEXTS = strings(b"the parcel came late", b"fine thanks", b"", b"\xff", "is 中文 early".encode())
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a version as an export writes it, with samples of each signature."""
+    task = word_task(tmp_path_factory.mktemp("words"))
+    example = tf.train.Example()
+    example.features.feature["text"].bytes_list.value.append(b"fine thanks")
+    signatures = task.signatures()
+    encoded = {k: v.numpy() for k, v in signatures["encode"].function(text=TEXTS).items()}
+    inputs: dict[str, Mapping[str, Any]] = {
+        "serving_default": {"text": TEXTS}, "encode": {"text": TEXTS}, "ids": encoded,
+        "classify": {"inputs": strings(example.SerializeToString())}}
+    golden = [Sample(name, feed, {key: value.numpy() for key, value in signatures[name].function(
+        **{k: tf.constant(v) for k, v in feed.items()}).items()}) for name, feed in inputs.items()]
+    return saved_model.save(task, tmp_path_factory.mktemp("saved"), name="words", golden=golden,
+                            check=lambda folder: PASSED)
+
+
+@pytest.fixture
+def version(exported: Path, tmp_path: Path) -> Path:
+    """Return a copy that may be changed."""
+    return shutil.copytree(exported, tmp_path / "1")
+
+
+def described_anew(version: Path) -> None:
+    manifest = read_manifest(version)
+    configs.dump(replace(manifest, files=hash_files(version)),
+                 version / EXTRA_FOLDER / MANIFEST_FILE)
+
+
+def rewritten(version: Path, change: Callable[[Any], None]) -> None:
+    """Change the prepared graph of a version, and let the manifest know."""
+    path = prepared_folder(version) / "graph.pb"
+    graph = meta_graph_pb2.MetaGraphDef.FromString(path.read_bytes())
+    change(graph)
+    path.write_bytes(graph.SerializeToString())
+    described_anew(version)
+
+
+@contextmanager
+def loaded(version: Path, *, settings: Any = None, gently: bool = False, replay: bool = False,
+           ) -> Iterator[Servable]:
+    """Load a version; most tests need no signature but one, and no warm-up."""
+    servable, _ = load_version(version, ServerConfig(
+        models=(), warmup=False, golden_replay=replay), settings=settings, gently=gently)
+    try:
+        yield servable
+    finally:
+        servable.close()
+
+
+def plain() -> Any:
+    """Return settings of the optimiser as it is anyhow; whoever has some gets saved_model.pb."""
+    settings = tf.compat.v1.ConfigProto()
+    settings.graph_options.rewrite_options.meta_optimizer_iterations = 0
+    settings.graph_options.rewrite_options.SetInParent()
+    return settings
+
+
+def ids_of(servable: Servable) -> list[list[int]]:
+    found: list[list[int]] = servable.run("encode", {"text": TEXTS}, outputs=["ids"],
+                                          timeout_s=None)["ids"].tolist()
+    return found
+
+
+def answers(servable: Servable, version: Path) -> list[bytes]:
+    """Return all that a version answers to its samples, and to more rows of texts."""
+    asked = [(sample.signature, sample.inputs)
+             for sample in read_samples(version / EXTRA_FOLDER / "golden.jsonl")]
+    asked += [("serving_default", {"text": np.repeat(TEXTS, rows)}) for rows in GRID.rows]
+    found = []
+    for signature, inputs in asked:
+        outputs = servable.run(signature, inputs, timeout_s=None,
+                               outputs=sorted(servable.signatures[signature].outputs))
+        found += [repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
+                  for array in outputs.values()]
+    return found
+
+
+@pytest.mark.parametrize("gently", [False, True])
+def test_what_an_export_writes_runs_prepared_and_answers_bit_for_bit_the_same(
+        exported: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+        gently: bool) -> None:
+    if gently:
+        monkeypatch.setattr(loading, "PIECE_NODES", 7)
+    with caplog.at_level(logging.INFO), loaded(exported, gently=gently) as prepared:
+        assert "graph=prepared" in caplog.text
+        caplog.clear()
+        with loaded(exported, settings=plain()) as usual:
+            assert "prepared" not in caplog.text
+            assert prepared.signatures == usual.signatures
+            found, expected = answers(prepared, exported), answers(usual, exported)
+    assert found == expected
+    assert len(found) > 15
+
+
+def test_it_is_the_prepared_graph_that_answers(version: Path) -> None:
+    """One whose logits are called scores answers so, though saved_model.pb knows better."""
+    def exchanged(graph: Any) -> None:
+        outputs = graph.signature_def["serving_default"].outputs
+        outputs["scores"].CopyFrom(outputs["logits"])
+
+    rewritten(version, exchanged)
+    with loaded(version) as servable:
+        found = servable.run("serving_default", {"text": TEXTS}, timeout_s=None,
+                             outputs=["logits", "scores"])
+    np.testing.assert_array_equal(found["logits"], found["scores"])
+
+
+def test_a_prepared_graph_of_other_answers_is_refused_by_the_golden_samples(version: Path) -> None:
+    def shifted(graph: Any) -> None:
+        graph.signature_def["serving_default"].outputs["scores"].CopyFrom(
+            graph.signature_def["serving_default"].outputs["logits"])
+
+    rewritten(version, shifted)
+    with pytest.raises(Exception, match="output 'scores'"), loaded(version, replay=True):
+        pass
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"made_of": "0"}, "saved_model.pb is another one"),
+    ({"made_for": {"tensorflow": "1.0"}}, "made for another tensorflow")])
+def test_one_that_does_not_fit_is_passed_over_and_the_version_answers_as_ever(
+        version: Path, exported: Path, caplog: pytest.LogCaptureFixture,
+        change: Mapping[str, Any], told: str) -> None:
+    prepared = read_prepared(version)
+    assert prepared is not None
+    configs.dump(replace(prepared, **change), prepared_folder(version) / PREPARED_FILE)
+    described_anew(version)
+    with caplog.at_level(logging.INFO), loaded(version) as servable:
+        assert "passed_over" in caplog.text
+        assert told in caplog.text
+        assert "graph=prepared" not in caplog.text
+        with loaded(exported) as fast:
+            assert ids_of(servable) == ids_of(fast)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xff", b""])
+def test_one_that_TensorFlow_cannot_load_is_passed_over(
+        version: Path, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
+    (prepared_folder(version) / "graph.pb").write_bytes(content)
+    described_anew(version)
+    with caplog.at_level(logging.WARNING), loaded(version) as servable:
+        assert "passed_over" in caplog.text
+        assert len(ids_of(servable)) == len(TEXTS)
+
+
+def test_one_that_is_not_as_it_was_exported_is_an_error_as_of_every_file(version: Path) -> None:
+    (prepared_folder(version) / "graph.pb").write_bytes(b"")
+    with pytest.raises(ExportError, match=r"prepared/graph\.pb has changed"), loaded(version):
+        pass
+
+
+def test_a_version_without_one_loads_as_it_did(
+        version: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(prepared_folder(version))
+    described_anew(version)
+    with caplog.at_level(logging.INFO), loaded(version) as servable:
+        assert "prepared" not in caplog.text
+        assert len(ids_of(servable)) == len(TEXTS)
+
+
+@given(st.data())
+def test_cuts_keep_together_what_reads_a_later_one_or_a_silent_one(data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, 12))
+    items = st.integers(0, max(0, count - 1))
+    reads = [data.draw(st.lists(items, max_size=3)) for _ in range(count)]
+    silent = data.draw(st.sets(items, max_size=3)) if count else set()
+    least = data.draw(st.integers(1, 5))
+    ends = list(loading.cuts(reads, silent, least))
+    assert ends == sorted(set(ends))
+    assert ends[-1:] == ([count] if count else [])
+    piece_of = [sum(end <= number for end in ends) for number in range(count)]
+    for number, sources in enumerate(reads):
+        for source in sources:
+            assert piece_of[source] <= piece_of[number]
+            assert source not in silent or piece_of[source] == piece_of[number]
+    sizes = [end - begin for begin, end in zip([0, *ends], ends)]
+    assert all(size >= least for size in sizes[:-1])
+
+
+def test_a_list_without_ties_is_cut_at_every_least_items() -> None:
+    assert list(loading.cuts([[], [0], [1], [0], [2]], set(), 2)) == [2, 4, 5]
+    assert list(loading.cuts([[], [3], [1], [0], [2]], set(), 2)) == [4, 5]
+    assert list(loading.cuts([[], [0], [1], [0], [2]], {0}, 2)) == [4, 5]
+    assert list(loading.cuts([[5], [], [], [0], [], []], {0}, 1)) == [6]
