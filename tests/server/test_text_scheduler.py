@@ -146,6 +146,35 @@ def test_a_version_that_computes_one_run_at_a_time_takes_the_next_batch_when_tha
     assert model.runs == [[b"first"], [b"1", b"22", b"333"]]
 
 
+def test_a_version_that_computes_one_run_at_a_time_does_the_next_while_callers_are_told(
+        tmp_path: Path) -> None:
+    model, told, second, ended = ExclusiveModel(), [False], threading.Event(), threading.Event()
+    run = Run("serving_default", {"text": np.array([b"1"], object)}, ("size",))
+    one = Call("Predict", ModelRef("m"), lambda _: Plan((run,), lambda found: found[0]["size"]))
+    with serving(tmp_path, model, batch_workers=2) as (server, _):
+        def first(outcome: object) -> None:
+            server.pipeline.submit(one, lambda outcome: second.set())
+            told[0] = second.wait(WAIT_S)
+            ended.set()
+
+        server.pipeline.submit(one, first)
+        assert ended.wait(2 * WAIT_S) and told == [True]
+
+
+def test_a_failed_batch_of_such_a_version_keeps_it_until_its_halves_have_run(
+        tmp_path: Path) -> None:
+    model = ExclusiveModel(hold=True, pause_s=0.01)
+    with serving(tmp_path, model, batch_workers=2) as (server, _):
+        asking = Asking(server, model)
+        asking.hold()
+        for text in (b"a", BAD, b"ccc", b"dddd", b"x" * 200):
+            asking.ask(text)
+        outcomes = asking.release()
+    assert [outcomes[place] for place in (0, 2, 3, 4)] == [[1], [3], [4], [200]]
+    assert isinstance(outcomes[1], InvalidRequest)
+    assert [len(run) for run in model.runs] == [1, 4, 2, 1, 1, 2, 1]
+
+
 def test_other_versions_are_asked_while_one_that_computes_a_run_at_a_time_is_busy(
         tmp_path: Path) -> None:
     busy, other = ExclusiveModel(hold=True), TextModel()

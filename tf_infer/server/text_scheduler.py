@@ -8,11 +8,12 @@ goes to the direct scheduler, alone.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -160,10 +161,11 @@ class TextScheduler:
                 taken, batch = self._take(first)
             for place in taken:
                 self._counts.remove(place.job.model)
+            let_go = _Once(functools.partial(self._let_go, first.job.servable))
             try:
-                self._run(taken, batch)
+                self._run(taken, batch, let_go)
             finally:
-                self._let_go(first.job.servable)
+                let_go()
 
     def _first(self) -> _Place | None:
         """Return who has waited longest of those whose version takes a batch now; None for nobody.
@@ -187,14 +189,16 @@ class TextScheduler:
         return taken, batch
 
     def _let_go(self, servable: Servable) -> None:
-        """Let a version take a batch again; the worker that had it is the one that looks."""
+        """Let a version take a batch again; the worker that had it has its callers to tell."""
         if servable in self._held:
             with self._changed:
                 self._held.discard(servable)
                 if self._closed:
                     self._changed.notify_all()
+                elif self._places:
+                    self._changed.notify()
 
-    def _run(self, taken: Sequence[_Place], batch: Batch) -> None:
+    def _run(self, taken: Sequence[_Place], batch: Batch, ran: Callable[[], None]) -> None:
         now_s = time.monotonic()
         for place in taken:
             if place.job.expired(now_s):
@@ -205,7 +209,7 @@ class TextScheduler:
         if not left:
             return
         jobs, counts = [place.job for place in left], [place.waiting.rows for place in left]
-        seconds = _run_together(jobs, counts)
+        seconds = _run_together(jobs, counts, ran)
         if seconds is not None and len(left) == len(taken):
             _kind_of(left[0]).seen(batch.rows * batch.width, seconds)
         self._observe(jobs, counts, sum(counts))
@@ -217,8 +221,25 @@ def _kind_of(place: _Place) -> _Kind:
     return kind
 
 
-def _run_together(jobs: Sequence[Job], counts: Sequence[int]) -> float | None:
+class _Once:
+    """A function that is called at most once."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._left = [function]
+
+    def __call__(self) -> None:
+        if self._left:
+            self._left.pop()()
+
+
+def _run_together(jobs: Sequence[Job], counts: Sequence[int], ran: Callable[[], None],
+                  ) -> float | None:
     """Run jobs as one; when that fails, as halves, so that a bad row fails alone.
+
+    Args:
+        jobs: of one batch.
+        counts: rows of each.
+        ran: called when all runs are done, before their callers are told: that takes a while.
 
     Returns:
         How long the run took, in seconds; None when it failed.
@@ -227,6 +248,7 @@ def _run_together(jobs: Sequence[Job], counts: Sequence[int]) -> float | None:
     if len(jobs) == 1:
         outcome = run_alone(jobs[0])
         seconds = time.monotonic() - began_s
+        ran()
         jobs[0].end(outcome)
         return None if isinstance(outcome, ServingError) else seconds
     try:
@@ -238,15 +260,21 @@ def _run_together(jobs: Sequence[Job], counts: Sequence[int]) -> float | None:
         failure = as_serving_error(error, "a batch")
         halves = after_failure(range(len(jobs)), failure.code)
         for half in halves:
-            _run_together([jobs[i] for i in half], [counts[i] for i in half])
+            _run_together([jobs[i] for i in half], [counts[i] for i in half], _nothing)
+        ran()
         if not halves:
             for job in jobs:
                 job.end(failure)
         return None
     seconds = time.monotonic() - began_s
+    ran()
     for job, part in zip(jobs, parts):
         job.end(part)
     return seconds
+
+
+def _nothing() -> None:
+    """Some runs of a batch are done, and more are to come."""
 
 
 def joinable(job: Job) -> tuple[ModelManifest, Hashable, int] | None:
