@@ -192,8 +192,8 @@ class Running:
     def load(self, requests: Sequence[Any], **values: Any) -> Load:
         """Return a load for this server."""
         one = self.contestant
-        target = (self.address if one.protocol == "grpc"
-                  else f"http://{self.address}{one.path}")
+        target = (f"http://{self.address}{one.path}" if one.protocol == "http"
+                  else self.address)
         return Load(protocol=one.protocol, target=target, form=one.form, requests=requests,
                     model=one.path.removeprefix("/v1/models/").removesuffix(":predict"), **values)
 

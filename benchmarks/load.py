@@ -2,9 +2,10 @@
 
     python -m benchmarks.load '{"protocol": "http", "address": "localhost:8501", ...}'
 
-prints one JSON object. One process, no thread beyond gRPC's own: HTTP/1.1 with keep-alive written
-straight on asyncio's transports, the same for every server; gRPC with futures on one channel.
-(`tf_infer.profiling.load` has a thread for each caller, which two cores would feel.)
+prints one JSON object. One process, one thread: HTTP/1.1 with keep-alive, and gRPC on one
+connection (benchmarks/http2.py), straight on asyncio's transports, the same for every server.
+(`tf_infer.profiling.load` has a thread for each caller, which two cores would feel; so would they
+grpcio's client, which "grpcio" in place of "grpc" takes, with futures on one channel.)
 Closed loop: `callers` each send their next request when they have their answer. Open loop: requests
 start at random times of a given mean rate, whether or not earlier ones have been answered, and
 their latency counts from the time they were due.
@@ -21,13 +22,18 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 from urllib.parse import urlsplit
 
+from benchmarks import http2
+from tf_infer.errors import Code
+
 MAX_CONNECTIONS = 256
+MAX_STREAMS = 4096
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
 GRACE_S = 20.0  # for the answers that are still due at the end
 STOP = Path(sys.argv[1]) if sys.argv[1:] and __name__ == "__main__" else None  # ends an open loop
 
@@ -37,7 +43,7 @@ class Load:
     """What to send where.
 
     Attributes:
-        protocol: "grpc" or "http".
+        protocol: "grpc", "http", or "grpcio" for gRPC by its own client.
         target: "host:port" of gRPC, a URL of HTTP.
         form: how a text becomes a request's body, a key of `HTTP_FORMS`; gRPC has one.
         model, outputs: of gRPC requests.
@@ -195,15 +201,61 @@ def http_requests(load: Load) -> list[bytes]:
     return [f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies]
 
 
-async def over_http(load: Load) -> dict[str, Any]:
-    """Run a load over HTTP."""
-    loop, url, requests = asyncio.get_running_loop(), urlsplit(load.target), http_requests(load)
+class _Stream:
+    """One caller of gRPC; all have one connection."""
+
+    def __init__(self, connection: http2.Http2) -> None:
+        self._connection, self.due_s = connection, 0.0
+
+    @property
+    def transport(self) -> Any:
+        return self._connection.transport
+
+    def send(self, request: bytes, due_s: float) -> None:
+        self.due_s = due_s
+        self._connection.send(self, request)
+
+
+Caller = Union[_Connection, _Stream]
+Answered = Callable[[Any, str], None]  # whose request, and what went wrong
+
+
+async def http_callers(load: Load, count: int, answered: Answered) -> list[Caller]:
+    """Open a connection for each caller."""
+    loop, url = asyncio.get_running_loop(), urlsplit(load.target)
+    return [(await loop.create_connection(lambda: _Connection(answered), url.hostname,
+                                          url.port))[1] for _ in range(count)]
+
+
+async def grpc_callers(load: Load, count: int, answered: Answered) -> list[Caller]:
+    """Open one connection for all callers."""
+    def told(caller: _Stream, status: int) -> None:
+        answered(caller, "" if status == 0 else (
+            Code(status).name if status > 0 else "connection lost"))
+
+    host, _, port = load.target.rpartition(":")
+    _, made = await asyncio.get_running_loop().create_connection(
+        lambda: http2.Http2(PREDICT, load.target, load.deadline_s, told), host, int(port))
+    return [_Stream(made) for _ in range(count)]
+
+
+async def in_turns(load: Load, requests: Sequence[bytes], most: int,
+                   open_callers: Callable[[Load, int, Answered], Awaitable[list[Caller]]],
+                   ) -> dict[str, Any]:
+    """Run a load.
+
+    Args:
+        load: that is wanted.
+        requests: to choose from.
+        most: callers of an open loop.
+        open_callers: makes them.
+    """
     order = random.Random(load.seed)
-    waiting: deque[float] = deque()  # due times of the open loop without a free connection
-    free: list[_Connection] = []
+    waiting: deque[float] = deque()  # due times of the open loop without a free caller
+    free: list[Caller] = []
     ended, sent_all = asyncio.Event(), False
 
-    def answered(connection: _Connection, failure: str) -> None:
+    def answered(connection: Caller, failure: str) -> None:
         if connection.due_s:
             tally.done(connection.due_s, failure)
         connection.due_s = 0.0
@@ -219,11 +271,8 @@ async def over_http(load: Load) -> dict[str, Any]:
             if len(free) == count and (sent_all or (load.callers and now_s >= tally.until_s)):
                 ended.set()
 
-    count = load.callers or MAX_CONNECTIONS
-    for _ in range(count):
-        _, made = await loop.create_connection(lambda: _Connection(answered), url.hostname,
-                                               url.port)
-        free.append(made)
+    count = load.callers or most
+    free.extend(await open_callers(load, count, answered))
     tally = Tally(load)
     if load.callers:
         for connection in [free.pop() for _ in range(count)]:
@@ -251,14 +300,14 @@ async def over_http(load: Load) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- gRPC
 
 
-def over_grpc(load: Load) -> dict[str, Any]:
-    """Run a load over gRPC: futures whose callbacks send the next request."""
+def over_grpcio(load: Load) -> dict[str, Any]:
+    """Run a load by gRPC's own client: futures whose callbacks send the next request."""
     import grpc
 
     requests, order = grpc_requests(load), random.Random(load.seed)
     channel = grpc.insecure_channel(load.target)
     grpc.channel_ready_future(channel).result(30)
-    method = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    method = channel.unary_unary(PREDICT)
     lock, running, none_left = threading.Lock(), 0, threading.Event()
     tally = Tally(load)
 
@@ -333,14 +382,18 @@ def ask(load: Load) -> str:
     from tf_infer.wire import messages
 
     with grpc.insecure_channel(load.target) as channel:
-        method = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        method = channel.unary_unary(PREDICT)
         data = method(grpc_requests(load)[0], timeout=load.deadline_s)
     return str(messages.read_predict_response(data, where="answer").outputs)
 
 
 def run(load: Load) -> dict[str, Any]:
     """Run a load in this process."""
-    return over_grpc(load) if load.protocol == "grpc" else asyncio.run(over_http(load))
+    if load.protocol == "grpcio":
+        return over_grpcio(load)
+    if load.protocol == "grpc":
+        return asyncio.run(in_turns(load, grpc_requests(load), MAX_STREAMS, grpc_callers))
+    return asyncio.run(in_turns(load, http_requests(load), MAX_CONNECTIONS, http_callers))
 
 
 def as_json(load: Load) -> str:
