@@ -22,7 +22,7 @@ from tf_infer.tuning.judge import read
 from tf_infer.verify.predictors import EagerPredictor
 
 TEXTS = ("where is my parcel", "支付 失败", "something else", "late", "a b c d e f g h", "x")
-BUDGET = "30s"  # one round of a decoder's three forms takes 2 s, on a busy machine ten times that
+BUDGET = "30s"  # one round of a decoder's forms takes 2 s, on a busy machine ten times that
 
 
 def rows(path: Path, *, labels: bool) -> Path:

@@ -88,7 +88,7 @@ def _metric_against_time(axes: Axes, told: Mapping[str, Any], batch: int) -> Non
         axes.errorbar(time_ms, height, xerr=[[max(0.0, time_ms - low)], [max(0.0, high - time_ms)]],
                       color=_color(one), linewidth=1, capsize=2, zorder=2)
         axes.scatter(time_ms, height, s=20 + AREA * (one["megabytes"] or 0.0) / most,
-                     color=_color(one), alpha=0.75, zorder=3)
+                     color=_color(one), alpha=0.75, zorder=4 if one["chosen"] else 3)
     _bound(axes, told)
     call = "a token" if loss else f"a call of {batch} text{'s' if batch > 1 else ''}"
     of = f", {batch} row{'s' if batch > 1 else ''} at once" if loss else ""
