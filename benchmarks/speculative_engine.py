@@ -16,6 +16,7 @@ Prints JSON, for each kind (rounds in turns; prompts are not counted):
 
     tokens_s    new tokens a second, without and with guesses: medians of the rounds
     speed       seconds without by seconds with guesses: median, least, greatest; above 1 it pays
+    cpu         the same of the processor's seconds, which other work on the machine moves less
     accepted    share of the guesses that held
     a_call      tokens that a call of the engine wrote, 1 without guesses
     same        the choices are the same, log-probabilities to the last bit
@@ -95,8 +96,9 @@ class Chooses:
 
 
 def written(engine: litert.LiteRTEngine, text: Text, guesses: int,
-            ) -> tuple[float, list[Choice], int, Row]:
-    """Return the seconds of a text, its choices, calls of the engine, and the row."""
+            ) -> tuple[np.ndarray, list[Choice], int, Row]:
+    """Return the seconds of a text, by the clock and of CPUs, its choices, engine calls, the row.
+    """
     there = Written(engine, text)
     form = EngineForm(there, Chooses(), fake_decoder.manifest(),  # type: ignore[arg-type]
                       guesses=guesses)
@@ -105,7 +107,7 @@ def written(engine: litert.LiteRTEngine, text: Text, guesses: int,
     row = Row(0, room, text.prompt, text.prompt, {}, most=len(text.ids) - text.prompt)
     form.read([Part(0, text.ids[:text.prompt - 1])])
     found: list[Choice] = []
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     while row.most:
         choices = form.produce([row], hurry=False)[0]
         for choice in choices:
@@ -113,21 +115,22 @@ def written(engine: litert.LiteRTEngine, text: Text, guesses: int,
             row.length += 1
         row.most -= len(choices)
         found += choices
-    return time.perf_counter() - started, found, there.calls, row
+    ended = time.perf_counter(), time.process_time()
+    return np.subtract(ended, started), found, there.calls, row
 
 
 def cell(engine: litert.LiteRTEngine, texts: Sequence[Text], guesses: int, rounds: int,
          ) -> dict[str, Any]:
     """Write every text with and without guesses, in turns."""
-    spent: dict[int, list[float]] = {0: [], guesses: []}
+    spent: dict[int, list[np.ndarray]] = {0: [], guesses: []}
     counts, same = {"proposed": 0, "accepted": 0, "calls": 0, "tokens": 0}, True
     for number in range(rounds):
-        seconds = dict.fromkeys(spent, 0.0)
+        seconds = {how: np.zeros(2) for how in spent}
         for place, text in enumerate(texts):
             told = {}
             for how in sorted(spent, reverse=bool((number + place) % 2)):
                 took_s, found, calls, row = written(engine, text, how)
-                seconds[how] += took_s
+                seconds[how] = seconds[how] + took_s
                 told[how] = [(one.token, repr(one.logprob)) for one in found]
                 if how:
                     counts["calls"] += calls
@@ -138,10 +141,11 @@ def cell(engine: litert.LiteRTEngine, texts: Sequence[Text], guesses: int, round
         for how, one in seconds.items():
             spent[how].append(one)
     tokens = sum(len(text.ids) - text.prompt for text in texts)
-    ratios = [plain / guessed for plain, guessed in zip(spent[0], spent[guesses])]
-    return {"tokens_s": [round(tokens / statistics.median(spent[how]), 1) for how in spent],
-            "speed": [round(one, 2) for one in (statistics.median(ratios), min(ratios),
-                                                max(ratios))],
+    ratios = np.array(spent[0]) / np.array(spent[guesses])                    # [rounds, 2]
+    speed, cpu = ([round(float(one), 2) for one in (np.median(some), some.min(), some.max())]
+                  for some in ratios.T)
+    return {"tokens_s": [round(tokens / float(np.median(np.array(spent[how])[:, 0])), 1)
+                         for how in spent], "speed": speed, "cpu": cpu,
             "accepted": round(counts["accepted"] / max(1, counts["proposed"]), 2),
             "a_call": round(counts["tokens"] / counts["calls"], 2), "same": same}
 

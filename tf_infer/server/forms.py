@@ -271,17 +271,14 @@ class EngineForm:
             return []
         # The last token of a row is never read, so no more than that need be guessed.
         most = min(self._guesses, row.most - 1, self._engine.positions - row.length)
-        return row.guessing.next(row.ids, row.length, most, self._cost())
-
-    def _cost(self) -> float:
-        return self._rounds.cost(1.0 + self._guesses)
+        return row.guessing.next(row.ids, row.length, most, self._rounds.cost())
 
     def _extend(self, row: Row, guesses: Sequence[int]) -> list[Choice]:
         """Read the last token of a row and guesses, and choose as long as they are chosen."""
         ids = row.ids.copy()
         ids[row.length:row.length + len(guesses)] = guesses
         began_s = self._clock()
-        cost = self._cost()
+        cost = self._rounds.cost()
         logits = self._engine.extend(row.slot, ids[row.length - 1:row.length + len(guesses)],
                                      row.length - 1)                         # [guesses + 1, V]
         self._rounds.took(self._clock() - began_s, guessed=True)

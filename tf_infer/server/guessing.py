@@ -7,7 +7,9 @@ a step is the time in which the model reads one token of one text.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +18,8 @@ import numpy as np
 # seldom what follows it now.
 RUNS = (3, 2)
 COST = 1.6       # steps that a round takes, until enough of them have been seen
-SEEN = 4         # that is enough
-WEIGHT = 0.1     # of the newest of several times
-OUTLIER = 2.0    # times more than usual is what something else did to the machine
+SEEN = 3         # that is enough
+LAST = 9         # of which the median counts: now and then something else has the machine
 BEGIN = 1.0      # steps that a text may lose by guesses before any of them held
 SHARE = 0.02     # of a step that it may lose more with each token
 MOST = 2.0       # steps that it keeps of what guesses won: it may soon go on otherwise
@@ -83,24 +84,26 @@ class Account(NamedTuple):
 
 
 class Rounds:
-    """How many steps a round takes on this machine, from the seconds of both."""
+    """How many steps a round takes on this machine, from the seconds of both: medians of the last.
+    """
 
     def __init__(self) -> None:
-        self._means: dict[bool, float] = {}
-        self._seen = {False: 0, True: 0}
+        self._seconds: dict[bool, deque[float]] = {
+            guessed: deque(maxlen=LAST) for guessed in (False, True)}
 
     def took(self, seconds: float, *, guessed: bool) -> None:
         """Take the time of a round, or of a step of one text."""
-        mean = self._means.get(guessed, seconds)
-        self._seen[guessed] += 1
-        weight = max(WEIGHT, 1.0 / self._seen[guessed])
-        self._means[guessed] = mean + weight * (min(seconds, OUTLIER * mean) - mean)
+        self._seconds[guessed].append(seconds)
 
-    def cost(self, most: float) -> float:
-        """Return the steps of a round, 1 to `most`."""
-        if min(self._seen.values()) < SEEN or not self._means[False]:
-            return min(COST, most)
-        return min(max(self._means[True] / self._means[False], 1.0), most)
+    def cost(self) -> float:
+        """Return the steps of a round; never so many that no text could afford one.
+
+        Else it would stay what it is, however wrong.
+        """
+        steps, rounds = self._seconds[False], self._seconds[True]
+        if min(len(steps), len(rounds)) < SEEN or not median(steps):
+            return COST
+        return min(max(median(rounds) / median(steps), 1.0), 1.0 + MOST)
 
 
 class Guessing:
