@@ -11,7 +11,7 @@ import pytest
 
 from tests.tasks import small
 from tf_infer.cli.labels import prove_labels
-from tf_infer.config import SmallTransformerConfig
+from tf_infer.config import ShapeGrid, SmallTransformerConfig
 from tf_infer.errors import ConfigError
 from tf_infer.manifest import PathReport
 from tf_infer.networks.encoder_arrays import EncoderArrays, encoder_arrays_of
@@ -26,6 +26,7 @@ TEXTS = [f"parcel {number} ist nicht da, 支付 {number * 7}"[:number % 27 + 3].
 PLAN = OptimizationPlan(precision="int8", activations="static", smoothing=0.5)
 # Wide enough that rounding errors of its numbers cancel out as they do in networks of use.
 CLASSIFIER = replace(small.CLASSIFIER, classes=tuple(f"class_{place}" for place in range(20)),
+                     grid=ShapeGrid(rows=(len(TEXTS),), tokens=(8, 32)),  # all at once
                      network=SmallTransformerConfig(width=128, layers=2, heads=4, hidden=256,
                                                     max_positions=40))
 LOUD = 8.0  # how much larger the last layer makes logits than they were drawn
