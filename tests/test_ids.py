@@ -66,12 +66,14 @@ def all_tests() -> Iterator[Test]:
         if path == Path(__file__).resolve():
             continue
         text = path.read_text(encoding="utf-8")
-        lines = text.splitlines()
-        constants = {target.id: node for node in ast.parse(text).body
+        if not ids_in(text):
+            continue
+        lines, tree = text.splitlines(), ast.parse(text)
+        constants = {target.id: node for node in tree.body
                      if isinstance(node, (ast.Assign, ast.AnnAssign))
                      for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
                      if isinstance(target, ast.Name)}
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (
                     node.name.startswith("test_")):
                 used = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
