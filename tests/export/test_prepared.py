@@ -6,18 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework import op_def_registry
 
 from tf_infer.export.prepared import in_order, prepare
 from tf_infer.prepared import source_of
 
 
 class Doubling(tf.Module):
-    """Doubles rows as often as its variable says, in a loop; a branch for those without any."""
+    """Doubles rows as often as its variable says, in a loop; a branch for those without any.
+
+    What it gives waits for a check.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,6 +32,8 @@ class Doubling(tf.Module):
     def double(self, x: Any) -> dict[str, Any]:
         (_, found) = tf.while_loop(lambda i, _: i < self.times, lambda i, y: (i + 1, y * 2.0),
                                    (0, x), maximum_iterations=9)
+        with tf.control_dependencies([tf.debugging.assert_less(x, 100.0)]):
+            found = tf.identity(found)
         return {"y": tf.cond(tf.size(x) > 0, lambda: found + 1.0, lambda: tf.zeros([1]))}
 
 
@@ -69,6 +76,20 @@ def test_it_runs_with_TensorFlows_optimiser_left_out(tmp_path: Path) -> None:
                 found = session.run(ends.outputs["y"].name,
                                     {ends.inputs["x"].name: np.float32(x)})
                 assert found.tolist() == y
+            with pytest.raises(tf.errors.InvalidArgumentError):
+                session.run(ends.outputs["y"].name, {ends.inputs["x"].name: np.float32([100.0])})
+
+
+def test_nothing_waits_for_a_node_that_gives_nothing_but_one_that_stands_behind_it(
+        tmp_path: Path) -> None:
+    nodes = prepare(saved(tmp_path)).graph_def.node
+    silent = {node.name for node in nodes if not op_def_registry.get(node.op).output_arg}
+    waiting = [(node.op, name[1:]) for node in nodes for name in node.input
+               if name.startswith("^") and name[1:] in silent]
+    assert any(node.op == "Assert" for node in nodes)
+    assert waiting
+    assert {op for op, _ in waiting} == {"Const"}
+    assert len(waiting) == len(set(waiting))
 
 
 def test_only_a_loop_reads_what_stands_behind_it(tmp_path: Path) -> None:

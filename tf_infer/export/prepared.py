@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import node_def_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
+from tensorflow.python.framework import op_def_registry
 from tensorflow.python.grappler import tf_optimizer
 from tensorflow.python.saved_model.loader_impl import get_asset_tensors
 
@@ -59,7 +60,8 @@ def prepare(meta_graph: Any) -> Any:
     needed = {info.name.partition(":")[0] for signature in placed.signature_def.values()
               for side in (signature.inputs, signature.outputs) for info in side.values()}
     _clean(graph, {node.name: node for node in meta_graph.graph_def.node
-                   if node.op == "Placeholder"}, needed)
+                   if node.op == "Placeholder"})
+    _let_wait(graph, needed)
     _rename(graph)
     kept = [node_def_pb2.NodeDef.FromString(node.SerializeToString()) for node in in_order(graph)]
     del graph.node[:]
@@ -73,23 +75,41 @@ def prepare(meta_graph: Any) -> Any:
     return prepared
 
 
-def _clean(graph: Any, placeholders: Mapping[str, Any], needed: Collection[str]) -> None:
-    """Take away places and notes of the optimiser; let inputs be of any size again.
-
-    What nodes wait for gives something, so that nodes of another piece can wait for it too.
-    """
+def _clean(graph: Any, placeholders: Mapping[str, Any]) -> None:
+    """Take away places and notes of the optimiser; let inputs be of any size again."""
     for node in graph.node:
         if node.name in placeholders:
             node.CopyFrom(placeholders[node.name])
-        if node.op == "NoOp" and node.name not in needed:
-            node.op = "Const"
-            node.attr["dtype"].type = tf.bool.as_datatype_enum
-            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(True))
         for name in [name for name in node.attr if name.startswith(NOTES)]:
             del node.attr[name]
     for nodes in (graph.node, *(one.node_def for one in graph.library.function)):
         for node in nodes:
             node.device = ""
+
+
+def _let_wait(graph: Any, needed: Collection[str]) -> None:
+    """Let nodes wait for such alone that give something: they may stand in another piece.
+
+    A constant waits like any node. It takes the place of a NoOp, and stands behind an Assert.
+    """
+    awaited = {name[1:] for node in graph.node for name in node.input if name.startswith("^")}
+    ends: dict[str, str] = {}
+    for node in list(graph.node):
+        if node.op == "NoOp" and node.name not in needed:
+            _make_constant(node)
+        elif node.name in awaited and not op_def_registry.get(node.op).output_arg:
+            ends[node.name] = f"{node.name}/end"
+    for node in graph.node:
+        node.input[:] = [f"^{ends[name[1:]]}" if name.startswith("^") and name[1:] in ends else name
+                         for name in node.input]
+    for name, end in ends.items():
+        _make_constant(graph.node.add(name=end, input=[f"^{name}"]))
+
+
+def _make_constant(node: Any) -> None:
+    node.op = "Const"
+    node.attr["dtype"].type = tf.bool.as_datatype_enum
+    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(True))
 
 
 def _rename(graph: Any) -> None:
@@ -112,9 +132,11 @@ def _rename(graph: Any) -> None:
 def in_order(graph: Any) -> list[Any]:
     """Return the nodes of a graph behind those that they read from, those of a loop together.
 
-    Tarjan's strongly connected components, which are found in this order; without recursion.
+    Tarjan's strongly connected components, which are found in this order; without recursion. From
+    those that nobody reads, so that what is needed stands near whoever needs it.
     """
     nodes = {node.name: node for node in graph.node}
+    read = {source_of(name) for node in graph.node for name in node.input}
     found: list[Any] = []
     seen: dict[str, int] = {}  # the how manieth
     back: dict[str, int] = {}  # to which of those that wait each leads back
@@ -126,7 +148,7 @@ def in_order(graph: Any) -> list[Any]:
         waiting[name] = None
         path.append((name, map(source_of, nodes[name].input)))
 
-    for root in nodes:
+    for root in sorted(nodes, key=lambda name: name in read):
         if root not in seen:
             enter(root)
         while path:
