@@ -135,12 +135,16 @@ def test_a_caller_that_goes_is_told_of_and_an_answered_one_is_not() -> None:
     with serving(held) as (server, channel):
         ask = channel.unary_unary(PATH)
         answered, cancelled = (ask.future(b"", timeout=WAIT_S) for _ in range(2))
-        late = ask.future(b"", timeout=0.3)
-        assert all(held.there.acquire(timeout=WAIT_S) for _ in range(3))
-        assert len(server._state.rpc_states) == 3
+        assert all(held.there.acquire(timeout=WAIT_S) for _ in range(2))
+        assert len(server._state.rpc_states) == 2
         cancelled.cancel()
-        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert all(held.gone.acquire(timeout=WAIT_S) for _ in range(2))
+        assert held.gone.acquire(timeout=WAIT_S)
+        for timeout_s in (0.2, 2.0, WAIT_S):  # on a busy machine one may pass on the way there
+            late = ask.future(b"", timeout=timeout_s)
+            assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            if held.there.acquire(timeout=timeout_s):
+                break
+        assert held.gone.acquire(timeout=WAIT_S)
         for one in held.calls:
             one.send(b"yes")
         assert answered.result() == b"yes"
