@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -12,14 +13,15 @@ import grpc
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn", reason="analyze needs the extra `report`")
-pytest.importorskip("jinja2")
-
 from tests.fakes.serving import FakeServer
 from tf_infer.cli.analyze import UNKNOWN
 from tf_infer.cli.main import main
 from tf_infer.wire import messages, methods, tensors
 from tf_infer.wire.messages import ModelRef
+
+pytestmark = pytest.mark.skipif(  # not imported: each worker of pytest-xdist would do it
+    not (importlib.util.find_spec("sklearn") and importlib.util.find_spec("jinja2")),
+    reason="analyze needs the extra `report`")
 
 CLASSES = ("cold", "warm")
 HOSTILE = "<script>alert(1)</script> & \u202e\x00 ünï"
