@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 from collections.abc import Iterator
 
 import pytest
+
+from tf_infer.cli.backend import collect_seldom
 
 # Examples and their making may take as long as they like: a busy machine is no fault of ours.
 with contextlib.suppress(ImportError):  # where only the tests of a GPU run
@@ -20,8 +21,7 @@ with contextlib.suppress(ImportError):  # where only the tests of a GPU run
 
 def pytest_configure(config: pytest.Config) -> None:
     """Spend less time beside the tests themselves."""
-    # Graphs are traced into a hundred thousand objects that stay: a collection each 700 is a tenth.
-    gc.set_threshold(20_000, 10, 10)
+    collect_seldom()
     # By number of tests, as pytest-xdist orders files, the dearest come last, on one worker alone.
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False

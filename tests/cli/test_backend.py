@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +50,21 @@ def test_a_command_without_tensorflow_says_what_to_install(
     said = capsys.readouterr().err
     assert said.startswith(f"tf-infer {words[0]}: ")
     assert "pip install 'tf_infer[" in said or "Use a newer Python" in said
+
+
+def test_a_command_that_traces_graphs_collects_seldom_and_a_server_as_ever(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: list[tuple[int, ...]] = []
+    monkeypatch.setattr(gc, "set_threshold", lambda *values: set_to.append(values))
+    for name in ("require_models", "load_tensorflow"):
+        monkeypatch.setattr(main, name, lambda *_: None)
+    monkeypatch.setattr(main.importlib, "import_module", lambda _: SimpleNamespace(
+        configure=lambda parser: parser.add_argument("words", nargs="*"), run=lambda _: 0))
+    for command in ("status", "serve", "predict"):
+        assert main.main([command]) == 0
+    assert set_to == []
+    assert main.main(["verify"]) == 0
+    assert len(set_to) == 1 and set_to[0][0] > 10_000
 
 
 @pytest.mark.parametrize(("words", "code", "shown"), [

@@ -6,6 +6,7 @@ is imported, whatever TF_CPP_MIN_LOG_LEVEL says: so they are caught then, and on
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import logging
@@ -60,6 +61,15 @@ def load_tensorflow() -> None:
     if "tensorflow" not in sys.modules:
         with _without_notes():
             importlib.import_module("tensorflow").config.list_physical_devices()
+
+
+def collect_seldom() -> None:
+    """Let a process that traces graphs look for garbage less often.
+
+    A traced graph is a hundred thousand objects that stay; Python looks after every 700. A server
+    is left as it is: each look would take longer, and somebody wait for it.
+    """
+    gc.set_threshold(20_000, 10, 10)
 
 
 @contextmanager

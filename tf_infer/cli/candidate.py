@@ -26,9 +26,10 @@ def build_version(order: BuildOrder) -> Path:
     Raises:
         TfInferError: it cannot be built; VerificationError where its answers differ.
     """
-    from tf_infer.cli.backend import load_tensorflow
+    from tf_infer.cli.backend import collect_seldom, load_tensorflow
 
     load_tensorflow()
+    collect_seldom()
     from tf_infer.cli.engine import settings_of
     from tf_infer.cli.proof import Progress, export_task, read_texts
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from tf_infer.cli.backend import NEEDS, load_tensorflow, require_models
+from tf_infer.cli.backend import NEEDS, collect_seldom, load_tensorflow, require_models
 from tf_infer.errors import TfInferError
 
 # name -> what it does, in the order of a model's and then a request's life. The module
@@ -130,6 +130,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command in NEEDS and arguments.command not in ASK_THEMSELVES:
         require_models(arguments.command)
         load_tensorflow()
+        collect_seldom()
     code: int = command.run(arguments)
     return code
 

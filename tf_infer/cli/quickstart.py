@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tf_infer.cli.backend import load_tensorflow, require_models
+from tf_infer.cli.backend import collect_seldom, load_tensorflow, require_models
 from tf_infer.cli.main import interrupt
 from tf_infer.errors import ConfigError, ServerFailure
 
@@ -75,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         signal.signal(number, interrupt)  # as Ctrl-C: the server must not outlive us
     _say("importing TensorFlow")
     load_tensorflow()
+    collect_seldom()
     with tempfile.TemporaryDirectory(prefix="tf-infer-") as scratch:
         folders = [_export(task, arguments.output, name, texts)
                    for name, task, texts in _models(Path(scratch))]
