@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=8, help="of a kind")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--kinds", nargs="+", help="of texts; default: all")
     arguments = parser.parse_args()
     source = decoders.form("checkpoint", arguments.shape, arguments.cache, arguments.peers)
     folder = decoders.form("ours-engine", arguments.shape, arguments.cache, arguments.peers)
@@ -206,7 +207,7 @@ def main() -> None:
     if not engine.guesses:
         raise SystemExit(f"{folder}: expected an engine with guesses. Remove it; it is made again.")
     cells = {kind: cell(engine, some, arguments.guesses, arguments.rounds)
-             for kind, some in texts.items()}
+             for kind, some in texts.items() if kind in (arguments.kinds or texts)}
     print(json.dumps({"machine": machine(), "shape": arguments.shape, "precision": "int8",
                       "prompt": PROMPT, "new": NEW, "guesses": arguments.guesses,
                       "threads": arguments.threads, "cells": cells}, indent=1))

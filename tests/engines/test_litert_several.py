@@ -15,6 +15,7 @@ from tf_infer.engines import litert
 from tf_infer.engines.contracts import Part
 from tf_infer.errors import ConfigError
 from tf_infer.manifest import ENGINE_FILE
+from tf_infer.optimize import litert_file
 
 pytest.importorskip("ai_edge_litert", reason="needs the extra `server`")
 
@@ -110,8 +111,10 @@ def test_an_engine_tells_whether_kernels_keep_the_bits(
     off.close()
 
 
-def test_an_engine_of_an_earlier_export_reads_nothing_in_one_go(tmp_path: Path) -> None:
-    small.engine(small.network("gpt2"), tmp_path / "litert").close()
+def test_an_engine_without_room_for_the_graphs_and_one_of_an_earlier_export_do_without(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litert_file, "MOST_TABLES", 5_000)
+    small.engine(small.network("gpt2"), tmp_path / "litert", guesses=GUESSES).close()
     path = tmp_path / "litert" / ENGINE_FILE
     described = json.loads(path.read_text("utf-8"))
     assert described.pop("guesses") == 0

@@ -11,6 +11,7 @@ from typing import Any
 from tf_infer.config import check
 from tf_infer.manifest import StepEngineManifest, write_engine
 from tf_infer.networks.arrays import arrays_of
+from tf_infer.optimize import litert_file
 from tf_infer.optimize.litert_attention import Precision
 from tf_infer.optimize.litert_decoder import DecoderFile
 
@@ -143,16 +144,29 @@ def write(network: Any, folder: Path, settings: EngineSettings, *, positions: in
     for tokens in settings.chunks:
         for count in range(most_pages(tokens, settings.chunks, pages, positions) + 1):
             decoder.add_read(f"read_{tokens}_{count}", 1, tokens, pages[:count])
-    if settings.guesses:
-        for count in range(1, len(pages) + 1):
-            decoder.add_several(f"extend_{settings.guesses + 1}_{count}", settings.guesses + 1,
-                                pages[:count])
     joined = joined_shapes(settings.rows[-1], settings.chunks)
     for rows, tokens in joined:
         decoder.add_read(f"read_{rows}x{tokens}", rows, tokens, ())
+    guesses = _add_guesses(decoder, settings.guesses, pages)
+    if guesses < settings.guesses:
+        progress("the file has no room for the graphs that check guesses")
     manifest = StepEngineManifest(
         kind="litert", precision=settings.precision, vocab_size=len(arrays.vocabulary),
         positions=positions, slots=settings.rows[-1], rows=settings.rows, chunks=settings.chunks,
         pages=pages, layers=len(arrays.layers), groups=arrays.groups, head_size=arrays.head_size,
-        joined=joined, cache=cache, guesses=settings.guesses)
+        joined=joined, cache=cache, guesses=guesses)
     return write_engine(manifest, decoder.file.write(), folder)
+
+
+def _add_guesses(decoder: DecoderFile, guesses: int, pages: Sequence[int]) -> int:
+    """Add the graphs that check guesses, as the last ones; return how many guesses they take.
+
+    0 where the file would become one that LiteRT does not read: what it can do without goes.
+    """
+    there = len(decoder.file.graphs)
+    for count in range(1, len(pages) + 1 if guesses else 1):
+        decoder.add_several(f"extend_{guesses + 1}_{count}", guesses + 1, pages[:count])
+    if decoder.file.tables <= litert_file.MOST_TABLES:
+        return guesses
+    del decoder.file.graphs[there:]
+    return 0
