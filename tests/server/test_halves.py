@@ -13,7 +13,7 @@ import pytest
 from tf_infer.config import CausalLMConfig, ClassifierConfig, ShapeGrid
 from tf_infer.errors import InvalidRequest
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
-from tf_infer.server.halves import LEAST_ROWS, Halves, divisible, order_of
+from tf_infer.server.halves import LEAST_ROWS, Halves, divisible, order_of, worth_it
 
 OURS = ModelManifest(
     name="m", version=1, grid=ShapeGrid(rows=(1, 32)), compiled="none",
@@ -41,6 +41,14 @@ def measured(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return what is known of each row, as a run would."""
     return {"length": np.array([len(text) for text in inputs["text"]]),
             "both": np.stack([inputs["number"], -inputs["number"]], axis=1)}
+
+
+@pytest.mark.parametrize(("usable", "threads", "devices", "worth"), [
+    (2, 1, ["CPU"], True), (1, 1, ["CPU"], False), (8, 1, ["CPU"], False), (2, 2, ["CPU"], False),
+    (2, 1, ["CPU", "GPU"], False)])
+def test_halves_are_for_two_cpus_with_a_thread_each_and_nothing_else_that_computes(
+        usable: int, threads: int, devices: list[str], worth: bool) -> None:
+    assert worth_it(usable=usable, threads=threads, devices=devices) is worth
 
 
 def test_what_depends_on_the_rows_beside_a_row_is_not_cut() -> None:

@@ -8,7 +8,7 @@ few hundred operations. A row's answer does not depend on the rows beside it, so
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -21,6 +21,17 @@ from tf_infer.server.contracts import Arrays
 
 LEAST_ROWS = 16  # what a run costs beside its rows is spent twice: docs/runtime.md
 CPUS = 2
+
+
+def worth_it(*, usable: int, threads: int, devices: Iterable[str]) -> bool:
+    """Whether halves at once are faster than the whole.
+
+    Args:
+        usable: CPUs of this process.
+        threads: of TensorFlow inside an operation.
+        devices: kinds of TensorFlow's devices; a GPU computes a whole batch at once.
+    """
+    return usable == CPUS and threads == 1 and set(devices) <= {"CPU"}
 
 
 def divisible(manifest: ModelManifest | None, signature: str, outputs: Sequence[str]) -> bool:

@@ -43,7 +43,7 @@ from tf_infer.server.contracts import Arrays, LoadTimes, Run, Servable, StageTim
 from tf_infer.server.denormals import flushed
 from tf_infer.server.encoder_engines import engine_of, replay_atol, within
 from tf_infer.server.engine_servable import EngineServable
-from tf_infer.server.halves import CPUS, Halves, divisible, order_of
+from tf_infer.server.halves import Halves, divisible, order_of, worth_it
 from tf_infer.server.loading import (
     PREPARED,
     GentleSession,
@@ -426,7 +426,9 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         samples = replay_golden(servable, path, *widened) if config.golden_replay else 0
         proven = time.perf_counter()
         graph.gently = False
-        graph.halves.wanted = cpus.usable() == CPUS and wanted.intra_op_parallelism_threads == 1
+        graph.halves.wanted = worth_it(
+            usable=cpus.usable(), threads=wanted.intra_op_parallelism_threads,
+            devices=[one.device_type for one in graph._session.list_devices()])
         opened.pop_all()
     return servable, LoadTimes(load_s=loaded - started, warmup_records=records,
                                warmup_s=warm - loaded, golden_samples=samples,
