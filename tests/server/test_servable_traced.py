@@ -16,7 +16,7 @@ from tf_infer.errors import DeadlineExceeded, InvalidRequest  # noqa: E402
 from tf_infer.manifest import ModelManifest  # noqa: E402
 from tf_infer.server.contracts import StageTimes, Traceable  # noqa: E402
 from tf_infer.server.fakes import EchoServable  # noqa: E402
-from tf_infer.server.servable import SavedModelServable  # noqa: E402
+from tf_infer.server.servable import SavedModelServable, _run_options  # noqa: E402
 from tf_infer.stages import CORE, POSTPROCESS, PREPROCESS, STAGES  # noqa: E402
 
 STEPS_OF_MINUTES = 10_000_000_000
@@ -102,9 +102,8 @@ def test_a_servable_says_whether_it_can_be_traced(servable: SavedModelServable) 
 def operations(servable: SavedModelServable, *outputs: str) -> set[str]:
     """Return the names of the operations that run for some outputs."""
     steps = pywrap_tf_session.TF_NewBuffer()
-    options = tf.compat.v1.RunOptions(trace_level=tf.compat.v1.RunOptions.SOFTWARE_TRACE)
-    found = servable._run("several", {"x": np.float32([3])}, outputs, options.SerializeToString(),
-                          steps, whole=True)
+    found = servable._run("several", {"x": np.float32([3])}, outputs,
+                          _run_options(0, traced=True), steps, whole=True)
     assert list(found) == list(outputs)
     told = tf.compat.v1.RunMetadata.FromString(pywrap_tf_session.TF_GetBuffer(steps))
     pywrap_tf_session.TF_DeleteBuffer(steps)
