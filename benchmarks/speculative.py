@@ -5,7 +5,8 @@
 
 CHECKPOINT is a Hugging Face directory of a decoder; prompts are pieces of the text. Greedy and with
 temperature 1; signature `generate` with plain options beside `speculate`, both traced in this
-process, which is what a SavedModel holds. Prints JSON, for each cell:
+process, which is what a SavedModel holds (the engine's guesses: speculative_engine.py). Prints
+JSON, for each cell:
 
     same          share of the rows with the same ids; 1 in float32, but for ties of logits
     accepted      share of the guesses that held
