@@ -14,8 +14,8 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
-from tf_infer.export.prepared import in_order, prepare
-from tf_infer.prepared import source_of
+from tf_infer.export.prepared import in_order, prepare, write_prepared
+from tf_infer.prepared import prepared_folder, source_of
 
 
 class Doubling(tf.Module):
@@ -90,6 +90,14 @@ def test_nothing_waits_for_a_node_that_gives_nothing_but_one_that_stands_behind_
     assert waiting
     assert {op for op, _ in waiting} == {"Const"}
     assert len(waiting) == len(set(waiting))
+
+
+def test_what_TensorFlows_optimiser_cannot_read_is_left_as_it_is_and_told(tmp_path: Path) -> None:
+    model = saved_model_pb2.SavedModel(meta_graphs=[saved(tmp_path)])
+    model.meta_graphs[0].signature_def["again"].outputs["y"].name = "nowhere:0"
+    (tmp_path / "saved_model.pb").write_bytes(model.SerializeToString())
+    assert "ended with" in write_prepared(tmp_path)
+    assert not prepared_folder(tmp_path).exists()
 
 
 def test_only_a_loop_reads_what_stands_behind_it(tmp_path: Path) -> None:

@@ -31,21 +31,28 @@ NOTES = ("_output_shapes", "_input_shapes", "_class", "_grappler")
 LOADING = "__loading"  # a signature of what a load feeds and fetches
 
 
-def write_prepared(version_dir: Path) -> None:
+def write_prepared(version_dir: Path) -> str:
     """Write the prepared graph of a staged version, which has its saved_model.pb already.
 
-    Not where TensorFlow sees a GPU: what it would place there, it would optimise in another way.
+    Returns:
+        Why there is none, which only makes loads slower; empty when it was written. Where
+        TensorFlow sees a GPU it would place operations there, and optimise them in another way.
     """
     if tf.config.list_physical_devices("GPU"):
-        return
+        return "TensorFlow sees a GPU"
     path = version_dir / GRAPH_FILE
     model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    try:
+        graph = prepare(model.meta_graphs[0])
+    except (tf.errors.OpError, ValueError) as error:
+        return f"TensorFlow's optimiser ended with {type(error).__name__}"
     folder = prepared_folder(version_dir)
     folder.mkdir(parents=True)
     found = Prepared(made_of=hash_file(path),
                      made_for=surroundings(tf.__version__, cpu_flags() or (), gpus=0))
-    (folder / found.file).write_bytes(prepare(model.meta_graphs[0]).SerializeToString())
+    (folder / found.file).write_bytes(graph.SerializeToString())
     config.dump(found, folder / PREPARED_FILE)
+    return ""
 
 
 def prepare(meta_graph: Any) -> Any:

@@ -103,7 +103,8 @@ def save(task: Task, base_dir: Path, *, name: str, check: Callable[[Path], Repor
             extras(extra)
             if task.compiled == "none" and not isinstance(task.config, config.CausalLMConfig):
                 progress("preparing the graph for loads")
-                write_prepared(stage.folder)
+                if lacking := write_prepared(stage.folder):
+                    progress(f"no prepared graph: {lacking}")
             progress("writing warm-up requests")
             write_warmup(extra / WARMUP_FILE, signatures, manifest.grid, model=name,
                          text=warmup_text, asking=task.compiled == "none")
