@@ -6,10 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from tests.tasks import small, suite
 from tests.tasks.suite import Paths
 from tf_infer.tasks.build import load, save
+
+# Each node takes time to trace, to load, to run first.
+# 5,120: of one layer and bytes for a tokenizer; a new option costs some dozens of nodes.
+MOST_NODES = 5_200
 
 
 @pytest.fixture(scope="module", params=small.ALL)
@@ -52,3 +57,12 @@ def test_two_threads_get_right_answers(paths: Paths) -> None:
         together = list(pool.map(lambda one: paths.ask("graph", first, one), inputs))
     for found, wanted in zip(together, alone):
         suite.close(found, wanted)
+
+
+def nodes(graph: tf.Graph) -> int:
+    definition = graph.as_graph_def()
+    return len(definition.node) + sum(len(one.node_def) for one in definition.library.function)
+
+
+def test_generate_holds_no_more_nodes_than_it_did() -> None:
+    assert nodes(suite.paths_of("decoder").traced("graph", "generate").graph) < MOST_NODES
