@@ -161,6 +161,8 @@ class StepEngineManifest(EngineManifest):
         layers, groups, head_size: of the cache.
         cache: what it holds of keys and values; of int8 also the scale of each head's d numbers.
         guesses: ids of a slot that it can read in one go behind one more, each as in a step.
+        block_places: positions of several rows that a step looks at together; 0 is 512 of floats
+            and 256 of int8.
     """
 
     vocab_size: int
@@ -175,10 +177,13 @@ class StepEngineManifest(EngineManifest):
     joined: tuple[tuple[int, int], ...] = ()
     cache: Literal["int8", "float32"] = "float32"
     guesses: int = 0
+    block_places: int = 0
 
     def __post_init__(self) -> None:
         EngineManifest.__post_init__(self)  # super() does not know a class with slots
         where = type(self).__name__
+        if not self.block_places:
+            object.__setattr__(self, "block_places", 256 if self.cache == "int8" else 512)
         configs.check(bool(self.rows) and self.rows[-1] == self.slots, f"{where}.rows",
                       f"a largest step of slots = {self.slots} rows", self.rows)
         configs.check(sum(self.pages) >= self.positions, f"{where}.pages",
@@ -216,15 +221,13 @@ class EncoderEngineManifest(EngineManifest):
                       f"room for positions = {self.positions}", self.shapes)
 
 
-def row_blocks(rows: int, page: int, cache: str = "float32") -> list[tuple[int, int]]:
+def row_blocks(rows: int, page: int, places: int) -> list[tuple[int, int]]:
     """Return which rows of a page an engine looks at together, as (begin, end).
 
-    So many that what it makes of them stays in a core's cache: about 512 positions of floats, 256
-    of int8, which become floats first; at least four rows (a quarter less time than all rows at
-    once, at 32 rows). Both sides must cut alike: another rule needs another
-    StepEngineManifest.format.
+    As many as have `places` positions together, but at least four. Both sides must cut alike:
+    another rule needs another StepEngineManifest.format.
     """
-    size = min(rows, max(4, (256 if cache == "int8" else 512) // page))
+    size = min(rows, max(4, places // page))
     return [(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
 
 

@@ -323,6 +323,15 @@ def test_there_is_a_graph_for_every_read_that_a_slot_has_room_for_and_no_other(l
                      if name.startswith("read") and "x" not in name}
 
 
+def test_a_read_has_as_many_operations_behind_one_page_as_behind_two(
+        rounded: litert.LiteRTEngine, rounded_file: Path) -> None:
+    model = schema.Model.GetRootAs(rounded_file.read_bytes())
+    graphs = [model.Subgraphs(number) for number in range(model.SubgraphsLength())]
+    counts = {graph.Name().decode(): graph.OperatorsLength() for graph in graphs}
+    for tokens in rounded.manifest.chunks[:2]:
+        assert counts[f"read_{tokens}_1"] == counts[f"read_{tokens}_2"]
+
+
 def test_no_product_takes_what_becomes_floats_for_it_alone(
         rounded: litert.LiteRTEngine, rounded_file: Path) -> None:
     """XNNPACK would keep as much memory again, for every layer of every graph."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from tf_infer.errors import ConfigError
+from tf_infer.manifest import StepEngineManifest, row_blocks
 from tf_infer.optimize import litert_file
 from tf_infer.optimize.litert import EngineSettings, cache_of, joined_shapes, page_sizes
+from tf_infer.optimize.litert_attention import Precision, block_places
 
 
 @pytest.mark.parametrize(("positions", "pages"), [
@@ -30,6 +34,22 @@ def test_a_quantised_row_is_within_half_a_step_of_its_numbers() -> None:
 def test_only_large_heads_are_kept_as_int8_and_only_beside_int8_weights() -> None:
     assert [cache_of("int8", size) for size in (8, 31, 32, 64)] == ["float32"] * 2 + ["int8"] * 2
     assert cache_of("float32", 64) == "float32"
+
+
+@pytest.mark.parametrize(("kind", "heads", "blocks"), [
+    ("int8", 12, [(0, 8), (8, 16)]), ("float32", 12, [(0, 16)]), ("int8", 3, [(0, 16)]),
+    ("float32", 192, [(0, 4), (4, 8), (8, 12), (12, 16)])])
+def test_a_step_looks_at_more_rows_together_the_fewer_heads_they_have(
+        kind: Precision, heads: int, blocks: list[tuple[int, int]]) -> None:
+    assert row_blocks(16, 32, block_places(kind, heads * 64)) == blocks
+
+
+def test_an_engine_from_before_block_places_has_its_rule() -> None:
+    described: dict[str, Any] = {
+        "kind": "litert", "precision": "int8", "vocab_size": 9, "positions": 32, "slots": 1,
+        "rows": (1,), "chunks": (16,), "pages": (32,), "layers": 1, "groups": 1, "head_size": 64}
+    assert [StepEngineManifest(**described, cache=cache).block_places
+            for cache in ("int8", "float32")] == [256, 512]
 
 
 @pytest.mark.parametrize(("slots", "shapes"), [

@@ -441,7 +441,8 @@ class LiteRTEngine:
             kind, *places = name.rsplit("_", name.count("_") - (1 if "scales" in name else 0))
             if kind in self._kinds:
                 layer, page, *block = map(int, places)
-                begin, end = row_blocks(rows, self.manifest.pages[page], self.manifest.cache)[
+                begin, end = row_blocks(rows, self.manifest.pages[page],
+                                        self.manifest.block_places)[
                     block[0]] if block else (0, rows)
                 yield _Sight(name, self._kinds.index(kind), layer, page, begin, end)
 

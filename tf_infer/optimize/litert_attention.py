@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from tf_infer.manifest import row_blocks
-from tf_infer.optimize.litert_file import GraphWriter, Tensor
+from tf_infer.optimize.litert_file import Constant, GraphWriter, Tensor
 
 Precision: TypeAlias = Literal["int8", "float32"]
 
@@ -20,10 +20,20 @@ MASKED = -1e30  # as networks.attention
 # Ids of a long read are looked at so many at a time, so that little is computed of what lies ahead
 # (256 ids at once: twice the scores).
 READ_BLOCK = 64
+BLOCK = 256 * 12 * 64  # numbers of keys that a step makes floats of before it multiplies
 
 
 # Least size of what is rounded: of nothing but zeros the scale is no zero.
 LEAST = 1e-30
+
+
+def block_places(kind: Precision, width: int) -> int:
+    """Return of how many positions a step looks at keys or values [width] together.
+
+    So many that what it makes of them stays in a core's cache (a quarter less time than all at
+    once, at 32 rows of 12 heads of 64); int8 becomes floats first.
+    """
+    return (BLOCK if kind == "int8" else 2 * BLOCK) // width
 
 
 class Kept(NamedTuple):
@@ -53,11 +63,10 @@ class Span(NamedTuple):
 
 
 class Cached(NamedTuple):
-    """What a layer sees of the cache: `scales` are of all values at once, for reads."""
+    """What a layer sees of the cache."""
 
     keys: tuple[Span, ...]
     values: tuple[Span, ...]
-    scales: Tensor | None
 
 
 class Attention:
@@ -69,62 +78,67 @@ class Attention:
     """
 
     def __init__(self, writer: GraphWriter, rows: int, tokens: int, pages: Sequence[int],
-                 kind: Precision) -> None:
-        self.writer, self.kind = writer, kind
+                 kind: Precision, block_places: int) -> None:
+        self.writer, self.kind, self.block_places = writer, kind, block_places
         self.rows, self.tokens, self.pages = rows, tokens, tuple(pages)
         self.held = rows  # rows of the cache
         self.mask: Tensor | None = None
+        self._masks: dict[tuple[int, int], Tensor | Constant] = {}
         if tokens == 1:
             self.mask = writer.input("mask", [rows, 1, 1, sum(pages) + 1])
         elif pages:
             self.mask = writer.input("mask", [1, 1, 1, sum(pages)])
 
-    def layer(self, number: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def layer(self, number: int, query: Tensor, pair: Tensor) -> Tensor:
         """Return what a layer finds.
 
         Args:
             number: of the layer.
             query: [N, G, R, T, d], divided by the square root of d.
-            keys, values: [N, G, T, d] of what is read.
+            pair: [N, 2 G, T, d], keys of what is read, then values.
 
         Returns:
             [N T, G R d].
         """
         writer, (rows, groups, shared, tokens, size) = self.writer, query.shape
         alone = shared * tokens == 1
-        own = [self._keep(number, name, tensor, alone)
-               for name, tensor in (("key", keys), ("value", values))]
-        cached = self._with_own(self._cached(number, groups, size, alone), *own, alone=alone)
+        keys, values = self._keep(number, pair, alone)
+        cached = self._cached(number, groups, size, alone)
+        if tokens > 1:
+            return self._read(query, cached, keys, values)
+        keys, values = (kept._replace(numbers=(self._floats if alone else self._multiplied)(
+            kept.numbers)) for kept in (keys, values))
+        cached = self._with_own(cached, keys, values, alone=alone)
         if alone:
-            found = self._look_alone(writer.reshape(query, [rows, groups, 1, size]), cached, *own)
-            return writer.reshape(found, [rows, groups * size])
-        parts = []
-        for begin in range(0, tokens, READ_BLOCK):
-            end = min(begin + READ_BLOCK, tokens)
-            part = writer.reshape(writer.part(query, {3: (begin, end)}),
-                                  [rows, groups, shared * (end - begin), size])
-            seen = [Kept(writer.part(kept.numbers, {2: (0, end)}), None if kept.scales is None
-                          else writer.part(kept.scales, {3: (0, end)})) for kept in own]
-            found = self._look(part, cached, seen[0], seen[1], begin)
-            parts.append(writer.reshape(found, [rows, groups, shared, end - begin, size]))
-        found = writer.transpose(writer.concat(parts, 3), [0, 3, 1, 2, 4])
-        return writer.reshape(found, [rows * tokens, groups * shared * size])
+            found = self._look_alone(writer.reshape(query, [rows, groups, 1, size]), cached, keys,
+                                     values)
+        else:
+            found = self._look(writer.reshape(query, [rows, groups, shared, size]), cached, keys,
+                               values)
+        return writer.reshape(found, [rows, groups * shared * size])
 
-    def _keep(self, layer: int, name: str, tensor: Tensor, alone: bool) -> Kept:
-        """Hand out what is to be kept of [N, G, T, d], and return it as it will be seen again."""
-        writer, (rows, groups, tokens, _) = self.writer, tensor.shape
+    def _keep(self, layer: int, pair: Tensor, alone: bool) -> tuple[Kept, Kept]:
+        """Hand out what is to be kept of keys and values, and return it."""
+        writer, (rows, both, tokens, _) = self.writer, pair.shape
+        sides = {"key": {1: (0, both // 2)}, "value": {1: (both // 2, both)}}
+        kept = []
         if self.kind == "float32":
-            writer.output(f"{name}s_{layer}", tensor)
-            return Kept(tensor, None)
+            for name, side in sides.items():
+                kept.append(Kept(writer.part(pair, side), None))
+                writer.output(f"{name}s_{layer}", kept[-1].numbers)
+            return kept[0], kept[1]
         constants = [writer.file.constant(np.array([number], np.float32))
                      for number in (1.0 / 127.0, LEAST)]
-        scales = writer.multiply(writer.largest(writer.absolute(tensor), 3), constants[0])
-        scales = writer.at_least(scales, constants[1])                       # [N, G, T, 1]
-        numbers = writer.to_int8(writer.divide(tensor, scales))
-        writer.output(f"{name}s_{layer}", numbers)
-        writer.output(f"{name}_scales_{layer}", scales)
-        return Kept(writer.to_float(numbers) if alone else self._multiplied(numbers),
-                     scales if alone else writer.reshape(scales, [rows, groups, 1, tokens]))
+        scales = writer.multiply(writer.largest(writer.absolute(pair), 3), constants[0])
+        scales = writer.at_least(scales, constants[1])                       # [N, 2 G, T, 1]
+        numbers = writer.to_int8(writer.divide(pair, scales))
+        for name, side in sides.items():
+            part, scale = writer.part(numbers, side), writer.part(scales, side)
+            writer.output(f"{name}s_{layer}", part)
+            writer.output(f"{name}_scales_{layer}", scale)
+            kept.append(Kept(part, scale if alone else writer.reshape(
+                scale, [rows, both // 2, 1, tokens])))
+        return kept[0], kept[1]
 
     # ------------------------------------------------------------------ the cache
 
@@ -138,17 +152,7 @@ class Attention:
         keys, values = (tuple(self._span(f"{name}s_{layer}", f"{name}_scales_{layer}", page,
                                          groups, size, alone)
                               for page in range(len(self.pages))) for name in ("key", "value"))
-        if self.tokens == 1 or not self.pages:
-            # In a step they become floats where they are needed: then these are still in the
-            # core's cache.
-            return Cached(keys, values, None)
-        # A read looks at them once for each of its blocks, and at all keys in one product.
-        floats = self._floats if len(keys) > 1 else self._multiplied
-        numbers = self.writer.concat([floats(span.blocks[0][1]) for span in keys], 2)
-        return Cached(
-            (Span(0, sum(self.pages), (((0, 1), numbers),), self._scales(keys)),),
-            tuple(span._replace(blocks=(((0, 1), self._multiplied(span.blocks[0][1])),))
-                  for span in values), self._scales(values))
+        return Cached(keys, values)
 
     def _span(self, name: str, scales: str, page: int, groups: int, size: int, alone: bool
               ) -> Span:
@@ -156,18 +160,13 @@ class Attention:
         writer, places = self.writer, self.pages[page]
         begin = sum(self.pages[:page])
         blocks = []
-        for number, (first, last) in enumerate(row_blocks(self.held, places, self.kind)):
+        for number, (first, last) in enumerate(row_blocks(self.held, places, self.block_places)):
             numbers = writer.input(f"{name}_{page}_{number}", [last - first, groups, places, size],
                                    self.kind)
             blocks.append(((first, last), numbers))
         made = None if self.kind == "float32" else writer.input(f"{scales}_{page}", [
             self.held, groups, *((places, 1) if alone else (1, places))])
         return Span(begin, begin + places, tuple(blocks), made)
-
-    def _scales(self, spans: Sequence[Span]) -> Tensor | None:
-        """Scales of a read's spans, one behind the other."""
-        scales = [span.scales for span in spans if span.scales is not None]
-        return self.writer.concat(scales, 3) if scales else None
 
     def _floats(self, numbers: Tensor) -> Tensor:
         return numbers if numbers.dtype == "float32" else self.writer.to_float(numbers)
@@ -186,7 +185,8 @@ class Attention:
     def _look_alone(self, query: Tensor, cached: Cached, keys: Kept, values: Kept) -> Tensor:
         """Look from one query of each row at all pages and at itself, by products and sums.
 
-        A matrix product would first copy all keys into another order, for one query.
+        A matrix product would first copy all keys into another order, for one query. Pages become
+        floats where they are needed: then these are still in the core's cache.
         query, keys, values [N, G, 1, d] -> [N, G, 1, d].
         """
         writer, (rows, groups, _, _) = self.writer, query.shape
@@ -223,47 +223,78 @@ class Attention:
 
     # ------------------------------------------------------------------ several queries of each
 
-    def _look(self, query: Tensor, cached: Cached, keys: Kept, values: Kept, begin: int
-              ) -> Tensor:
-        """Look from ids `begin` and so on at all pages and at what was read up to them.
+    def _look(self, query: Tensor, cached: Cached, keys: Kept, values: Kept) -> Tensor:
+        """Look from one id of each row, of R queries, at all pages and at itself.
 
-        query [N, G, Q, d], keys, values [N, G, E, d] -> [N, G, Q, d].
+        query [N, G, R, d], keys, values [N, G, 1, d] -> [N, G, R, d].
         """
-        writer, queries, end = self.writer, query.shape[2], keys.numbers.shape[2]
+        writer = self.writer
         scores = [self._scaled(writer.concat([
             writer.batch_matmul(writer.part(query, {0: block}), self._multiplied(numbers),
                                 transposed=True) for block, numbers in span.blocks], 0),
-            span.scales) for span in cached.keys]                             # [N, G, Q, C]
+            span.scales) for span in cached.keys]                             # [N, G, R, C]
         own = self._scaled(
             writer.batch_matmul(query, keys.numbers, transposed=True), keys.scales)
-        if self.tokens == 1:
-            assert self.mask is not None
-            joined = writer.add(writer.concat([*scores, own], 3), self.mask)
-        else:
-            places = np.tile(np.arange(begin, end), queries // (end - begin))
-            ahead = np.where(np.arange(end) > places[:, None], MASKED, 0.0).astype(np.float32)
-            own = writer.add(own, writer.file.constant(ahead[None, None]))
-            if self.mask is not None:
-                scores = [writer.add(writer.concat(scores, 3), self.mask)]
-            joined = writer.concat([*scores, own], 3)
-        weights = writer.softmax(joined)
-        first = sum(self.pages)
-        found = self._mixed(
-            self._scaled(writer.part(weights, {3: (first, first + end)}), values.scales),
-            values.numbers)
-        if cached.scales is not None:
-            weights = writer.multiply(writer.part(weights, {3: (0, first)}), cached.scales)
+        assert self.mask is not None
+        weights = writer.softmax(writer.add(writer.concat([*scores, own], 3), self.mask))
+        last = sum(self.pages)
+        found = writer.multiply(self._scaled(
+            writer.part(weights, {3: (last, last + 1)}), values.scales), values.numbers)
         for span in cached.values:
-            here = writer.part(weights, {3: (span.begin, span.end)})
-            if cached.scales is None:
-                here = self._scaled(here, span.scales)
-            parts = [self._mixed(writer.part(here, {0: block}), self._multiplied(numbers))
+            here = self._scaled(writer.part(weights, {3: (span.begin, span.end)}), span.scales)
+            parts = [writer.batch_matmul(writer.part(here, {0: block}), self._multiplied(numbers))
                      for block, numbers in span.blocks]
             found = writer.add(found, writer.concat(parts, 0))
         return found
 
-    def _mixed(self, weights: Tensor, values: Tensor) -> Tensor:
-        """[N, G, Q, C], [N, G, C, d] -> [N, G, Q, d]."""
-        if values.shape[2] == 1:
-            return self.writer.multiply(weights, values)
-        return self.writer.batch_matmul(weights, values)
+    # ------------------------------------------------------------------ several ids
+
+    def _read(self, query: Tensor, cached: Cached, keys: Kept, values: Kept) -> Tensor:
+        """Look from T ids of each row at all pages and at what is read up to them.
+
+        query [N, G, R, T, d], keys, values [N, G, T, d] -> [N T, G R d].
+        """
+        writer, (rows, groups, shared, tokens, size) = self.writer, query.shape
+        keys, values = self._behind(cached.keys, keys), self._behind(cached.values, values)
+        first, parts = sum(self.pages), []
+        for begin in range(0, tokens, READ_BLOCK):
+            end = min(begin + READ_BLOCK, tokens)
+            seen = {2: (0, first + end)}
+            part = writer.reshape(writer.part(query, {3: (begin, end)}),
+                                  [rows, groups, shared * (end - begin), size])
+            scores = self._scaled(writer.batch_matmul(
+                part, writer.part(keys.numbers, seen), transposed=True),
+                self._first(keys.scales, first + end))                        # [N, G, Q, C + end]
+            weights = self._scaled(
+                writer.softmax(writer.add(scores, self._ahead(shared, begin, end))),
+                self._first(values.scales, first + end))
+            found = writer.batch_matmul(weights, writer.part(values.numbers, seen))
+            parts.append(writer.reshape(found, [rows, groups, shared, end - begin, size]))
+        found = writer.transpose(writer.concat(parts, 3), [0, 3, 1, 2, 4])
+        return writer.reshape(found, [rows * tokens, groups * shared * size])
+
+    def _behind(self, spans: Sequence[Span], own: Kept) -> Kept:
+        """Return what is read behind all pages, as floats; joined as it is kept: that is less."""
+        writer = self.writer
+        numbers = writer.concat([*(span.blocks[0][1] for span in spans), own.numbers], 2)
+        scales = None if own.scales is None else writer.concat(
+            [*(span.scales for span in spans if span.scales is not None), own.scales], 3)
+        return Kept(self._multiplied(numbers), scales)
+
+    def _first(self, scales: Tensor | None, count: int) -> Tensor | None:
+        return None if scales is None else self.writer.part(scales, {3: (0, count)})
+
+    def _ahead(self, shared: int, begin: int, end: int) -> Tensor | Constant:
+        """Return [1, 1, Q, C + end], MASKED where ids `begin` to `end` may not look: once for all
+        layers.
+        """
+        if (begin, end) not in self._masks:
+            writer = self.writer
+            places = np.tile(np.arange(begin, end), shared)
+            ahead = np.where(np.arange(end) > places[:, None], MASKED, 0.0).astype(np.float32)
+            made: Tensor | Constant = writer.file.constant(ahead[None, None])
+            if self.mask is not None:
+                each = writer.file.constant(np.zeros((1, 1, len(places), 1), np.float32))
+                made = writer.concat([writer.add(self.mask, each), made], 3)
+            self._masks[begin, end] = made
+        return self._masks[begin, end]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tf_infer.networks.arrays import DecoderArrays, Dense, Norm
-from tf_infer.optimize.litert_attention import Attention, Precision
+from tf_infer.optimize.litert_attention import Attention, Precision, block_places
 from tf_infer.optimize.litert_file import Constant, GraphWriter, ModelFile, Tensor
 from tf_infer.optimize.litert_several import Several
 
@@ -60,15 +60,18 @@ class DecoderFile:
         self.arrays = arrays
         self.precision = precision
         self.cache: Precision = cache
+        self.block_places = block_places(cache, arrays.groups * arrays.head_size)
         self.file = ModelFile()
         self._scale = 1.0 / float(arrays.head_size) ** 0.5
         words_precision = vocabulary_precision or precision
         self.words = self._matrix(arrays.words, words_precision)
         self.vocabulary = self.words if arrays.vocabulary is arrays.words else self._matrix(
             arrays.vocabulary, words_precision)
-        self.positions, self.cosines, self.sines = (
-            None if table is None else self.file.constant(table)
-            for table in (arrays.positions, arrays.cosines, arrays.sines))
+        self.positions = None if arrays.positions is None else self.file.constant(arrays.positions)
+        # For both numbers of a pair; the sine of the first is negative.
+        self.cosines, self.sines = (
+            None if table is None else self.file.constant(np.concatenate([sign * table, table], 1))
+            for sign, table in ((1, arrays.cosines), (-1, arrays.sines)))
         self.norm = self._norm(arrays.norm)
         self.centred = arrays.norm.shift is not None
         self.layers = [_Layer(
@@ -161,7 +164,7 @@ class _Graph:
         self.positions = writer.input("positions", [count], "int32")
         self.attention = (
             Several(writer, rows, self.arrays.groups, pages, decoder.cache) if several
-            else Attention(writer, rows, tokens, pages, decoder.cache))
+            else Attention(writer, rows, tokens, pages, decoder.cache, decoder.block_places))
 
     def run(self) -> Tensor:
         """Return hidden [N * T, D] of all layers; keys and values become outputs."""
@@ -173,10 +176,10 @@ class _Graph:
             hidden = writer.subtract(hidden, writer.mean(hidden, 1))
         angles = None
         if decoder.cosines is not None and decoder.sines is not None:
-            half = decoder.cosines.shape[1]
-            angles = tuple(
-                writer.reshape(writer.lookup(self.positions, table), [hidden.shape[0], 1, half])
-                for table in (decoder.cosines, decoder.sines))
+            shape = [hidden.shape[0], 1, self.arrays.head_size]
+            cosines, sines = (writer.reshape(writer.lookup(self.positions, table), shape)
+                              for table in (decoder.cosines, decoder.sines))
+            angles = cosines, sines
         for index, layer in enumerate(decoder.layers):
             projected = self._dense(self._norm(hidden, layer.norm), layer.qkv)
             attended = self.attention.layer(index, *self._heads(projected, angles))
@@ -196,35 +199,31 @@ class _Graph:
         normed = self._norm(hidden, self.decoder.norm)
         self.writer.output("logits", self.writer.dense(normed, self.decoder.vocabulary, None))
 
-    def _heads(self, projected: Tensor, angles: tuple[Tensor, ...] | None
-               ) -> tuple[Tensor, Tensor, Tensor]:
-        """[N T, (H + 2 G) d] -> query [N, G, R, T, d], keys and values [N, G, T, d]."""
+    def _heads(self, projected: Tensor, angles: tuple[Tensor, Tensor] | None
+               ) -> tuple[Tensor, Tensor]:
+        """[N T, (H + 2 G) d] -> query [N, G, R, T, d], keys then values [N, 2 G, T, d]."""
         writer, heads, groups = self.writer, self.arrays.heads, self.arrays.groups
         size, count = self.arrays.head_size, self.rows * self.tokens
-        border = (heads + groups) * size
-        turned = writer.part(projected, {1: (0, border)})
-        values = writer.part(projected, {1: (border, border + groups * size)})
-        turned = writer.reshape(turned, [count, heads + groups, size])
+        border, end = heads + groups, heads + 2 * groups
+        every = writer.reshape(projected, [count, end, size])
         if angles is not None:
-            turned = self._rotate(turned, angles)
-        query = writer.part(turned, {1: (0, heads)})
-        keys = writer.part(turned, {1: (heads, heads + groups)})
-        shape = [self.rows, self.tokens, groups, size]
-        keys = writer.transpose(writer.reshape(keys, shape), [0, 2, 1, 3])
-        values = writer.transpose(writer.reshape(values, shape), [0, 2, 1, 3])
-        shared = heads // groups
-        query = writer.reshape(query, [self.rows, self.tokens, groups, shared, size])
-        return writer.transpose(query, [0, 2, 3, 1, 4]), keys, values
+            turned = self._rotate(writer.part(every, {1: (0, border)}), *angles)
+            every = writer.concat([turned, writer.part(every, {1: (border, end)})], 1)
+        query, pair = (writer.part(every, {1: side}) for side in ((0, heads), (heads, end)))
+        pair = writer.transpose(
+            writer.reshape(pair, [self.rows, self.tokens, 2 * groups, size]), [0, 2, 1, 3])
+        query = writer.reshape(query, [self.rows, self.tokens, groups, heads // groups, size])
+        return writer.transpose(query, [0, 2, 3, 1, 4]), pair
 
-    def _rotate(self, tensor: Tensor, angles: tuple[Tensor, ...]) -> Tensor:
-        """Turn pairs (i, i + d / 2) of [N T, heads, d] (networks.attention.rotate)."""
+    def _rotate(self, tensor: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        """Turn pairs (i, i + d / 2) of [N T, heads, d] (networks.attention.rotate).
+
+        The angles [N T, 1, d] are for both of a pair, the sines of the first negative.
+        """
         writer, half = self.writer, self.arrays.head_size // 2
-        cosines, sines = angles
-        first = writer.part(tensor, {2: (0, half)})
-        second = writer.part(tensor, {2: (half, 2 * half)})
-        return writer.concat([
-            writer.subtract(writer.multiply(first, cosines), writer.multiply(second, sines)),
-            writer.add(writer.multiply(second, cosines), writer.multiply(first, sines))], 2)
+        other = writer.concat([writer.part(tensor, {2: (half, 2 * half)}),
+                               writer.part(tensor, {2: (0, half)})], 2)
+        return writer.add(writer.multiply(tensor, cosines), writer.multiply(other, sines))
 
     def _dense(self, tensor: Tensor, dense: _Dense) -> Tensor:
         return self.writer.dense(tensor, dense.kernel, dense.bias)

@@ -21,6 +21,7 @@ from tf_infer.errors import ConfigError
 Op = schema.BuiltinOperator
 _TYPES = {"float32": schema.TensorType.FLOAT32, "int32": schema.TensorType.INT32,
           "int8": schema.TensorType.INT8}
+_MOVES = {"float32": 1, "int32": 1, "int8": 2}  # version of what moves numbers, by type
 # Offsets in the file are 32 bits, of which the runtime uses 31.
 MAX_BYTES = 2**31 - 2**24
 # Of a file with more the runtime's check says that it is none: 996,697 are read, 1,091,135 are not.
@@ -291,7 +292,7 @@ class GraphWriter:
         if tuple(sizes) == tensor.shape:
             return tensor
         return self.op(Op.SLICE, [tensor, self._ints(begins), self._ints(sizes)], sizes,
-                       schema.SliceOptionsT())
+                       schema.SliceOptionsT(), version=_MOVES[tensor.dtype], dtype=tensor.dtype)
 
     def concat(self, parts: Sequence[Tensor | Constant], axis: int) -> Tensor:
         """Tensors one after the other; at most 4 at once are computed fast."""
@@ -302,7 +303,8 @@ class GraphWriter:
             shape[axis] = sum(one.shape[axis] for one in head)
             options = schema.ConcatenationOptionsT()
             options.axis = axis
-            first, rest = self.op(Op.CONCATENATION, head, shape, options), rest[3:]
+            first, rest = self.op(Op.CONCATENATION, head, shape, options,
+                                  version=_MOVES[first.dtype], dtype=first.dtype), rest[3:]
         assert isinstance(first, Tensor)
         return first
 
@@ -333,7 +335,7 @@ class GraphWriter:
     def _reshape(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         options = schema.ReshapeOptionsT()
         options.newShape = list(shape)
-        return self.op(Op.RESHAPE, [tensor, self._ints(shape)], shape, options)
+        return self.op(Op.RESHAPE, [tensor, self._ints(shape)], shape, options, dtype=tensor.dtype)
 
     def _reduce(self, operator: int, tensor: Tensor, axis: int) -> Tensor:
         options = schema.ReducerOptionsT()

@@ -26,7 +26,7 @@ class Several(Attention):
 
     def __init__(self, writer: GraphWriter, ids: int, groups: int, pages: Sequence[int],
                  kind: Precision) -> None:
-        super().__init__(writer, ids, 1, pages, kind)
+        super().__init__(writer, ids, 1, pages, kind, ids)
         self.held = 1
         last = range(max(len(pages) - PAGES, 0), len(pages))
         self._put = {page: writer.input(f"put_{page}", [1, groups, pages[page], ids])
@@ -38,7 +38,7 @@ class Several(Attention):
         seen_keys, seen_values = (
             tuple(self._page(span, page, own, alone) for page, span in enumerate(spans))
             for spans, own in ((cached.keys, keys), (cached.values, values)))
-        return Cached(seen_keys, seen_values, None)
+        return Cached(seen_keys, seen_values)
 
     def _page(self, span: Span, page: int, own: Kept, alone: bool) -> Span:
         writer, ((_, numbers),) = self.writer, span.blocks
@@ -66,8 +66,7 @@ class Several(Attention):
         return (writer.multiply(scales, writer.transpose(stay, [0, 1, 3, 2])),
                 writer.batch_matmul(own, put, transposed=True))              # [1, G, 1, C]
 
-    def _look(self, query: Tensor, cached: Cached, keys: Kept, values: Kept, begin: int
-              ) -> Tensor:
+    def _look(self, query: Tensor, cached: Cached, keys: Kept, values: Kept) -> Tensor:
         """Look from R queries of each id; [K, G, R, d], keys, values [K, G, 1, d] -> [K, G, R, d].
         """
         writer = self.writer
