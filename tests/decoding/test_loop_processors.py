@@ -155,20 +155,3 @@ def test_narrow_beams_hear_of_their_own_past_alone() -> None:
         for k in np.flatnonzero(np.isfinite(found.scores[row].numpy())):
             assert fits(tuple(found.ids[row, k, :found.lengths[row, k]].numpy()),
                         bool(found.finished[row, k])), f"row {row}"
-
-
-def searched_compactly(trees: tf.Tensor, allowed: tf.Tensor) -> tuple[Hypotheses, tf.Tensor]:
-    model = TreeModel(trees)
-    progress, cache = loop.run(model.step, model.start(), Limits(DEPTH, allowed, (END,), PAD),
-                               greedy.choose, both(tf.shape(trees)[0]), compact=True)
-    return loop.hypotheses(progress), cache["reads"]
-
-
-@pytest.mark.parametrize("run", [eager, graph], ids=["eager", "graph"])
-def test_a_loop_that_is_in_the_graph_once_gives_the_same_and_reads_no_more(run: Runner) -> None:
-    wanted = run(searched, tf.constant(TREES), tf.constant(ALLOWED))
-    found, reads = run(searched_compactly, tf.constant(TREES), tf.constant(ALLOWED))
-    for one, other in zip(found, wanted):
-        np.testing.assert_allclose(one, other, atol=SCORE_ATOL)
-    produced = wanted.lengths[:, 0].numpy() + wanted.finished[:, 0].numpy()
-    np.testing.assert_array_equal(reads, np.maximum(produced - 1, 0))

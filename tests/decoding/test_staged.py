@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tf_infer.decoding import greedy, loop, record, staged
-from tf_infer.decoding.contracts import Limits, Start
+from tf_infer.decoding.contracts import Limits, Processor, Start
 
 VOCAB, CAPACITY, WIDTH, END = 7, 70, 3, 6
 SCORE_ATOL = 1e-5  # exp and log of the last of a few numbers are another approximation
@@ -65,33 +65,71 @@ def grown(cache: Any, room: tf.Tensor) -> Any:
 
 
 def find(chain: Chain, limits: Sequence[int], run: Callable[..., Any]) -> dict[str, np.ndarray]:
-    """Decode by `run(start, limits, watchers)` in a graph with free rows."""
+    """Decode by `run(start, options)` in a graph with free rows."""
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False)
     def found(allowed: tf.Tensor) -> dict[str, tf.Tensor]:
-        return run(chain.start(), allowed, (record.watcher(tf.zeros_like(allowed), CAPACITY, 0),))
+        # Every row has a cost of its own, so that one that takes another's place is seen.
+        cost = tf.cast(tf.range(tf.size(allowed)) % 3, tf.float32)
+        return run(chain.start(), {"allowed": allowed, "cost": cost})
 
     return {name: np.array(value) for name, value in found(tf.constant(limits, tf.int32)).items()}
 
 
-def rules(allowed: tf.Tensor) -> tuple[Limits, loop.Choose]:
-    return Limits(CAPACITY, allowed, (END,), 0), greedy.choose
+def costly(cost: tf.Tensor) -> Processor:
+    """Return what takes from a token that was chosen, each time that it was."""
+    counts = tf.zeros_like(cost)[:, None] + tf.zeros([VOCAB])
+
+    def accept(counts: tf.Tensor, tokens: tf.Tensor, live: tf.Tensor) -> tf.Tensor:
+        return counts + tf.one_hot(tokens, VOCAB) * tf.cast(live, tf.float32)[:, None]
+
+    return Processor(counts, lambda logits, produced, counts: logits - cost[:, None] * counts,
+                     accept)
 
 
-def tell(progress: loop.Progress) -> dict[str, tf.Tensor]:
+def rules(options: dict[str, tf.Tensor]) -> tuple[Any, ...]:
+    return (Limits(CAPACITY, options["allowed"], (END,), 0), greedy.choose,
+            (costly(options["cost"]),),
+            (record.watcher(tf.zeros_like(options["allowed"]), CAPACITY, 0),))
+
+
+def staged_run(chain: Chain, start: Start, options: dict[str, tf.Tensor], **settings: Any) -> Any:
+    limits, _, processors, watchers = rules(options)
+    return staged.run(
+        chain.step, start, options, loop.begin(limits, processors, watchers),
+        lambda options, progress, logits: loop.advance(progress, logits, *rules(options)), tell,
+        grown=grown, **settings)
+
+
+def tell(options: dict[str, tf.Tensor], progress: loop.Progress) -> dict[str, tf.Tensor]:
     return {"ids": progress.ids, "lengths": progress.lengths, "scores": progress.scores,
-            "finished": progress.finished, "log_probs": progress.seen[0].log_probs}
+            "finished": progress.finished, "log_probs": progress.seen[0].log_probs,
+            "counts": progress.states[0], "cost": options["cost"]}
 
 
 def in_stages(chain: Chain, limits: Sequence[int]) -> dict[str, np.ndarray]:
-    return find(chain, limits, lambda start, allowed, watchers: staged.run(
-        chain.step, start, allowed, rules, watchers, tell, width=WIDTH, grown=grown))
+    return find(chain, limits,
+                lambda start, options: staged_run(chain, start, options, width=WIDTH)[0])
+
+
+def with_room(start: Start) -> Start:
+    return Start(start.logits, grown(start.cache, tf.constant(WIDTH + CAPACITY)))
+
+
+def kept(told: dict[str, tf.Tensor], cache: Any) -> dict[str, tf.Tensor]:
+    return {**told, "kept": cache["kept"], "place": cache["place"]}
+
+
+def together(chain: Chain, limits: Sequence[int]) -> dict[str, np.ndarray]:
+    return find(chain, limits, lambda start, options: kept(*staged_run(
+        chain, with_room(start), options, width=WIDTH + CAPACITY,
+        together=free(tf.constant(True), []))))
 
 
 def at_once(chain: Chain, limits: Sequence[int]) -> dict[str, np.ndarray]:
-    def run(start: Start, allowed: tf.Tensor, watchers: Any) -> dict[str, tf.Tensor]:
-        room = Start(start.logits, grown(start.cache, tf.constant(WIDTH + CAPACITY)))
-        return tell(loop.run(chain.step, room, *rules(allowed), (), watchers)[0])
+    def run(start: Start, options: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        progress, cache = loop.run(chain.step, with_room(start), *rules(options))
+        return kept(tell(options, progress), cache)
 
     return find(chain, limits, run)
 
@@ -101,9 +139,21 @@ def test_it_finds_what_the_loop_over_all_rows_finds(ends: bool) -> None:
     draw = np.random.default_rng(1)
     limits = [0, *draw.integers(0, CAPACITY + 5, 36).tolist(), CAPACITY]
     found, wanted = (run(Chain(len(limits), ends=ends), limits) for run in (in_stages, at_once))
-    for name, value in wanted.items():
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=SCORE_ATOL, err_msg=name)
+    same(found, wanted)
     assert wanted["finished"].any() == ends and len(set(wanted["lengths"].tolist())) > 9
+
+
+def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    for name, value in found.items():
+        np.testing.assert_allclose(value, wanted[name], rtol=0, atol=SCORE_ATOL, err_msg=name)
+
+
+def test_rows_that_are_to_stay_together_do_and_leave_their_cache() -> None:
+    limits, chain = [3, 0, 41, 70, 3, 9], Chain(6, ends=False)
+    found = together(chain, limits)
+    assert {"kept", "place"} < set(found)
+    same(found, at_once(Chain(6, ends=False), limits))
+    assert chain.asked == [(6, WIDTH + CAPACITY)] * 69
 
 
 def test_rows_that_have_ended_leave_and_the_cache_grows_by_blocks() -> None:

@@ -14,6 +14,7 @@ from tests.networks import golden, suite
 from tf_infer.config import SmallTransformerConfig
 from tf_infer.errors import ConfigError
 from tf_infer.networks import build, checkpoints
+from tf_infer.networks.cached import own
 from tf_infer.networks.fast import FastDecoder
 from tf_infer.networks.products import ACTIVATIONS
 
@@ -82,6 +83,23 @@ def test_a_single_step_of_rows_without_a_new_position_keeps_their_cache(decoder:
         np.testing.assert_array_equal(np.array(old)[[0, 2, 3]], np.array(new)[[0, 2, 3]])
         np.testing.assert_array_equal(old[1, :, :3], new[1, :, :3])
         assert np.abs(old[1, :, 3] - new[1, :, 3]).max() > 0
+
+
+def test_a_cache_is_written_into_only_where_its_owner_says_so(decoder: Any) -> None:
+    ids, _ = suite.rows(decoder.vocab_size)
+    _, before = decoder.prefill(tf.constant(ids[:, :4]), tf.constant([4, 3, 2, 4]), capacity=6)
+    untouched = [np.array(part) for part in tf.nest.flatten(before.layers)]
+    step, counts = tf.constant(ids[:, 4:5]), tf.constant([0, 1, 1, 1])
+    logits, after = decoder.extend(step, counts, before)
+    given = own(before)
+    found, written = decoder.extend(step, counts, given, owned=True)
+    np.testing.assert_array_equal(found, logits)
+    for part, other in zip(tf.nest.flatten(written), tf.nest.flatten(after)):
+        np.testing.assert_array_equal(part, other)
+    for part, old in zip(tf.nest.flatten(before.layers), untouched):
+        np.testing.assert_array_equal(part, old)
+    for part, new in zip(tf.nest.flatten(given.layers), tf.nest.flatten(after.layers)):
+        np.testing.assert_array_equal(part, new)
 
 
 @pytest.mark.parametrize("precision", ATOL)

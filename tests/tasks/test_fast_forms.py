@@ -66,6 +66,45 @@ def test_a_row_whose_company_ends_earlier_gets_the_same_logits(precision: Any) -
                                        err_msg=f"{name} {row}")
 
 
+def test_a_row_with_options_whose_company_ends_earlier_is_the_row_alone() -> None:
+    capacity, limits = 40, (3, 40, 1, 17, 40, 5, 35)  # of more than a stage
+    config = small.SHALLOW_DECODER
+    reference = build(replace(
+        config, capacity=capacity, end_ids=(2,), grid=replace(config.grid, rows=(1, 8)),
+        network=replace(config.network, max_positions=120)), seed=7)
+    try:
+        task = apply(reference, OptimizationPlan(precision="int8"))
+    except ConfigError as error:
+        pytest.skip(str(error))
+    generate = Paths(task).traced("graph", "generate")
+    rows = len(limits)
+    given = dict(options.defaults_for(tf.constant(rows), task.config))
+    given |= {"prompt": tf.constant([b"ab" * (row + 1) for row in range(rows)]),
+              "max_new_tokens": tf.constant(limits), "min_new_tokens": tf.constant(limits),
+              "seed": tf.range(rows, dtype=tf.int64),
+              "temperature": tf.constant(np.arange(rows) % 2, tf.float32),
+              "repetition_penalty": tf.constant([1.0, 1.7, 1.0, 1.3, 1.0, 1.0, 1.1]),
+              "logprobs": tf.constant([0, 2, 1, 0, 0, 3, 0])}
+    crowd = generate(**given)
+    assert crowd["length"].numpy().tolist() == list(limits)
+    for row in range(rows):
+        alone = generate(**{name: tensor[row:row + 1] for name, tensor in given.items()})
+        for name, value in alone.items():
+            if value.dtype == tf.float32:
+                np.testing.assert_allclose(value[0], crowd[name][row], rtol=0, atol=1e-5,
+                                           err_msg=f"{name} {row}")
+            else:
+                np.testing.assert_array_equal(value[0], crowd[name][row], f"{name} {row}")
+
+
+def test_a_step_runs_in_one_thread() -> None:
+    task = apply(build(small.SHALLOW_DECODER, seed=7), OptimizationPlan())
+    graph = plain_core(task, plain_specs(task)).graph.as_graph_def()
+    assert [node.attr["executor_type"].s for one in graph.library.function for node in one.node_def
+            if node.op == "StatefulPartitionedCall" and node.attr["executor_type"].s] == [
+        b"SINGLE_THREADED_EXECUTOR"]
+
+
 def test_how_wide_the_prompts_beside_a_row_are_changes_no_rounding_in_it() -> None:
     """An int8 form shows the last bit of a sum: another order of adding up is another answer."""
     capacity, rows = 60, 8

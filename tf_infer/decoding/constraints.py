@@ -39,7 +39,7 @@ def first_only(words: tf.Tensor) -> Processor:
         first = produced == 0
         missing = tf.maximum(-(-tf.shape(logits)[1] // 32) - tf.shape(words)[1], 0)
         return tf.cond((tf.shape(words)[1] > 0) & tf.reduce_any(first), lambda: tf.where(
-            first[:, None], only(logits, tf.pad(words, [[0, 0], [0, missing]])), logits),
+            tf.expand_dims(first, 1), only(logits, tf.pad(words, [[0, 0], [0, missing]])), logits),
             lambda: logits)
 
     return Processor((), change, lambda state, tokens, live: state)
@@ -199,7 +199,7 @@ def chosen(choices: Choices, end_ids: tuple[int, ...]) -> Processor:
         marks = tf.scatter_nd(tf.reshape(spots, [-1, 1]), tf.ones_like(tf.reshape(spots, [-1])),
                               [rows * (size + 1)])
         may = tf.reshape(marks, [rows, size + 1])[:, :size] > 0
-        return tf.where(constrained[:, None], keep_allowed(logits, may), logits)
+        return tf.where(tf.expand_dims(constrained, 1), keep_allowed(logits, may), logits)
 
     def change(logits: tf.Tensor, produced: tf.Tensor, saying: Saying) -> tf.Tensor:
         del produced
@@ -210,7 +210,7 @@ def chosen(choices: Choices, end_ids: tuple[int, ...]) -> Processor:
         sizes = tf.range(1, tf.shape(same)[2] + 1)
         size = tf.reduce_max(tf.where(same, sizes, 0), axis=-1)              # [N, K]
         behind = tf.where(size > 0, saying.places + size, FORBIDDEN)
-        is_end = tf.reduce_any(tokens[:, None] == ends, axis=-1)
+        is_end = tf.reduce_any(tf.expand_dims(tokens, 1) == ends, axis=-1)
         return Saying(tf.where((live & ~is_end)[:, None], behind, saying.places),
                       saying.ended | (live & is_end))
 
@@ -248,7 +248,7 @@ def spelling(tree: PrefixTree, text: tf.Tensor, ends: tf.Tensor, at_start: tf.Te
     end = tf.where(places < last, tf.gather(ends, owner, batch_dims=1), 0)
     starts = tf.concat([tf.zeros_like(ends[:, :1]), ends[:, :-1]], axis=1)
     first = tf.gather(starts, owner, batch_dims=1) == places
-    root = tf.where(first & at_start[:, None], tree.first_root, tree.root)
+    root = tf.where(first & tf.expand_dims(at_start, 1), tree.first_root, tree.root)
     found = _walk(tree, text, places, end, root)
     if tree.complete:
         return Choices(found, ends)

@@ -81,11 +81,8 @@ def control(logits: tf.Tensor, controls: Controls, ends: Ends, history: History,
     `produced` [N] int32 is how many tokens each row has. A batch in which no row asks for anything
     is handed back as it is.
     """
-    return _controlled(logits, controls, ends, history, produced, _asked(controls))
+    asked = _asked(controls)
 
-
-def _controlled(logits: tf.Tensor, controls: Controls, ends: Ends, history: History,
-                produced: tf.Tensor, asked: _Asked) -> tf.Tensor:
     def changed() -> tf.Tensor:
         found = tf.cond(asked.bias, lambda: add_bias(
             logits, controls.bias_ids, controls.bias_values, _counts(controls.bias_ids)),
@@ -116,20 +113,20 @@ def processor(controls: Controls, ends: Ends, history: History, capacity: int, *
         capacity: tokens that a row may produce, fixed when traced.
         before: [N] int32, tokens that each row produced before the loop; None for none.
     """
-    asked = _asked(controls)
-    remembers = asked.penalties | asked.banned
     room = tf.pad(history.ids, [[0, 0], [0, capacity]])                      # [N, H + capacity]
 
     def change(logits: tf.Tensor, produced: tf.Tensor, state: History) -> tf.Tensor:
         total = produced if before is None else produced + before
-        return _controlled(logits, controls, ends, state, total, asked)
+        return control(logits, controls, ends, state, total)
 
     def accept(state: History, tokens: tf.Tensor, live: tf.Tensor) -> History:
-        places = tf.range(tf.shape(state.ids)[1])
+        remembers = (tf.reduce_any(penalizes(controls.penalties))
+                     | tf.reduce_any(controls.banned >= 0))
 
         def written() -> tf.Tensor:
-            here = (places == state.lengths[:, None]) & live[:, None]
-            return tf.where(here, tokens[:, None], state.ids)
+            places = tf.range(tf.shape(state.ids)[1])
+            here = (places == tf.expand_dims(state.lengths, 1)) & tf.expand_dims(live, 1)
+            return tf.where(here, tf.expand_dims(tokens, 1), state.ids)
 
         return History(tf.cond(remembers, written, lambda: state.ids), state.prompt_lengths,
                        state.lengths + tf.cast(live, tf.int32))

@@ -102,7 +102,7 @@ def _advanced(progress: Progress, logits: tf.Tensor, limits: Limits, chosen: tf.
     tokens = tf.where(progress.live, chosen, limits.pad_id)
     ends = progress.live & is_end(chosen, limits)
     kept = progress.live & ~ends
-    here = tf.range(limits.capacity) == progress.lengths[:, None]            # [N, L]
+    here = tf.range(limits.capacity) == tf.expand_dims(progress.lengths, 1)            # [N, L]
     lengths = progress.lengths + tf.cast(kept, tf.int32)
     allowed = tf.minimum(limits.max_new_tokens, limits.capacity)
     log_probs = token_log_probs(logits, chosen)
@@ -114,7 +114,8 @@ def _advanced(progress: Progress, logits: tf.Tensor, limits: Limits, chosen: tf.
         seen.append(state)
     return Progress(
         tokens=tokens, live=kept & ~stopped & (lengths < allowed),
-        ids=tf.where(here & kept[:, None], tokens[:, None], progress.ids), lengths=lengths,
+        ids=tf.where(here & tf.expand_dims(kept, 1), tf.expand_dims(tokens, 1), progress.ids),
+        lengths=lengths,
         scores=progress.scores + tf.where(progress.live, log_probs, 0.0),
         finished=progress.finished | ends | stopped, states=progress.states, seen=tuple(seen))
 
@@ -123,9 +124,10 @@ def is_end(tokens: tf.Tensor, limits: Limits) -> tf.Tensor:
     """[N] int32 -> [N] bool, one of the end ids, or of the row's own stop ids."""
     ends = tf.zeros_like(tokens, tf.bool)
     if limits.end_ids:
-        ends = tf.reduce_any(tokens[:, None] == tf.constant(limits.end_ids, tf.int32), axis=-1)
+        ids = tf.constant(limits.end_ids, tf.int32)
+        ends = tf.reduce_any(tf.expand_dims(tokens, 1) == ids, axis=-1)
     if limits.stop_ids is not None:
-        ends |= tf.reduce_any(tokens[:, None] == limits.stop_ids, axis=-1)
+        ends |= tf.reduce_any(tf.expand_dims(tokens, 1) == limits.stop_ids, axis=-1)
     return ends
 
 
@@ -152,17 +154,11 @@ def decode(step: StepFn, start: Start, limits: Limits, choose: Choose,
 
 
 def run(step: StepFn, start: Start, limits: Limits, choose: Choose,
-        processors: Sequence[Processor] = (), watchers: Sequence[Watcher] = (), *,
-        compact: bool = False) -> tuple[Progress, Cache]:
-    """Do what `decode` does, and return the progress and the cache that the last step left.
-
-    `compact` has `advance` in the graph once instead of twice (for the first token and for the
-    others), at a few microseconds a step.
-    """
+        processors: Sequence[Processor] = (), watchers: Sequence[Watcher] = ()
+        ) -> tuple[Progress, Cache]:
+    """Do what `decode` does, and return the progress and the cache that the last step left."""
     rules = (limits, choose, processors, watchers)
     none = begin(limits, processors, watchers)
-    if compact:
-        return _run_compactly(step, start, none, rules)
     first = advance(none, start.logits, *rules)
 
     def going(progress: Progress, cache: Cache) -> tf.Tensor:
@@ -175,22 +171,6 @@ def run(step: StepFn, start: Start, limits: Limits, choose: Choose,
         return with_shapes_of(after, progress), with_shapes_of(moved, cache)
 
     progress, cache = tf.while_loop(going, once, (first, start.cache))
-    return progress, cache
-
-
-def _run_compactly(step: StepFn, start: Start, none: Progress, rules: Any
-                   ) -> tuple[Progress, Cache]:
-    logits = tf.convert_to_tensor(start.logits)
-
-    def once(first: tf.Tensor, progress: Progress, cache: Cache
-             ) -> tuple[tf.Tensor, Progress, Cache]:
-        found, moved = tf.cond(first, lambda: (logits, cache),
-                               lambda: step(progress.tokens, progress.live, cache))
-        after = advance(progress, with_shapes_of(found, logits), *rules)
-        return (tf.constant(False), with_shapes_of(after, progress), with_shapes_of(moved, cache))
-
-    _, progress, cache = tf.while_loop(lambda first, progress, cache: tf.reduce_any(progress.live),
-                                       once, (tf.constant(True), none, start.cache))
     return progress, cache
 
 
@@ -212,5 +192,5 @@ def in_rows(rows: tf.Tensor, new: Any, old: Any) -> Any:
 
 def hypotheses(progress: Progress) -> Hypotheses:
     """Return progress as hypotheses with K = 1."""
-    return Hypotheses(ids=progress.ids[:, None], lengths=progress.lengths[:, None],
-                      scores=progress.scores[:, None], finished=progress.finished[:, None])
+    return Hypotheses(*(tf.expand_dims(part, 1) for part in (
+        progress.ids, progress.lengths, progress.scores, progress.finished)))

@@ -65,13 +65,13 @@ def penalize(logits: tf.Tensor, penalties: Penalties, history: History) -> tf.Te
         size = tf.shape(logits)[1]
         seen = token_counts(history.ids, history.lengths, size)              # [N, V]
         said = seen - token_counts(history.ids, history.prompt_lengths, size)
-        factor = penalties.repetition[:, None]
+        factor = tf.expand_dims(penalties.repetition, 1)
         plain = finite(logits)
         repeated = tf.where(plain > 0.0, plain / factor, plain * factor)
         lowered = tf.where(seen > 0.0, repeated, plain)
-        lowered -= penalties.presence[:, None] * tf.cast(said > 0.0, tf.float32)
-        lowered -= penalties.frequency[:, None] * said
-        return tf.where(asks[:, None], finite(lowered), logits)
+        lowered -= tf.expand_dims(penalties.presence, 1) * tf.cast(said > 0.0, tf.float32)
+        lowered -= tf.expand_dims(penalties.frequency, 1) * said
+        return tf.where(tf.expand_dims(asks, 1), finite(lowered), logits)
 
     return tf.cond(tf.reduce_any(asks), changed, lambda: logits)
 
@@ -181,9 +181,9 @@ def forbid_ends(logits: tf.Tensor, end_ids: tuple[int, ...], produced: tf.Tensor
     tokens = tf.range(tf.shape(logits)[1])
     is_end = tf.zeros_like(tokens, tf.bool)
     if end_ids:
-        is_end = tf.reduce_any(tokens[:, None] == tf.constant(end_ids, tf.int32), axis=-1)
+        is_end = tf.reduce_any(tf.expand_dims(tokens, 1) == tf.constant(end_ids, tf.int32), axis=-1)
     if stop_ids is not None:
-        is_end |= tf.reduce_any(tokens[:, None] == stop_ids[:, None, :], axis=-1)
+        is_end |= tf.reduce_any(tf.expand_dims(tokens, 1) == stop_ids[:, None, :], axis=-1)
     return forbid(logits, (produced < at_least)[:, None] & is_end)
 
 
@@ -204,6 +204,6 @@ def force(logits: tf.Tensor, prefix: tf.Tensor, prefix_lengths: tf.Tensor, produ
     place = tf.minimum(produced, tf.maximum(width - 1, 0))
     padded = tf.pad(prefix, [[0, 0], [0, 1]])                                # P may be 0
     wanted = tf.gather(padded, place, batch_dims=1)                          # [N]
-    others = tf.range(tf.shape(logits)[1]) != wanted[:, None]
+    others = tf.range(tf.shape(logits)[1]) != tf.expand_dims(wanted, 1)
     only = tf.where(others, tf.constant(BANNED, logits.dtype), 0.0)
     return tf.where((produced < prefix_lengths)[:, None], only, logits)

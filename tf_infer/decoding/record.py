@@ -39,12 +39,13 @@ def watcher(wanted: tf.Tensor, capacity: int, most: int) -> Watcher:
     anybody = tf.reduce_any(wanted > 0)
 
     def watch(choice: Choice, state: Record) -> tuple[tf.Tensor, Record]:
-        here = (tf.range(capacity) == choice.produced[:, None]) & choice.kept[:, None]   # [N, L]
+        place = tf.where(choice.kept, choice.produced, -1)
+        here = tf.range(capacity) == tf.expand_dims(place, 1)                # [N, L]
 
         def with_top() -> tuple[tf.Tensor, tf.Tensor]:
             ids, log_probs = top(choice.logits, most, wanted)
-            return (tf.where(here[..., None], ids[:, None], state.top_ids),
-                    tf.where(here[..., None], log_probs[:, None], state.top_log_probs))
+            return (tf.where(here[..., None], tf.expand_dims(ids, 1), state.top_ids),
+                    tf.where(here[..., None], tf.expand_dims(log_probs, 1), state.top_log_probs))
 
         ids, log_probs = state.top_ids, state.top_log_probs
         if most:
@@ -76,5 +77,5 @@ def top(logits: tf.Tensor, most: int, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.
     best = values[:, :1]
     log_probs = values - best - tf.math.log(
         tf.reduce_sum(tf.exp(logits - best), axis=-1, keepdims=True))
-    told = (tf.range(most) < wanted[:, None]) & (ids < size)
+    told = (tf.range(most) < tf.expand_dims(wanted, 1)) & (ids < size)
     return tf.where(told, ids, -1), tf.where(told, finite(log_probs), 0.0)

@@ -99,7 +99,7 @@ def _draw(logits: tf.Tensor, options: SamplingOptions, produced: tf.Tensor) -> t
     shifted = logits - tf.reduce_max(logits, axis=-1, keepdims=True)
     _, size = tf.unstack(tf.shape(logits))
     rows = _Rows(
-        weights=tf.exp(shifted / temperature[:, None]),
+        weights=tf.exp(shifted / tf.expand_dims(temperature, 1)),
         top_k=tf.where(options.top_k > 0, tf.minimum(options.top_k, size), size),
         top_p=tf.cast(options.top_p, tf.float64),
         uniform=uniforms(options.seed, produced, options.draw),
@@ -129,7 +129,7 @@ def _from_all(rows: _Rows) -> tf.Tensor:
     weights, least = rows.weights, rows.min_p
     if least is not None:
         weights = tf.cond(tf.reduce_any(least > 0.0),
-                          lambda: tf.where(weights >= least[:, None], weights, 0.0),
+                          lambda: tf.where(weights >= tf.expand_dims(least, 1), weights, 0.0),
                           lambda: weights)
     return pick(weights, rows.uniform)
 
@@ -156,7 +156,8 @@ def _from_sorted(rows: _Rows) -> tf.Tensor:
     kept = _likely(kept, values, rows)
     typical = _typical(rows, tf.ones_like(kept[:, 0]))
     kept = tf.cond(tf.reduce_any(typical),
-                   lambda: kept & (keep_typical(values, kept, rows.typical_p) | ~typical[:, None]),
+                   lambda: kept & (keep_typical(values, kept, rows.typical_p)
+                                   | tf.expand_dims(~typical, 1)),
                    lambda: kept)
     place = pick(tf.where(kept, values, 0.0), rows.uniform)
     return tf.gather(ids, place, batch_dims=1)
@@ -164,7 +165,9 @@ def _from_sorted(rows: _Rows) -> tf.Tensor:
 
 def _likely(kept: tf.Tensor, values: tf.Tensor, rows: _Rows) -> tf.Tensor:
     """[N, S] bool: of the tokens kept those that min-p leaves; `values` begin with the best."""
-    return kept if rows.min_p is None else kept & (values >= rows.min_p[:, None] * values[:, :1])
+    if rows.min_p is None:
+        return kept
+    return kept & (values >= tf.expand_dims(rows.min_p, 1) * values[:, :1])
 
 
 def keep_typical(values: tf.Tensor, kept: tf.Tensor, mass: tf.Tensor | None) -> tf.Tensor:
@@ -191,7 +194,7 @@ def keep_typical(values: tf.Tensor, kept: tf.Tensor, mass: tf.Tensor | None) -> 
     needed = tf.reduce_sum(tf.cast(sums < tf.cast(mass, tf.float64)[:, None], tf.int32), axis=-1)
     # Rounding may leave the sum of all below the mass.
     last = tf.minimum(needed, tf.reduce_sum(tf.cast(real, tf.int32), axis=-1) - 1)
-    return real & (distance <= -tf.gather(nearest, last[:, None], batch_dims=1))
+    return real & (distance <= -tf.gather(nearest, tf.expand_dims(last, 1), batch_dims=1))
 
 
 def keep(values: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor, everything: tf.Tensor
@@ -211,14 +214,14 @@ def keep(values: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor, everything: tf.T
     """
     _, size = tf.unstack(tf.shape(values))
     places = tf.range(size)
-    within = places < top_k[:, None]                                         # [N, S]
+    within = places < tf.expand_dims(top_k, 1)                                         # [N, S]
     weights = tf.where(within, tf.cast(values, tf.float64), 0.0)
     sums = tf.cumsum(weights, axis=-1)
     total = tf.where(top_k > size, everything, sums[:, -1])                  # [N]
     wanted = top_p * total
     before = tf.concat([tf.zeros_like(sums[:, :1]), sums[:, :-1]], axis=-1)  # mass of the better
     off = (top_p >= 1.0)[:, None]
-    kept = within & (off | (before < wanted[:, None]) | (places == 0))
+    kept = within & (off | (before < tf.expand_dims(wanted, 1)) | (places == 0))
     return kept, sums[:, -1] >= wanted
 
 

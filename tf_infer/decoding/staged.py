@@ -9,19 +9,24 @@ room than it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import tensorflow as tf
 
-from tf_infer.decoding.contracts import Cache, Limits, Start, StepFn, Watcher
-from tf_infer.decoding.loop import Choose, Progress, advance, begin, with_shapes_of
+from tf_infer.decoding.contracts import Cache, Start, StepFn
+from tf_infer.decoding.loop import Progress, with_shapes_of
+from tf_infer.decoding.shared import Shared
+from tf_infer.stages import DECODING
 
 BLOCK = 32  # positions; attention reads half of them in vain, and each copies the cache once
 # Numbers of rows that go on together. Each is an own shape to oneDNN, so they are few.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
-# cache, positions [] int32 -> the cache with room for so many
+# options, progress and logits [N, V] of some rows -> their progress with one more token
+Advance = Callable[[Any, Progress, tf.Tensor], Progress]
+# cache, positions [] int32 -> the cache with room for so many, in tensors that nobody else holds; 0
+# positions leave the room that there is
 Grown = Callable[[Cache, tf.Tensor], Cache]
 Told = TypeVar("Told")  # a nest of tensors, rows first
 
@@ -30,9 +35,8 @@ class _Stage(NamedTuple):
     """What stands between two stages; N rows of B.
 
     Attributes:
-        steps: [] int32, how many there were; -1 while nothing has been chosen.
+        steps: [] int32, how many there were.
         rows: [N] int32, which rows they are.
-        options: of these rows.
         progress: of these rows.
         cache: of these rows.
         told: what is to be told of all B rows, of each when it was last here.
@@ -40,106 +44,120 @@ class _Stage(NamedTuple):
 
     steps: tf.Tensor
     rows: tf.Tensor
-    options: Any
     progress: Progress
     cache: Cache
     told: Any
 
 
 class _Parts(NamedTuple):
-    """The arguments of `run` that every stage needs."""
+    """What every stage needs of `run`'s arguments."""
 
     step: StepFn
+    rows: tf.Tensor
+    options: Any
+    advance: Advance
     logits: tf.Tensor
-    rules: Callable[[Any], tuple[Limits, Choose]]
-    watchers: Sequence[Watcher]
-    tell: Callable[[Progress], Any]
+    tell: Callable[[tf.Tensor, Any, Progress], Any]
     width: Any
     grown: Grown
+    together: tf.Tensor
 
 
-def run(step: StepFn, start: Start, options: Any, rules: Callable[[Any], tuple[Limits, Choose]],
-        watchers: Sequence[Watcher], tell: Callable[[Progress], Told], *, width: Any, grown: Grown
-        ) -> Told:
+def run(step: StepFn, start: Start, options: Any, none: Progress, advance: Advance,
+        tell: Callable[[Any, Progress], Told], *, width: Any, grown: Grown,
+        together: tf.Tensor | bool = False) -> tuple[Told, Cache]:
     """Do what `loop.run` does, in a graph whose rows and positions are free.
 
     Args:
-        step: reads one token of each row.
+        step: reads one token of each row; it may write into the cache that it is given.
         start: what prefill gave, B rows; its cache need have no room.
         options: a nest of tensors, B rows first.
-        rules: options of some rows -> how far these rows go, and how their tokens are chosen.
-        watchers: look at what was chosen; what they know of a row is in their state.
-        tell: progress -> what is wanted of it.
+        none: what `loop.begin` gives for B rows.
+        advance: `loop.advance`; what it needs to know of a row is in the options.
+        tell: options and progress of some rows -> what is wanted of them.
         width: [] int32 or a number, positions of the cache that prefill has used, at most.
         grown: gives a cache so much room or more; it may be asked for less than there is.
+        together: [] bool, no row leaves, and there is room for all of them in the cache.
 
     Returns:
-        What `tell` gives for B rows.
+        What `tell` gives for B rows; and the cache that the last step left, of those rows that were
+        there: all, where they stay together.
     """
-    none = begin(rules(options)[0], (), watchers)
-    parts = _Parts(step, tf.convert_to_tensor(start.logits), rules, watchers, tell, width, grown)
+    logits = tf.convert_to_tensor(start.logits)
     rows = tf.range(tf.size(none.tokens))
+    specs = tf.nest.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype),
+                                  (options, none, logits))
+    held = Shared(DECODING, lambda options, progress, logits: with_shapes_of(
+        advance(options, progress, logits), progress), specs, copied=True)
+    told = Shared(DECODING, lambda rows, options, progress: tell(_of(rows, options), progress),
+                  (tf.TensorSpec([None], tf.int32), *specs[:2]))
+    parts = _Parts(step, rows, options, held, logits, told, width, grown,
+                   tf.convert_to_tensor(together))
+    first = held(options, none, logits)
     last = _Stage(*tf.while_loop(
         lambda *stage: tf.reduce_any(_Stage(*stage).progress.live),
         lambda *stage: _next(_Stage(*stage), parts),
-        _Stage(tf.constant(-1), rows, options, none, start.cache, tell(none)),
+        _Stage(tf.constant(0), rows, first, start.cache, told(rows, options, first)),
         parallel_iterations=1))
-    found: Told = _written(last, tell)
-    return found
+    found: Told = _written(last, parts)
+    return found, last.cache
 
 
 def _next(stage: _Stage, parts: _Parts) -> _Stage:
     """Let rows leave, give room, and step until one of the two is due again."""
-    few = _below(tf.size(stage.rows))
-    leaving = (stage.steps >= 0) & (_live(stage.progress) <= few)
+    leaving = _live(stage.progress) <= _fewer(stage, parts)
     here = with_shapes_of(
-        tf.cond(leaving, lambda: _without_some(stage, parts.tell), lambda: stage), stage)
-    few = _below(tf.size(here.rows))
-    until = (tf.maximum(here.steps, 0) // BLOCK + 1) * BLOCK
-    limits, choose = parts.rules(here.options)
+        tf.cond(leaving, lambda: _without_some(stage, parts), lambda: stage), stage)
+    few, options = _fewer(here, parts), _of(here.rows, parts.options)
+    until = (here.steps // BLOCK + 1) * BLOCK
 
     def going(steps: tf.Tensor, progress: Progress, cache: Cache) -> tf.Tensor:
         del cache
-        return (steps < until) & (_live(progress) > tf.where(steps < 0, 0, few))
+        return (steps < until) & (_live(progress) > few)
 
     def once(steps: tf.Tensor, progress: Progress, cache: Cache) -> Any:
-        found, moved = tf.cond(steps < 0, lambda: (parts.logits, cache),
-                               lambda: parts.step(progress.tokens, progress.live, cache))
-        after = advance(progress, with_shapes_of(found, parts.logits), limits, choose, (),
-                        parts.watchers)
-        return steps + 1, with_shapes_of(after, progress), with_shapes_of(moved, cache)
+        logits, moved = parts.step(progress.tokens, progress.live, cache)
+        after = parts.advance(options, progress, with_shapes_of(logits, parts.logits))
+        return steps + 1, after, with_shapes_of(moved, cache)
 
-    cache = with_shapes_of(parts.grown(here.cache, parts.width + until), here.cache)
+    room = tf.where(parts.together, 0, parts.width + until)
+    cache = with_shapes_of(parts.grown(here.cache, room), here.cache)
     steps, progress, cache = tf.while_loop(going, once, (here.steps, here.progress, cache),
                                            parallel_iterations=1)
     return here._replace(steps=steps, progress=progress, cache=cache)
 
 
-def _without_some(stage: _Stage, tell: Callable[[Progress], Any]) -> _Stage:
+def _without_some(stage: _Stage, parts: _Parts) -> _Stage:
     """Write down what there is, and go on with fewer rows, all that are live among them."""
     sizes = tf.constant(SIZES)
     count = tf.reduce_min(tf.where(sizes >= _live(stage.progress), sizes, SIZES[-1]))
     order = tf.argsort(tf.cast(stage.progress.live, tf.int32), direction="DESCENDING",
                        stable=True)[:count]
-    rows, options, progress, cache = tf.nest.map_structure(
-        lambda tensor: tf.gather(tensor, order),
-        (stage.rows, stage.options, stage.progress, stage.cache))
-    return _Stage(stage.steps, rows, options, progress, cache, _written(stage, tell))
+    rows, progress, cache = _of(order, (stage.rows, stage.progress, stage.cache))
+    return _Stage(stage.steps, rows, progress, cache, _written(stage, parts))
 
 
-def _written(stage: _Stage, tell: Callable[[Progress], Any]) -> Any:
-    """Return what is to be told of all rows."""
-    places = tf.expand_dims(stage.rows, 1)
+def _of(rows: tf.Tensor, nest: Any) -> Any:
+    """Take some rows of every tensor of a nest."""
+    first = tf.constant(0)
     return tf.nest.map_structure(
-        lambda all_rows, some: tf.tensor_scatter_nd_update(all_rows, places, some),
-        stage.told, tell(stage.progress))
+        lambda tensor: tf.raw_ops.GatherV2(params=tensor, indices=rows, axis=first), nest)
+
+
+def _written(stage: _Stage, parts: _Parts) -> Any:
+    """Return what is to be told of all rows."""
+    # Scattering refuses tensors that hold nothing; of two that hold a row, the later one counts.
+    return tf.nest.map_structure(
+        lambda all_rows, some: tf.dynamic_stitch([parts.rows, stage.rows], [all_rows, some]),
+        stage.told, parts.tell(stage.rows, parts.options, stage.progress))
 
 
 def _live(progress: Progress) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(progress.live, tf.int32))
 
 
-def _below(count: tf.Tensor) -> tf.Tensor:
-    """Return the largest of the sizes below a number of rows; 0 if there is none."""
+def _fewer(stage: _Stage, parts: _Parts) -> tf.Tensor:
+    """Return the largest of the sizes below the number of rows; 0 if there is none to go to."""
     sizes = tf.constant(SIZES)
-    return tf.reduce_max(tf.where(sizes < count, sizes, 0))
+    smaller = (sizes < tf.size(stage.rows)) & ~parts.together
+    return tf.reduce_max(tf.where(smaller, sizes, 0))

@@ -61,8 +61,7 @@ def watcher(table: Spellings, stops: tf.Tensor) -> Watcher:
     sizes_of = tf.reduce_sum(tf.cast(stops >= 0, tf.int32), axis=-1)         # [N, S]
     asked = tf.reduce_any(sizes_of > 0, axis=-1)                             # [N]
     anybody = tf.reduce_any(asked)
-    tail = tf.fill(tf.shape(stops[:, 0]), tf.constant(NOTHING, tf.int16))
-    state = Search(tf.ensure_shape(tail, stops[:, 0].shape), tf.zeros_like(sizes_of[:, 0]))
+    state = Search(tf.zeros_like(stops[:, 0]) + NOTHING, tf.zeros_like(asked, tf.int32))
 
     def watch(choice: Choice, state: Search) -> tuple[tf.Tensor, Search]:
         found = tf.cond(anybody, lambda: _read(table, stops, sizes_of, state, choice.tokens,
@@ -84,8 +83,8 @@ def _read(table: Spellings, stops: tf.Tensor, sizes_of: tf.Tensor, state: Search
         spot = tf.minimum(starts + place, len(table.data) - 1)
         byte = tf.cast(tf.gather(data, spot), tf.int16)
         here = place < sizes
-        moved = tf.concat([search.tail[:, 1:], byte[:, None]], axis=1)
-        tail = tf.where(here[:, None], moved, search.tail)                   # [N, M]
+        moved = tf.concat([search.tail[:, 1:], tf.expand_dims(byte, 1)], axis=1)
+        tail = tf.where(tf.expand_dims(here, 1), moved, search.tail)         # [N, M]
         same = tf.reduce_all((stops == tail[:, None, :]) | (stops < 0), axis=-1)
         size = tf.reduce_max(tf.where(same, sizes_of, 0), axis=-1)           # [N]
         whole = here & (size > 0) & (search.cut == 0)

@@ -36,7 +36,7 @@ def attend(query: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, allowed: tf.Ten
     query = query * (1.0 / float(size) ** 0.5)
     if heads == groups:
         scores = tf.matmul(query, keys, transpose_b=True)  # [N, H, S, C]
-        weights = tf.nn.softmax(tf.where(allowed[:, None], scores, MASKED))
+        weights = tf.nn.softmax(tf.where(tf.expand_dims(allowed, 1), scores, MASKED))
         return tf.matmul(weights, values)
     rows, _, steps, _ = sizes(query)
     folded = tf.reshape(query, [rows, groups, -1, size])  # [N, G, H/G * S, d]
@@ -62,7 +62,7 @@ def join_heads(split: tf.Tensor) -> tf.Tensor:
 def causal(tokens: tf.Tensor | int) -> tf.Tensor:
     """Return [1, T, T] bool: a position may look at itself and to its left."""
     places = tf.range(tokens)
-    return (places[None, :] <= places[:, None])[None]
+    return tf.expand_dims(places <= tf.expand_dims(places, 1), 0)
 
 
 def write(buffer: tf.Tensor, new: tf.Tensor, lengths: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
@@ -102,11 +102,11 @@ def places(buffer: tf.Tensor, steps: tf.Tensor | int, lengths: tf.Tensor, counts
     rows, groups, room, _ = sizes(buffer)
     if isinstance(steps, int) and steps == 1:
         grid = tf.meshgrid(tf.range(rows), tf.range(groups), indexing="ij")
-        place = tf.broadcast_to(tf.minimum(lengths, room - 1)[:, None], [rows, groups])
+        place = tf.broadcast_to(tf.expand_dims(tf.minimum(lengths, room - 1), 1), [rows, groups])
         written = (counts > 0) & (lengths <= room - 1)
         return Places(tf.stack([*grid, place], axis=-1), written[:, None, None], True)
-    number = tf.range(room)[None, :] - lengths[:, None]  # [N, C]
-    written = (number >= 0) & (number < counts[:, None])
+    number = tf.range(room) - tf.expand_dims(lengths, 1)  # [N, C]
+    written = (number >= 0) & (number < tf.expand_dims(counts, 1))
     return Places(tf.clip_by_value(number, 0, steps - 1), written[:, None, :, None], False)
 
 

@@ -80,7 +80,7 @@ class CachedDecoder(keras.layers.Layer):
     def read_vectors(self, vectors: tf.Tensor, allowed: tf.Tensor, *, training: bool = False
                      ) -> tuple[tf.Tensor, list[Projected]]:
         """Read rows that are looked up already, [B, T, D], as `read` does."""
-        positions = tf.range(tf.shape(vectors)[1])[None, :]
+        positions = tf.expand_dims(tf.range(tf.shape(vectors)[1]), 0)
         hidden, angles = self.put(vectors, positions, training=training)
         layers = []
         for block in self.blocks():
@@ -109,16 +109,17 @@ class CachedDecoder(keras.layers.Layer):
         kept = Cache(tuple((p.keys, p.values) for p in layers), lengths)
         return self.to_logits(last), grown(kept, capacity)
 
-    def extend(self, ids: tf.Tensor, counts: tf.Tensor, cache: Cache
+    def extend(self, ids: tf.Tensor, counts: tf.Tensor, cache: Cache, *, owned: bool = False
                ) -> tuple[tf.Tensor, Cache]:
         """Read S more ids of each row, as the contract Decoder says.
 
         The caller leaves room: what would stand behind the cache's capacity is dropped.
         """
+        del owned
         counts = tf.cast(counts, tf.int32)
-        positions = cache.lengths[:, None] + tf.range(tf.shape(ids)[1])[None, :]  # [N, S]
+        positions = tf.expand_dims(cache.lengths, 1) + tf.range(tf.shape(ids)[1])  # [N, S]
         room = tf.range(sizes(cache.layers[0][0])[2])
-        allowed = room[None, None, :] <= positions[:, :, None]  # [N, S, C]
+        allowed = room <= tf.expand_dims(positions, 2)  # [N, S, C]
         hidden, angles = self.embed(ids, tf.minimum(positions, self.max_positions - 1))
         where = places(cache.layers[0][0], sizes(ids)[1], cache.lengths, counts)
         layers = []
@@ -148,6 +149,12 @@ def grown(cache: Cache, room: tf.Tensor | int) -> Cache:
         return found
 
     return Cache(tf.nest.map_structure(padded, cache.layers), cache.lengths)
+
+
+def own(cache: Cache) -> Cache:
+    """Copy a cache, so that whoever has the copy may write into it."""
+    return Cache(tf.nest.map_structure(lambda part: tf.raw_ops.DeepCopy(x=part), cache.layers),
+                 cache.lengths)
 
 
 def check_width(ids: Any, max_positions: int) -> None:

@@ -75,12 +75,14 @@ class Decoder(Protocol):
         which XLA needs.
         """
 
-    def extend(self, ids: tf.Tensor, counts: tf.Tensor, cache: Cache) -> tuple[tf.Tensor, Cache]:
+    def extend(self, ids: tf.Tensor, counts: tf.Tensor, cache: Cache, *, owned: bool = False
+               ) -> tuple[tf.Tensor, Cache]:
         """Read S more ids of each row, of which `counts` [N] (0 .. S) are real.
 
         ids [N, S] int32 -> logits [N, S, V], position s holding those of the id after ids[:, s].
         A decoding step is S = 1; speculation and chunked prefill use more. A row whose count is 0
-        keeps its cache and its length.
+        keeps its cache and its length. `owned` says that nobody will look at the tensors of `cache`
+        any more, so that they may be written into.
         """
 
     def rollback(self, cache: Cache, lengths: tf.Tensor) -> Cache:

@@ -86,14 +86,15 @@ class FastDecoder(CachedDecoder, Weights):
             normed += tf.convert_to_tensor(self.head_shift)
         return over_last_axis(self.head.logits, normed, self.head.count)
 
-    def extend(self, ids: tf.Tensor, counts: tf.Tensor, cache: Cache) -> tuple[tf.Tensor, Cache]:
+    def extend(self, ids: tf.Tensor, counts: tf.Tensor, cache: Cache, *, owned: bool = False
+               ) -> tuple[tf.Tensor, Cache]:
         """Read S more ids of each row; S = 1, the step of a loop, goes the short way."""
         if ids.shape[1] != 1:
-            return super().extend(ids, counts, cache)
+            return super().extend(ids, counts, cache, owned=owned)
         counts = tf.cast(counts, tf.int32)
         places = cache.lengths[:, None]                                      # [N, 1]
         hidden, angles = self.embed(ids, tf.minimum(places, self.max_positions - 1))
-        slots = Slots(cache.lengths, counts, cache.layers[0][0], in_place=not self.xla)
+        slots = Slots(cache.lengths, counts, cache.layers[0][0], xla=self.xla, owned=owned)
         hidden = tf.squeeze(hidden, axis=1)                                  # [N, D]
         layers = []
         for block, (keys, values) in zip(self.stack, cache.layers):
@@ -109,38 +110,46 @@ class Slots:
         lengths: [N] int32, positions in use.
         counts: [N] int32, 0 or 1 new ones.
         buffer: [N, G, C, d], a layer's keys.
-        in_place: write by an operation that copies a buffer only where somebody else still needs
-            the old one, which in a loop is never; XLA does not have it.
+        xla: write by an operation that XLA has.
+        owned: write into the buffers that are given. Without, they are copied where somebody else
+            may still need them.
     """
 
-    def __init__(self, lengths: tf.Tensor, counts: tf.Tensor, buffer: tf.Tensor, *, in_place: bool
-                 ) -> None:
+    def __init__(self, lengths: tf.Tensor, counts: tf.Tensor, buffer: tf.Tensor, *, xla: bool,
+                 owned: bool) -> None:
         shape = tf.shape(buffer)
         groups, room = buffer.shape[1], shape[2]
         first = tf.range(shape[0] * groups) * room                           # [N * G]
-        place = tf.minimum(lengths, room - 1)
-        self.shape, self.in_place = shape, in_place
-        self.rows = (first + tf.repeat(place, groups))[:, None]              # [N * G, 1]
+        self.shape, self.xla, self.owned = shape, xla, owned
+        self.rows = first + tf.repeat(tf.minimum(lengths, room - 1), groups)  # [N * G]
         written = tf.cast((counts > 0) & (lengths < room), tf.float32)
-        self.written = tf.repeat(written, groups)[:, None]                   # [N * G, 1], 0 or 1
-        self.hidden = tf.where(tf.range(room) <= lengths[:, None], 0.0, MASKED)[:, None, None]
+        self.written = tf.expand_dims(tf.repeat(written, groups), 1)         # [N * G, 1], 0 or 1
+        visible = tf.range(room) <= tf.expand_dims(lengths, 1)
+        self.hidden = tf.reshape(tf.where(visible, 0.0, MASKED), [-1, 1, 1, room])
 
     def write(self, buffer: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
         """Put [N, G, 1, d] into [N, G, C, d]; a row without a new position keeps what it has."""
         size = buffer.shape[3]
         flat, new = tf.reshape(buffer, [-1, size]), tf.reshape(new, [-1, size])
-        old = tf.gather(flat, self.rows[:, 0])                               # [N * G, d]
-        if self.in_place:
-            # TensorFlow's other updates copy the whole buffer on a CPU. Adding what makes 0 and
-            # then the new values is exact, whatever stood there.
-            flat = _added(flat, self.rows, old * -self.written)
-            flat = _added(flat, self.rows, new * self.written)
+        old = tf.gather(flat, self.rows)                                     # [N * G, d]
+        if self.owned and not self.xla:
+            kept = tf.where(self.written > 0.0, new, old)
+            flat = tf.raw_ops.InplaceUpdate(x=flat, i=self.rows, v=kept)
         else:
-            flat = tf.tensor_scatter_nd_update(
-                flat, self.rows, tf.where(self.written > 0.0, new, old))
+            flat = self._put(flat, old, new, tf.expand_dims(self.rows, 1))
         result = tf.reshape(flat, self.shape)
         result.set_shape(buffer.shape)
         return result
+
+    def _put(self, flat: tf.Tensor, old: tf.Tensor, new: tf.Tensor, rows: tf.Tensor
+                 ) -> tf.Tensor:
+        if self.xla:
+            return tf.tensor_scatter_nd_update(
+                flat, rows, tf.where(self.written > 0.0, new, old))
+        # TensorFlow's other updates copy the whole buffer on a CPU. Adding what makes 0 and then
+        # the new values is exact, whatever stood there.
+        flat = _added(flat, rows, old * -self.written)
+        return _added(flat, rows, new * self.written)
 
 
 def _added(buffer: tf.Tensor, rows: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

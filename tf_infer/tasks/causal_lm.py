@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tf_infer.config import CausalLMConfig, ConstraintConfig
 from tf_infer.decoding import controls
-from tf_infer.decoding.contracts import Limits, Processor, Start
+from tf_infer.decoding.contracts import Limits, Processor
 from tf_infer.decoding.processors import History
 from tf_infer.decoding.score import place_scores
 from tf_infer.decoding.shared import Shared
@@ -171,32 +171,12 @@ class CausalLM(Task):
         """
         start = self.loops.read(dense["ids"], dense["lengths"])
         if "prefix" not in dense:
-            return self._plainly(start, dense)
-        if self.compiled == "xla":  # compiles both sides of a branch
-            return self._as_asked(start, dense)
-        # What nobody asks for is not even looked at in every step.
-        asked = self.row_options.asked(dense) | self.row_constraints.asked(dense)
-        return tf.cond(asked, lambda: self._as_asked(start, dense),
-                       lambda: {**self._plainly(start, dense), **self._nothing_told(dense)})
-
-    def _plainly(self, start: Start, dense: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Decode with the options of `options.PLAIN`, and `draw`, alone."""
-        return dict(zip(PLAINLY, self.loops.plainly(start, dense)))
-
-    def _as_asked(self, start: Start, dense: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Decode with every option."""
-        made = self.loops.as_asked(self.loops.with_room(start), {
+            return dict(zip(PLAINLY, self.loops.plainly(start, dense)))
+        made, _ = self.loops.as_asked(start, {
             **dense, "history": dense["ids"], "history_length": dense["lengths"],
             "state": self.row_constraints.begun(dense)})
         return {**dict(zip(PLAINLY, made)), "top_ids": made.top_ids,
                 "top_logprobs": made.top_log_probs, "cut": made.cut, "incomplete": made.incomplete}
-
-    def _nothing_told(self, dense: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Return what `_as_asked` gives beside `_plainly` where nobody asks for anything."""
-        shape = [tf.shape(dense["lengths"])[0], self.config.capacity, self.config.top_logprobs]
-        return {"top_ids": tf.fill(shape, -1), "top_logprobs": tf.zeros(shape),
-                "cut": tf.zeros_like(dense["lengths"]),
-                "incomplete": tf.zeros_like(dense["lengths"], tf.bool)}
 
     def processors(self, dense: Mapping[str, tf.Tensor], history: History, *,
                    before: tf.Tensor | None = None) -> tuple[Processor, ...]:
@@ -248,10 +228,12 @@ class CausalLM(Task):
         return Shared(POSTPROCESS, cut, [tf.TensorSpec([None], tf.string),
                                          tf.TensorSpec([None, None], tf.int32), one, one])
 
-    def step(self, tokens: tf.Tensor, live: tf.Tensor, cache: Cache) -> tuple[tf.Tensor, Cache]:
-        """Read one token of each live row; see `StepFn`."""
-        logits, cache = self.network.extend(tokens[:, None], tf.cast(live, tf.int32), cache)
-        return tf.cast(logits[:, 0], tf.float32), cache
+    def step(self, tokens: tf.Tensor, live: tf.Tensor, cache: Cache, *, owned: bool = False
+             ) -> tuple[tf.Tensor, Cache]:
+        """Read one token of each live row; see `StepFn`, and `Decoder.extend` for `owned`."""
+        logits, cache = self.network.extend(
+            tf.expand_dims(tokens, 1), tf.cast(live, tf.int32), cache, owned=owned)
+        return tf.cast(tf.squeeze(logits, 1), tf.float32), cache
 
     def limits(self, max_new_tokens: tf.Tensor, stop_ids: tf.Tensor | None = None) -> Limits:
         """Return the limits of a loop; `stop_ids` [B, E] are one more than the ids, 0 for none."""

@@ -136,13 +136,14 @@ class HostLoops:
         logits, cache = task.network.extend(
             inputs["ids"], id_count, _unstacked(inputs["cache"], inputs["lengths"]))
         last = tf.gather(logits, tf.maximum(id_count, 1) - 1, batch_dims=1)  # [B, V]
-        made = task.loops.as_asked(Start(tf.cast(last, tf.float32), cache),
-                                   {**inputs, "max_new_tokens": inputs["count"]})
-        flat = [tensor for layer in made.cache.layers for tensor in layer]
+        made, cache = task.loops.as_asked(
+            Start(tf.cast(last, tf.float32), cache),
+            {**inputs, "max_new_tokens": inputs["count"]}, together=True)
+        flat = [tensor for layer in cache.layers for tensor in layer]
         return {"tokens": made.ids, "token_count": made.lengths,
                 "finished": made.finished, "score": made.scores,
                 "cache": tf.ensure_shape(tf.stack(flat, axis=1), inputs["cache"].shape),
-                "lengths": made.cache.lengths, "token_logprobs": made.log_probs,
+                "lengths": cache.lengths, "token_logprobs": made.log_probs,
                 "top_ids": made.top_ids, "top_logprobs": made.top_log_probs,
                 "state": task.row_constraints.left(inputs["constraint"], made.state)}
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 
 from tf_infer.decoding import record, sampling, staged, stops
 from tf_infer.decoding.constraints import LONGEST, first_only
-from tf_infer.decoding.contracts import Limits, SamplingOptions, Start
-from tf_infer.decoding.loop import Choose, Progress, run
+from tf_infer.decoding.contracts import Limits, Processor, SamplingOptions, Start, Watcher
+from tf_infer.decoding.loop import Choose, Progress, advance, begin, run
 from tf_infer.decoding.processors import History
 from tf_infer.decoding.shared import Shared
+from tf_infer.decoding.staged import Told
 from tf_infer.networks.axes import sizes
-from tf_infer.networks.cached import grown
+from tf_infer.networks.cached import grown, own
 from tf_infer.networks.contracts import Cache
 from tf_infer.stages import CORE, DECODING
 from tf_infer.tasks import options
@@ -41,7 +42,6 @@ class Made(NamedTuple):
         cut: [N] int32, bytes from the end of the text back to a stop string, 0 for none.
         incomplete: [N] bool, the row's constraint asks for more.
         state: [N] int32, of the named constraint.
-        cache: that the last step left.
     """
 
     ids: tf.Tensor
@@ -54,7 +54,6 @@ class Made(NamedTuple):
     cut: tf.Tensor
     incomplete: tf.Tensor
     state: tf.Tensor
-    cache: Cache
 
 
 class Plain(NamedTuple):
@@ -65,6 +64,15 @@ class Plain(NamedTuple):
     scores: tf.Tensor
     finished: tf.Tensor
     log_probs: tf.Tensor
+
+
+class _Rules(NamedTuple):
+    """What rows are held to: the arguments of `loop.run` behind `start`."""
+
+    limits: Limits
+    choose: Choose
+    processors: Sequence[Processor]
+    watchers: Sequence[Watcher]
 
 
 class Loops:
@@ -107,22 +115,33 @@ class Loops:
         found: Plain = self._plainly(start, {name: given[name] for name in self._plain_specs})
         return found
 
-    def as_asked(self, start: Start, dense: Dense) -> Made:
-        """Decode with every option.
+    def as_asked(self, start: Start, dense: Dense, *, together: bool = False
+                 ) -> tuple[Made, Cache]:
+        """Decode with every option; the cache is that which the last step left.
 
         Args:
-            start: of N rows.
+            start: of N rows; what `read` gave, or with all the room that is needed.
             dense: what `RowOptions.dense` and `RowConstraints.dense` give (of the last without
                 choices for none); `history` [N, H] and `history_length` [N], what each row holds;
                 `produced` [N], tokens of it that earlier calls produced; `allowed` [N, W], as in
                 `constraints.first_only`; `state` [N], of the named constraint.
+            together: there is room already, and all rows stay to the end; else the cache is that of
+                the rows which were there last.
         """
         none = tf.zeros_like(dense["state"])[:, None][:, :0]                 # [N, 0]
         given = {"choice_ends": none, "allowed": none,
                  "choice_tokens": none[..., None] + tf.zeros([LONGEST], tf.int32),
                  "produced": tf.zeros_like(dense["state"]), **dense}
-        found: Made = self._as_asked(start, {name: given[name] for name in self._asked_specs})
+        given = {name: given[name] for name in self._asked_specs}
+        if self._shapes_stay:
+            return self._asked_at_once(start if together else self.with_room(start), given)
+        found: tuple[Made, Cache] = self._as_asked(start, given, tf.constant(together))
         return found
+
+    @property
+    def _shapes_stay(self) -> bool:
+        """Whether there are no stages: op by op, and for XLA."""
+        return tf.executing_eagerly() or self.task.compiled == "xla"
 
     @cached_property
     def cache_spec(self) -> Cache:
@@ -152,10 +171,11 @@ class Loops:
                 "history_length": one, "produced": one, "state": one}
 
     def _held(self, function: Callable[..., Any], *specs: Callable[[], Any], stage: str = CORE,
-              copied: bool = False) -> Callable[..., Any]:
+              copied: bool = False, in_one_thread: bool = False) -> Callable[..., Any]:
         if self.task.compiled == "xla":
             return function
-        return Shared(stage, function, [spec() for spec in specs], optimised=True, copied=copied)
+        return Shared(stage, function, [spec() for spec in specs], optimised=True, copied=copied,
+                      in_one_thread=in_one_thread)
 
     @cached_property
     def _prefill(self) -> Callable[..., Any]:
@@ -168,13 +188,16 @@ class Loops:
 
     @cached_property
     def _as_asked(self) -> Callable[..., Any]:
-        return self._held(self._decoded_as_asked, self._start_spec, lambda: self._asked_specs)
+        return self._held(self._asked_in_stages, self._start_spec, lambda: self._asked_specs,
+                          lambda: tf.TensorSpec([], tf.bool))
 
     @cached_property
     def _step(self) -> Callable[..., Any]:
-        return self._held(self.task.step, lambda: tf.TensorSpec([None], tf.int32),
+        # Tensors of loops are their own.
+        return self._held(partial(self.task.step, owned=True),
+                          lambda: tf.TensorSpec([None], tf.int32),
                           lambda: tf.TensorSpec([None], tf.bool), lambda: self.cache_spec,
-                          copied=True)
+                          in_one_thread=True)
 
     @cached_property
     def _choose(self) -> Callable[..., Any]:
@@ -194,43 +217,83 @@ class Loops:
         return Start(tf.cast(logits, tf.float32), cache)
 
     def _decoded_plainly(self, start: Start, dense: Dense) -> Plain:
-        rows, capacity = tf.zeros_like(dense["max_new_tokens"]), self.task.config.capacity
-        watchers = (record.watcher(rows, capacity, 0),)
-        if tf.executing_eagerly() or self.task.compiled == "xla":  # shapes stay as they are
-            limits, choose = self._plain_rules(dense)
-            progress, _ = run(self._step, self.with_room(start), limits, choose, (), watchers,
-                              compact=self.task.compiled == "none")
-            return _plain(progress)
-        most = self._most_positions(start.cache)
-        return staged.run(
-            self._step, start, dict(dense), self._plain_rules, watchers, _plain,
-            width=sizes(start.cache.layers[0][0])[2],
-            grown=lambda cache, room: grown(cache, tf.minimum(_alike(room), most)))
+        if self._shapes_stay:
+            progress, _ = run(self._step, self.with_room(start), *self._plain_rules(dense))
+            return _plain(dense, progress)
+        found, _ = self._in_stages(start, dense, self._plain_rules(dense),
+                                   self._advanced_plainly, _plain)
+        return found
 
-    def _plain_rules(self, dense: Dense) -> tuple[Limits, Choose]:
-        off = tf.zeros_like(dense["temperature"])
+    def _asked_in_stages(self, start: Start, dense: Dense, together: tf.Tensor
+                         ) -> tuple[Made, Cache]:
+        return self._in_stages(start, dense, self._asked_rules(dense), self._advanced_as_asked,
+                               self._told, together)
+
+    def _asked_at_once(self, start: Start, dense: Dense) -> tuple[Made, Cache]:
+        progress, cache = run(self._step, start, *self._asked_rules(dense))
+        return self._told(dense, progress), cache
+
+    def _in_stages(self, start: Start, dense: Dense, rules: _Rules, advanced: staged.Advance,
+                   tell: Callable[[Dense, Progress], Told],
+                   together: tf.Tensor | bool = False) -> tuple[Told, Cache]:
+        most = self._most_positions(start.cache)
+
+        def roomy(cache: Cache, room: tf.Tensor) -> Cache:
+            wanted = tf.where(room > 0, tf.minimum(_alike(room), most), 0)
+            return own(grown(cache, wanted))
+
+        return staged.run(
+            self._step, start, dict(dense), begin(rules.limits, rules.processors, rules.watchers),
+            advanced, tell, width=sizes(start.cache.layers[0][0])[2], grown=roomy,
+            together=together)
+
+    def _plain_rules(self, dense: Dense) -> _Rules:
+        off, before = tf.zeros_like(dense["temperature"]), dense.get("produced", 0)
         chosen = SamplingOptions(**{name: dense[name] for name in DRAWING}, min_p=off,
                                  typical_p=off)
-        return (self.task.limits(dense["max_new_tokens"]),
-                lambda values, produced: self._choose(values, chosen, produced))
+        nothing = tf.zeros_like(dense["max_new_tokens"])
+        return _Rules(self.task.limits(dense["max_new_tokens"]),
+                      lambda values, produced: self._choose(values, chosen, before + produced), (),
+                      (record.watcher(nothing, self.task.config.capacity, 0),))
 
-    def _decoded_as_asked(self, start: Start, dense: Dense) -> Made:
-        task, held, before = self.task, self.task.row_constraints, dense["produced"]
-        chosen, capacity = task.row_options.sampling(dense), task.config.capacity
-        length = dense["history_length"]
+    def _advanced_plainly(self, dense: Dense, progress: Progress, logits: tf.Tensor) -> Progress:
+        return advance(progress, logits, *self._plain_rules(dense))
+
+    def _asked_rules(self, dense: Dense) -> _Rules:
+        task, config, before = self.task, self.task.config, dense["produced"]
+        chosen, length = task.row_options.sampling(dense), dense["history_length"]
         history = History(dense["history"], tf.maximum(length - before, 0), length)
-        progress, cache = run(
-            self._step, start, task.limits(dense["max_new_tokens"], dense["stop_ids"]),
+        return _Rules(
+            task.limits(dense["max_new_tokens"], dense["stop_ids"]),
             lambda values, produced: self._choose(values, chosen, before + produced),
             (*task.processors(dense, history, before=before), first_only(dense["allowed"]),
-             *held.processors(dense)),
-            (record.watcher(dense["logprobs"], capacity, task.config.top_logprobs),
-             stops.watcher(task.row_options.spellings, dense["stops"] - 1)),
-            compact=task.compiled == "none")
+             *task.row_constraints.processors(dense)),
+            (record.watcher(dense["logprobs"], config.capacity, config.top_logprobs),
+             stops.watcher(task.row_options.spellings, dense["stops"] - 1)))
+
+    def _advanced_as_asked(self, dense: Dense, progress: Progress, logits: tf.Tensor) -> Progress:
+        def plainly() -> Progress:
+            # Nobody asks again later: what only those who ask remember may stay as it is.
+            told, *others = progress.seen
+            moved = self._advanced_plainly(
+                dense, progress._replace(states=(), seen=(told,)), logits)
+            return moved._replace(states=progress.states, seen=(*moved.seen, *others))
+
+        return tf.cond(self._asked(dense),
+                       lambda: advance(progress, logits, *self._asked_rules(dense)), plainly)
+
+    def _asked(self, dense: Dense) -> tf.Tensor:
+        """Return whether any row asks for more than plain options: [] bool."""
+        task = self.task
+        return (task.row_options.asked(dense) | task.row_constraints.asked(dense)
+                | tf.reduce_any(dense["state"] > 0) | (tf.size(dense["allowed"]) > 0))
+
+    def _told(self, dense: Dense, progress: Progress) -> Made:
+        held = self.task.row_constraints
         told, search = progress.seen
         return Made(progress.ids, progress.lengths, progress.scores, progress.finished,
                     told.log_probs, told.top_ids, told.top_log_probs, search.cut,
-                    held.incomplete(dense, progress), held.state_of(progress), cache)
+                    held.incomplete(dense, progress), held.state_of(progress))
 
 
 def _alike(positions: tf.Tensor) -> tf.Tensor:
@@ -244,6 +307,7 @@ def _alike(positions: tf.Tensor) -> tf.Tensor:
     return tf.maximum(whole, ONE_CHAIN)
 
 
-def _plain(progress: Progress) -> Plain:
+def _plain(dense: Dense, progress: Progress) -> Plain:
+    del dense
     return Plain(progress.ids, progress.lengths, progress.scores, progress.finished,
                  progress.seen[0].log_probs)
