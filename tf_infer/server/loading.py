@@ -82,14 +82,13 @@ def load(session: Any, path: Path, tags: Sequence[str], *, gently: bool) -> Any:
         return loader(str(path)).load(session, list(tags))
 
 
-def load_prepared(session: Any, path: Path, graph: bytes, *, gently: bool) -> Any:
+def load_prepared(session: Any, path: Path, graph: bytes) -> Any:
     """Load a prepared graph and the variables of its SavedModel; return its MetaGraphDef.
 
     Args:
         session: whose settings leave TensorFlow's optimiser out.
         path: version directory.
         graph: a serialized MetaGraphDef, as `export.prepared` writes it.
-        gently: as of `load`.
     """
     meta_graph = meta_graph_pb2.MetaGraphDef.FromString(graph)
     with session.graph.as_default(), _quiet():
