@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ import pytest
 
 from tests.server.serverkit import make_versions, running
 from tests.server.slotkit import Heard, alone, same, until
+from tf_infer.engines import litert
 from tf_infer.errors import ConfigError, NotOffered, Overloaded, ServerUnavailable
-from tf_infer.manifest import EXTRA_FOLDER, engine_folder
+from tf_infer.manifest import EXTRA_FOLDER, TensorSpec, engine_folder
 from tf_infer.server import slot_engines
 from tf_infer.server.app import Server
 from tf_infer.server.config import DecodeConfig, ModelConfig, Monitoring
 from tf_infer.server.contracts import LoadTimes
-from tf_infer.server.fake_decoder import TOKENS, FakeDecoder
+from tf_infer.server.fake_decoder import TOKENS, FakeDecoder, FakeStepEngine
 from tf_infer.server.fakes import EchoServable
-from tf_infer.server.forms import EngineForm
+from tf_infer.server.forms import CHOOSE, EngineForm
 from tf_infer.server.generation import GenerationRequest
 from tf_infer.server.saved_form import SavedForm
 from tf_infer.server.versions import ModelRef
@@ -157,6 +159,20 @@ def test_an_engine_is_taken_where_there_is_one_and_not_where_it_is_not_wanted(
         slot_engines._form(DecodeConfig(engine="litert"), *arguments)
     form = slot_engines._form(DecodeConfig(engine="saved_model"), *arguments)
     assert isinstance(form, SavedForm) and not isinstance(form, EngineForm)
+
+
+def test_an_engine_whose_version_cannot_be_served_with_it_is_freed(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, engine = FakeDecoder(), FakeStepEngine()
+    assert decoder.manifest is not None
+    strange = replace(decoder.manifest, signatures=tuple(
+        replace(spec, inputs=(*spec.inputs, TensorSpec(name="new", dtype="int32", shape=(None,))))
+        if spec.name == CHOOSE else spec for spec in decoder.manifest.signatures))
+    engine_folder(tmp_path, slot_engines.LITERT).mkdir(parents=True)
+    monkeypatch.setattr(litert, "load", lambda folder, **settings: engine)
+    with pytest.raises(NotOffered, match=r"got \['new'\] without"):
+        slot_engines._form(DecodeConfig(), decoder, strange, tmp_path)
+    assert engine.closed
 
 
 @pytest.mark.parametrize(("wrong", "name"), [

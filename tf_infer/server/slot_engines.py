@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tf_infer import token_bytes
+from tf_infer.engines import files
 from tf_infer.errors import BackendMissing, NotOffered
 from tf_infer.manifest import EXTRA_FOLDER, ModelManifest, engine_folder
 from tf_infer.server import cpus
@@ -122,7 +123,8 @@ def _engine(config: DecodeConfig, servable: Servable, manifest: ModelManifest, p
             raise
         event("decode", logging.WARNING, path=path, passed_over=LITERT, error=str(error))
         return None
-    return EngineForm(engine, servable, manifest, config.slots, guesses=config.guesses)
+    with files.made_ready(engine):
+        return EngineForm(engine, servable, manifest, config.slots, guesses=config.guesses)
 
 
 def register(metrics: Metrics, generators: VersionGenerators) -> None:
