@@ -8,6 +8,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -123,6 +124,23 @@ def test_rp22_what_looks_like_half_a_pair_may_be_none_or_passes_as_rapidjson_tak
         text: bytes, raw: bytes) -> None:
     document = rest_json.parse(b'{"a": "' + text + b'"} "\\ud800"')
     assert document.to_bytes(document.members["a"]) == raw
+
+
+@pytest.mark.parametrize("body", [
+    b'{"a":"' + b"\\" * 60_000, b'{"a":"' + b"\\" * 60_000 + b'"}',
+    b'{"a":-Inf,"b":"' + b'\\"' * 30_000, b'{"a":-NaN,"b":"' + b"\\" * 60_001,
+    b'{"a":' + b"1" * 60_000, b'{"a":0.' + b"1" * 60_000 + b"}", b'{"a":' + b"-Inf" * 15_000,
+], ids=["backslashes", "ended", "quotes", "one-backslash-more", "digits", "places", "spellings"])
+def test_no_body_costs_more_than_its_length(body: bytes) -> None:
+    def read() -> None:
+        with suppress(InvalidRequest):
+            rest_json.parse(body)
+
+    assert _spent_s(read) < 2.0  # some milliseconds; at a cost of the length squared 20 s
+
+
+def test_a_text_without_end_behind_another_spelling_is_told_of() -> None:
+    assert "Missing a closing quotation mark" in refused(b'{"a": -Inf, "b": "\\"Inf')
 
 
 def test_a_second_half_in_a_body_that_is_no_utf8_is_refused() -> None:

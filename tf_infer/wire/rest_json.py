@@ -42,11 +42,12 @@ _FAULTS = {
 _FLOAT32 = struct.Struct("<f")
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\n\r]*")
-# A text, which stays, or what rapidjson reads beside NaN, Infinity and -Infinity.
-_SPELLINGS = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|-NaN|(-?Inf)(?!i)', re.DOTALL)
+# A text, ended or not, which stays, or what rapidjson reads beside NaN, Infinity and -Infinity.
+_SPELLINGS = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z))|-NaN|(-?Inf)(?!i)', re.DOTALL)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*")
-# The first half of a surrogate pair without the second; an escape if its backslashes are odd.
-_LONE_HALF = re.compile(r"(\\+)u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})")
+# The first half of a surrogate pair without the second; an escape if its backslashes are odd. A run
+# of them is looked at from its beginning alone: else long ones would cost their length squared.
+_LONE_HALF = re.compile(r"(?<!\\)(\\+)u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})")
 # What a number beyond double has, with every digit as "1".
 _DIGITS = bytes.maketrans(b"0123456789", b"1" * 10)
 _LARGE = (b"e111", b"e+111", b"E111", b"E+111", b"1" * 200)
