@@ -111,6 +111,35 @@ def test_an_engine_tells_whether_kernels_keep_the_bits(
     off.close()
 
 
+def bound_for_guesses(engine: litert.LiteRTEngine) -> int:
+    """Return how many calls are bound to graphs that check guesses."""
+    others = len(engine._steps) + len(engine._reads) + len(engine._joined)
+    return len(engine._model._calls) - others
+
+
+@pytest.mark.parametrize(("asked", "checked"), [(0, 0), (2, 2), (3, 3), (9, 3), (None, 3)])
+def test_graphs_that_check_guesses_are_bound_only_where_guesses_are_asked_for(
+        engine: litert.LiteRTEngine, folder: Path, asked: int | None, checked: int) -> None:
+    loaded = litert.load(folder, threads=1, guesses=asked)
+    try:
+        assert loaded.guesses == checked
+        assert bound_for_guesses(loaded) == (len(loaded.manifest.pages) if checked else 0)
+        with pytest.raises(ConfigError, match=f"expected 1 to {1 + checked} of them"):
+            loaded.extend(0, np.zeros(2 + checked, np.int32), 0)
+    finally:
+        loaded.close()
+
+
+def test_an_engine_whose_kernels_do_not_keep_the_bits_frees_what_was_bound_to_try_them(
+        engine: litert.LiteRTEngine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litert, "LiteRTEngine", Off)
+    loaded = litert.load(folder, threads=1)
+    try:
+        assert (loaded.guesses, bound_for_guesses(loaded)) == (0, 0)
+    finally:
+        loaded.close()
+
+
 def test_an_engine_without_room_for_the_graphs_and_one_of_an_earlier_export_do_without(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(litert_file, "MOST_TABLES", 5_000)

@@ -31,13 +31,16 @@ KINDS = {"float32": ("keys", "values"),
          "int8": ("keys", "values", "key_scales", "value_scales")}
 
 
-def load(folder: Path, *, threads: int = 2, warm_up: bool = True) -> LiteRTEngine:
+def load(folder: Path, *, threads: int = 2, warm_up: bool = True, guesses: int | None = None,
+         ) -> LiteRTEngine:
     """Load the engine that an export wrote.
 
     Args:
         folder: `<version>/assets.extra/engines/litert`.
         threads: that compute one call.
         warm_up: run every graph once, so that no later call is the first of its size.
+        guesses: that will be asked for, at most; None for all that the file can check. Graphs that
+            check guesses are left alone where there are none.
 
     Raises:
         BackendMissing: LiteRT is not installed; names the extra that brings it.
@@ -46,8 +49,10 @@ def load(folder: Path, *, threads: int = 2, warm_up: bool = True) -> LiteRTEngin
     """
     described, path = files.read(StepEngineManifest, folder)
     with files.made_ready(LiteRTEngine(described, path, threads=threads)) as engine:
-        if described.guesses and not engine.keeps_bits():
-            engine.guesses = 0
+        if guesses is not None:
+            engine.guesses = min(guesses, described.guesses)
+        if engine.guesses and not engine.keeps_bits():
+            engine.leave_guesses()
         if warm_up:
             engine.warm_up()
         return engine
@@ -294,6 +299,12 @@ class LiteRTEngine:
                 same = same and np.array_equal(together[place], alone)
         self._filled[row] = 0
         return same
+
+    def leave_guesses(self) -> None:
+        """Check no guesses any more, and free what was bound for it."""
+        self.guesses = 0
+        while self._several:
+            self._model.unbind(self._several.popitem()[1].call)
 
     def save(self, slot: int, length: int) -> Saved:
         """Return what the first `length` positions of a slot hold; see `StepEngine`."""

@@ -117,7 +117,7 @@ def _engine(config: DecodeConfig, servable: Servable, manifest: ModelManifest, p
         return None
     try:
         from tf_infer.engines.litert import load
-        engine = load(folder, threads=cpus.usable())
+        engine = load(folder, threads=cpus.usable(), guesses=config.guesses)
     except BackendMissing as error:
         if config.engine == LITERT:
             raise
