@@ -41,6 +41,9 @@ class Prepared:
     def __post_init__(self) -> None:
         configs.check(self.format == MANIFEST_FORMAT, "Prepared.format", f"{MANIFEST_FORMAT}",
                       self.format, "Export the model again.")
+        configs.check(self.file not in ("", "..") and Path(self.file).name == self.file,
+                      "Prepared.file", "the name of a file beside it", self.file,
+                      "Export the model again.")
 
 
 def surroundings(tensorflow: str, flags: Collection[str], *, gpus: int) -> dict[str, str]:
@@ -62,27 +65,30 @@ def prepared_folder(version_dir: Path) -> Path:
 
 
 def read_prepared(version_dir: Path) -> Prepared | None:
-    """Read what the prepared graph of a version is; None where there is none.
+    """Read what the prepared graph of a version is; None where it has no folder for one.
 
     Raises:
         ConfigError: it cannot be read; the message names the file.
     """
-    path = prepared_folder(version_dir) / PREPARED_FILE
-    if not path.is_file():
+    folder = prepared_folder(version_dir)
+    if not folder.is_dir():
         return None
-    found: Prepared = configs.load(Prepared, path)
+    found: Prepared = configs.load(Prepared, folder / PREPARED_FILE)
     return found
 
 
-def unfit(prepared: Prepared, made_of: str, here: Mapping[str, str]) -> str:
+def unfit(prepared: Prepared, files: Mapping[str, str], here: Mapping[str, str]) -> str:
     """Return why a prepared graph cannot be used; empty when it can.
 
     Args:
         prepared: of the version.
-        made_of: sha256 of the version's `saved_model.pb`.
+        files: of the version's manifest; nobody answers for what lies beside them.
         here: `surroundings` of the server.
     """
-    if prepared.made_of != made_of:
+    if not all(f"{EXTRA_FOLDER}/{PREPARED_FOLDER}/{name}" in files
+               for name in (PREPARED_FILE, prepared.file)):
+        return "the manifest does not name its files"
+    if prepared.made_of != files.get("saved_model.pb"):
         return "saved_model.pb is another one"
     other = [name for name in here if prepared.made_for.get(name) != here[name]]
     return f"made for another {', '.join(other)}" if other else ""

@@ -195,6 +195,34 @@ def test_one_that_TensorFlow_cannot_load_is_passed_over(
         assert len(ids_of(servable)) == len(TEXTS)
 
 
+@pytest.mark.parametrize("content", [b"{", b'{"format": 2}', None])
+def test_one_whose_description_cannot_be_read_is_passed_over(
+        version: Path, caplog: pytest.LogCaptureFixture, content: bytes | None) -> None:
+    path = prepared_folder(version) / PREPARED_FILE
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    described_anew(version)
+    with caplog.at_level(logging.WARNING), loaded(version) as servable:
+        assert "passed_over" in caplog.text
+        assert PREPARED_FILE in caplog.text
+        assert len(ids_of(servable)) == len(TEXTS)
+
+
+def test_one_that_the_manifest_does_not_name_is_passed_over(
+        version: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = read_manifest(version)
+    files = {name: digest for name, digest in manifest.files.items() if "/prepared/" not in name}
+    assert len(files) < len(manifest.files)
+    configs.dump(replace(manifest, files=files), version / EXTRA_FOLDER / MANIFEST_FILE)
+    (prepared_folder(version) / "graph.pb").write_bytes(b"")
+    with caplog.at_level(logging.INFO), loaded(version) as servable:
+        assert "the manifest does not name" in caplog.text
+        assert "graph=prepared" not in caplog.text
+        assert len(ids_of(servable)) == len(TEXTS)
+
+
 def test_one_that_is_not_as_it_was_exported_is_an_error_as_of_every_file(version: Path) -> None:
     (prepared_folder(version) / "graph.pb").write_bytes(b"")
     with pytest.raises(ExportError, match=r"prepared/graph\.pb has changed"), loaded(version):

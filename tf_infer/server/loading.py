@@ -21,6 +21,7 @@ from tensorflow.python.saved_model.loader_impl import (
     get_init_op,
 )
 
+from tf_infer.errors import ConfigError
 from tf_infer.manifest import ModelManifest
 from tf_infer.prepared import prepared_folder, read_prepared, source_of, surroundings, unfit
 from tf_infer.processor import cpu_flags
@@ -60,12 +61,16 @@ def prepared_graph(path: Path, manifest: ModelManifest | None, tags: Sequence[st
     """
     if manifest is None or tuple(tags) != TAGS or settings.HasField("graph_options"):
         return None
-    prepared = read_prepared(path)
+    try:
+        prepared = read_prepared(path)
+    except ConfigError as error:  # of a newer form, or torn
+        event("load", logging.WARNING, path=path, passed_over=PREPARED, error=str(error))
+        return None
     if prepared is None:
         return None
     here = surroundings(tf.__version__, cpu_flags() or (),
                         gpus=len(tf.config.list_physical_devices("GPU")))
-    reason = unfit(prepared, manifest.files.get("saved_model.pb", ""), here)
+    reason = unfit(prepared, manifest.files, here)
     if reason:
         event("load", path=path, passed_over=PREPARED, reason=reason)
         return None
