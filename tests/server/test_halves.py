@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from tf_infer.config import CausalLMConfig, ClassifierConfig, ShapeGrid
-from tf_infer.errors import InvalidRequest
+from tf_infer.errors import InvalidRequest, ServerFailure
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
 from tf_infer.server.halves import LEAST_ROWS, Halves, divisible, order_of, worth_it
 
@@ -98,7 +99,7 @@ def test_two_halves_run_at_once_and_give_the_rows_in_their_order(halves: Halves,
 
 
 @pytest.mark.parametrize("bad", [0, 1])
-def test_a_half_that_fails_leaves_it_to_the_whole_to_say_why(halves: Halves, bad: int) -> None:
+def test_a_half_that_is_refused_leaves_it_to_the_whole_to_say_why(halves: Halves, bad: int) -> None:
     inputs: dict[str, Any] = {"text": texts(*range(LEAST_ROWS)),
                               "number": np.arange(LEAST_ROWS, dtype=np.float32)}
     ended = []
@@ -112,6 +113,29 @@ def test_a_half_that_fails_leaves_it_to_the_whole_to_say_why(halves: Halves, bad
     order = order_of(inputs)
     assert order is not None
     assert halves.run(inputs, order, run) is None and ended == [True]
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_half_that_fails_otherwise_ends_the_run_once_the_other_one_has_ended(
+        halves: Halves, bad: int) -> None:
+    inputs: dict[str, Any] = {"text": texts(*range(LEAST_ROWS)),
+                              "number": np.arange(LEAST_ROWS, dtype=np.float32)}
+    failing, ended = threading.Event(), []
+
+    def run(half: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if bad in half["number"]:
+            failing.set()
+            raise ServerFailure("no memory")
+        assert failing.wait(WAIT_S)
+        time.sleep(0.05)
+        ended.append(True)
+        return measured(half)
+
+    order = order_of(inputs)
+    assert order is not None
+    with pytest.raises(ServerFailure, match="no memory"):
+        halves.run(inputs, order, run)
+    assert ended == [True]
 
 
 def test_a_run_beside_another_one_is_not_alone(halves: Halves) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import numpy as np
 
 from tf_infer.config import ClassifierConfig
-from tf_infer.errors import ServingError
+from tf_infer.errors import InvalidRequest
 from tf_infer.manifest import ModelManifest
 from tf_infer.server.contracts import Arrays
 
@@ -99,16 +99,21 @@ class Halves:
             run: inputs -> outputs, each with a row for each row.
 
         Returns:
-            None where a half fails: what is wrong is to be said of the whole, whose rows have
+            None where a half is refused: what is wrong is to be said of the whole, whose rows have
             other numbers.
+
+        Raises:
+            ServingError: a half failed otherwise; both have ended.
         """
         first, second = order[::2], order[1::2]
         other = self._other.submit(run, {name: array[second] for name, array in inputs.items()})
         try:
-            mine = run({name: array[first] for name, array in inputs.items()})
+            try:
+                mine = run({name: array[first] for name, array in inputs.items()})
+            finally:
+                wait([other])
             theirs = other.result()
-        except ServingError:
-            other.exception()  # it is done before the whole begins
+        except InvalidRequest:
             return None
         back = np.empty(len(order), np.int64)
         back[np.concatenate([first, second])] = np.arange(len(order))

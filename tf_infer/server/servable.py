@@ -208,7 +208,7 @@ class SavedModelServable:
 
     def _in_halves(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str],
                    options: _Options | None, *, whole: bool) -> Arrays | None:
-        """Run a batch in two halves; None where that cannot be, or one of them fails."""
+        """Run a batch in two halves; None where that cannot be, or one of them is refused."""
         if not self.halves.wanted or not divisible(self.manifest, signature, outputs):
             return None
         order = order_of(inputs)
