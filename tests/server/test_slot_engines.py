@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -173,6 +174,19 @@ def test_an_engine_whose_version_cannot_be_served_with_it_is_freed(
     with pytest.raises(NotOffered, match=r"got \['new'\] without"):
         slot_engines._form(DecodeConfig(), decoder, strange, tmp_path)
     assert engine.closed
+
+
+@pytest.mark.parametrize(("asked", "can", "told"), [(3, 2, 2), (1, 2, 1), (3, 0, 0), (0, 2, 0)])
+def test_the_log_tells_how_many_guesses_an_engine_is_given(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+        asked: int, can: int, told: int) -> None:
+    decoder = FakeDecoder()
+    assert decoder.manifest is not None
+    engine_folder(tmp_path, slot_engines.LITERT).mkdir(parents=True)
+    monkeypatch.setattr(litert, "load", lambda folder, **settings: FakeStepEngine(guesses=can))
+    with caplog.at_level(logging.INFO):
+        slot_engines._form(DecodeConfig(guesses=asked), decoder, decoder.manifest, tmp_path)
+    assert f"form=litert slots=4 guesses={told}" in caplog.text
 
 
 @pytest.mark.parametrize(("wrong", "name"), [

@@ -203,6 +203,9 @@ class EngineForm:
         guesses: for a round, at most; of a text that is alone, and as many as the engine reads.
         clock: seconds.
 
+    Attributes:
+        guesses: that it makes for a round, at most.
+
     A guess decides only whether the logits behind it are there already: each token is chosen from
     logits of the same bits by the same rule with the same draw.
     """
@@ -213,7 +216,7 @@ class EngineForm:
                  most_slots: int = 0, *, guesses: int = 0,
                  clock: Callable[[], float] = time.perf_counter) -> None:
         self._engine, self._servable = engine, servable
-        self._guesses, self._clock = min(guesses, engine.guesses), clock
+        self.guesses, self._clock = min(guesses, engine.guesses), clock
         self._rounds = Rounds()
         self.slots = min(most_slots or engine.slots, engine.slots)
         self.chunk = engine.chunk
@@ -244,7 +247,7 @@ class EngineForm:
         active = [row.slot for row in rows]
         began_s = self._clock()
         logits = self._engine.step(self._tokens, self._lengths, active)      # [S, V]
-        if self._guesses:
+        if self.guesses:
             for row in rows:
                 row.guessing.stepped()
             if len(rows) == 1:
@@ -267,10 +270,10 @@ class EngineForm:
 
     def _guessed(self, row: Row) -> list[int]:
         """Return what to read with the last token of a row; nothing for a step."""
-        if not self._guesses or row.step_by_step:
+        if not self.guesses or row.step_by_step:
             return []
         # The last token of a row is never read, so no more than that need be guessed.
-        most = min(self._guesses, row.most - 1, self._engine.positions - row.length)
+        most = min(self.guesses, row.most - 1, self._engine.positions - row.length)
         return row.guessing.next(row.ids, row.length, most, self._rounds.cost())
 
     def _extend(self, row: Row, guesses: Sequence[int]) -> list[Choice]:

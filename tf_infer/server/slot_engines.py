@@ -96,7 +96,7 @@ def _form(config: DecodeConfig, servable: Servable, manifest: ModelManifest, pat
     """
     form = None if config.engine == "saved_model" else _engine(config, servable, manifest, path)
     if form is not None:
-        event("decode", path=path, form=LITERT, slots=form.slots)
+        event("decode", path=path, form=LITERT, slots=form.slots, guesses=form.guesses)
         return form
     slots = slots_for(config.slots, manifest.grid.rows[-1], row_bytes(manifest),
                       config.cache_mb * MIB)
