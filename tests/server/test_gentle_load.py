@@ -23,7 +23,7 @@ from tests.server.serverkit import lent, running, wait_until  # noqa: E402
 from tf_infer import config as configs  # noqa: E402
 from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
 from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, ModelManifest  # noqa: E402
-from tf_infer.server import loading  # noqa: E402
+from tf_infer.server import loading, servable  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
 from tf_infer.server.cpus import ShortTurns  # noqa: E402
 from tf_infer.server.servable import load_version  # noqa: E402
@@ -121,6 +121,25 @@ def test_functions_are_imported_in_pieces_and_the_version_answers_as_before(
         assert found["rows"].tolist() == [3]  # one of the warm-up, and these two
     finally:
         loaded.close()
+
+
+def test_of_a_version_that_was_loaded_gently_the_first_runs_are_the_pools(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a batch takes is not known from the rows that warmed it up."""
+    save(tmp_path / "1", "none")
+    monkeypatch.setattr(servable.cpus, "usable", lambda **_: 2)
+    make, own_thread = servable._run_options, []
+    monkeypatch.setattr(servable, "_run_options", lambda milliseconds, here=False: (
+        own_thread.append(here), make(milliseconds, here=here))[1])
+    for gently, asked in ((True, [False, False, True]), (False, [True, True, True])):
+        loaded, _ = load_version(tmp_path / "1", ServerConfig(models=(), warmup_iterations=3),
+                                 gently=gently)
+        own_thread.clear()
+        for _ in range(3):
+            loaded.run("serving_default", {"x": np.float32([5, 6])}, outputs=["rows"],
+                       timeout_s=600.0)
+        loaded.close()
+        assert own_thread == asked
 
 
 @given(sizes=st.lists(st.integers(0, 20)), most=st.integers(1, 30))

@@ -69,7 +69,7 @@ class Halves:
     """Runs of one version: how many are under way, and a second thread for one that is alone.
 
     Attributes:
-        wanted: whether a run that is alone is cut; not before warm-up has run whole batches.
+        wanted: whether a run that is alone is cut; not before warm-up has ended.
     """
 
     def __init__(self) -> None:

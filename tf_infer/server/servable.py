@@ -426,6 +426,8 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         samples = replay_golden(servable, path, *widened) if config.golden_replay else 0
         proven = time.perf_counter()
         graph.gently = False
+        if gently:  # of one row each, perhaps, and of a thread that gave way
+            graph._slowest_s.clear()
         graph.halves.wanted = worth_it(
             usable=cpus.usable(), threads=wanted.intra_op_parallelism_threads,
             devices=[one.device_type for one in graph._session.list_devices()])
