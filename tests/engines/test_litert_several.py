@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.engines import small
-from tf_infer.engines import litert
+from tf_infer.engines import files, litert
 from tf_infer.engines.contracts import Part
 from tf_infer.errors import ConfigError
-from tf_infer.manifest import ENGINE_FILE
+from tf_infer.manifest import ENGINE_FILE, StepEngineManifest
 from tf_infer.optimize import litert_file
 
 pytest.importorskip("ai_edge_litert", reason="needs the extra `server`")
@@ -142,8 +142,17 @@ def test_an_engine_whose_kernels_do_not_keep_the_bits_frees_what_was_bound_to_tr
 
 def test_an_engine_without_room_for_the_graphs_and_one_of_an_earlier_export_do_without(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(litert_file, "MOST_TABLES", 5_000)
-    small.engine(small.network("gpt2"), tmp_path / "litert", guesses=GUESSES).close()
+    network = small.network("gpt2")
+    monkeypatch.setattr(litert_file, "MOST_TABLES", 0)
+    with pytest.raises(ConfigError, match="Take fewer positions, rows or chunks") as refused:
+        small.engine(network, tmp_path / "refused", guesses=GUESSES)
+    assert not (tmp_path / "refused").exists()
+    needed = str(refused.value).partition("got ")[2].partition(".")[0]  # without guesses
+    monkeypatch.setattr(litert_file, "MOST_TABLES", int(needed.replace(",", "")))
+    small.engine(network, tmp_path / "litert", guesses=GUESSES).close()
+    small.engine(network, tmp_path / "none", guesses=0).close()
+    assert files.read(StepEngineManifest, tmp_path / "litert")[0] == files.read(
+        StepEngineManifest, tmp_path / "none")[0], "nothing of the graphs is left in the file"
     path = tmp_path / "litert" / ENGINE_FILE
     described = json.loads(path.read_text("utf-8"))
     assert described.pop("guesses") == 0

@@ -72,3 +72,16 @@ def test_a_file_beyond_the_format_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     file.constant(np.zeros(26, np.float32))
     with pytest.raises(ConfigError, match="Take precision int8"):
         file.write()
+
+
+def test_a_file_of_more_tables_than_are_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = litert_file.ModelFile()
+    graph = file.graph("twice")
+    number = graph.input("number", [1])
+    graph.output("sum", graph.add(number, number))
+    monkeypatch.setattr(litert_file, "MOST_TABLES", file.tables)
+    assert file.write()
+    monkeypatch.setattr(litert_file, "MOST_TABLES", file.tables - 1)
+    with pytest.raises(ConfigError, match=f"expected at most {file.tables - 1} tables, got "
+                                          f"{file.tables}. Take fewer positions, rows or chunks"):
+        file.write()

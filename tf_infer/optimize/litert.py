@@ -163,10 +163,10 @@ def _add_guesses(decoder: DecoderFile, guesses: int, pages: Sequence[int]) -> in
 
     0 where the file would become one that LiteRT does not read: what it can do without goes.
     """
-    there = len(decoder.file.graphs)
+    there = decoder.file.end
     for count in range(1, len(pages) + 1 if guesses else 1):
         decoder.add_several(f"extend_{guesses + 1}_{count}", guesses + 1, pages[:count])
     if decoder.file.tables <= litert_file.MOST_TABLES:
         return guesses
-    del decoder.file.graphs[there:]
+    decoder.file.cut(there)
     return 0

@@ -8,6 +8,7 @@ and fifty of them hold one copy of the weights.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -43,6 +44,14 @@ class Constant(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     scales: _Scales | None
+
+
+class End(NamedTuple):
+    """How many of each there are in a file."""
+
+    graphs: int
+    buffers: int
+    codes: int
 
 
 class _Scales(schema.QuantizationParametersT):
@@ -105,16 +114,30 @@ class ModelFile:
         return (1 + len(self.buffers) + len(self.codes)
                 + sum(graph.tables for graph in self.graphs))
 
+    @property
+    def end(self) -> End:
+        """How much is there; for `cut`."""
+        return End(len(self.graphs), len(self.buffers), len(self.codes))
+
+    def cut(self, end: End) -> None:
+        """Take away all that came behind `end`; no constant among it may be used any more."""
+        del self.graphs[end.graphs:], self.buffers[end.buffers:]
+        self.codes = dict(itertools.islice(self.codes.items(), end.codes))
+        self.known = {key: one for key, one in self.known.items() if one.buffer < end.buffers}
+
     def write(self) -> bytearray:
         """Return the file.
 
         Raises:
-            ConfigError: it would be larger than the format allows.
+            ConfigError: it would be larger than the format allows, or than LiteRT reads.
         """
         size = sum(0 if buffer is None else buffer.nbytes for buffer in self.buffers)
         if size > MAX_BYTES:
             raise ConfigError(f"engine: expected weights of at most {MAX_BYTES:,} bytes, got "
                               f"{size:,}. Take precision int8, or a smaller network.")
+        if self.tables > MOST_TABLES:
+            raise ConfigError(f"engine: expected at most {MOST_TABLES:,} tables, got "
+                              f"{self.tables:,}. Take fewer positions, rows or chunks.")
         model = schema.ModelT()
         model.version = 3
         model.description = "tf_infer"
