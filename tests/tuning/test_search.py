@@ -14,6 +14,7 @@ from tf_infer.config import to_json
 from tf_infer.errors import ConfigError, ExportError, VerificationError
 from tf_infer.manifest import OutputDifference, PathReport, Report
 from tf_infer.optimize.plan import OptimizationPlan
+from tf_infer.prepared import prepared_folder
 from tf_infer.tuning import judge
 from tf_infer.tuning.build import BuildOrder
 from tf_infer.tuning.candidates import REFERENCE_CANDIDATE, Candidate
@@ -75,6 +76,9 @@ class FakeProcess:
         version = Path(order.base_dir) / "1"
         version.mkdir(parents=True)
         (version / "saved_model.pb").write_bytes(b"x" * int(100 * SPEED[self.key]))
+        if self.key == FLOAT.key:  # not every form has one
+            prepared_folder(version).mkdir(parents=True)
+            (prepared_folder(version) / "graph.pb").write_bytes(b"x" * 50)
         return version
 
     def open(self, version: Path) -> int:

@@ -19,6 +19,7 @@ from tf_infer import config
 from tf_infer.errors import ExportError, VerificationError
 from tf_infer.export.versions import clear
 from tf_infer.manifest import Report
+from tf_infer.prepared import prepared_folder
 from tf_infer.tuning import rounds as planning
 from tf_infer.tuning.build import BuildOrder
 from tf_infer.tuning.candidates import REFERENCE_CANDIDATE, Candidate
@@ -154,8 +155,7 @@ class Search:
         finally:
             worker.close()
             _sweep(base_dir)
-        size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
-        return Built(version=version.relative_to(folder).as_posix(), size_bytes=size)
+        return Built(version=version.relative_to(folder).as_posix(), size_bytes=_size(version))
 
     def _reason(self, candidate: Candidate, failure: WorkerFailed) -> str:
         """Return why a candidate is out, its report written; raise for the reference.
@@ -314,6 +314,16 @@ def _sweep(base_dir: Path) -> None:
     """Remove what an export left that the end of its process cut off."""
     with contextlib.suppress(ExportError):  # somebody else's is under way
         clear(base_dir)
+
+
+def _size(version: Path) -> int:
+    """Return the bytes of a version, but for its prepared graph, which makes loads faster.
+
+    XLA's forms have none: with it the smallest form could be one that is not.
+    """
+    prepared = prepared_folder(version)
+    return sum(path.stat().st_size for path in version.rglob("*")
+               if path.is_file() and prepared not in path.parents)
 
 
 def free_bytes(path: Path = Path("/proc/meminfo")) -> int:

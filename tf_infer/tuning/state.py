@@ -60,7 +60,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Built:
-    """A candidate's version directory, relative to its folder, and its bytes; or why none."""
+    """A candidate's version directory in its folder, and its `Trial.size_bytes`; or why none."""
 
     version: str = ""
     size_bytes: int = 0

@@ -36,7 +36,7 @@ class Trial:
 
     Attributes:
         candidate: what it is.
-        size_bytes: of its version directory; None before it is built.
+        size_bytes: of its version directory but for the prepared graph; None before it is built.
         rounds: batch size -> what each round found, in their order.
         worst: largest difference of a logit (of a decoder: of a given id's log-probability) from
             the reference's; None before it has answered.
