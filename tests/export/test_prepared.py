@@ -14,6 +14,7 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
+from tf_infer.export import prepared
 from tf_infer.export.prepared import in_order, prepare, write_prepared
 from tf_infer.prepared import prepared_folder, source_of
 
@@ -98,6 +99,28 @@ def test_what_TensorFlows_optimiser_cannot_read_is_left_as_it_is_and_told(tmp_pa
     (tmp_path / "saved_model.pb").write_bytes(model.SerializeToString())
     assert "ended with" in write_prepared(tmp_path)
     assert not prepared_folder(tmp_path).exists()
+
+
+@pytest.mark.parametrize("fault", [KeyError("x"), RuntimeError("y"), AttributeError("z")])
+def test_no_fault_of_the_optimiser_ends_an_export(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def broken(meta_graph: Any) -> Any:
+        raise fault
+
+    (tmp_path / "saved_model.pb").write_bytes(
+        saved_model_pb2.SavedModel(meta_graphs=[saved(tmp_path)]).SerializeToString())
+    monkeypatch.setattr(prepared, "prepare", broken)
+    assert write_prepared(tmp_path).endswith(f"ended with {type(fault).__name__}")
+    assert not prepared_folder(tmp_path).exists()
+
+
+def test_an_operation_that_TensorFlow_does_not_know_may_give_nothing() -> None:
+    graph = graph_pb2.GraphDef()
+    graph.node.add(name="theirs", op="NobodysOperation")
+    graph.node.add(name="ours", op="Const", input=["^theirs"])
+    prepared._let_wait(graph, {"ours"})
+    assert [(node.name, list(node.input)) for node in graph.node] == [
+        ("theirs", []), ("ours", ["^theirs/end"]), ("theirs/end", ["^theirs"])]
 
 
 def test_only_a_loop_reads_what_stands_behind_it(tmp_path: Path) -> None:

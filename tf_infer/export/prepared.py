@@ -43,14 +43,14 @@ def write_prepared(version_dir: Path) -> str:
     path = version_dir / GRAPH_FILE
     model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     try:
-        graph = prepare(model.meta_graphs[0])
-    except (tf.errors.OpError, ValueError) as error:
+        graph = prepare(model.meta_graphs[0]).SerializeToString()
+    except Exception as error:  # whatever it is, loads are only slower
         return f"TensorFlow's optimiser ended with {type(error).__name__}"
     folder = prepared_folder(version_dir)
     folder.mkdir(parents=True)
     found = Prepared(made_of=hash_file(path),
                      made_for=surroundings(tf.__version__, cpu_flags() or (), gpus=0))
-    (folder / found.file).write_bytes(graph.SerializeToString())
+    (folder / found.file).write_bytes(graph)
     config.dump(found, folder / PREPARED_FILE)
     return ""
 
@@ -104,7 +104,8 @@ def _let_wait(graph: Any, needed: Collection[str]) -> None:
     for node in list(graph.node):
         if node.op == "NoOp" and node.name not in needed:
             _make_constant(node)
-        elif node.name in awaited and not op_def_registry.get(node.op).output_arg:
+        elif node.name in awaited and not getattr(
+                op_def_registry.get(node.op), "output_arg", ()):  # None of one that is not known
             ends[node.name] = f"{node.name}/end"
     for node in graph.node:
         node.input[:] = [f"^{ends[name[1:]]}" if name.startswith("^") and name[1:] in ends else name

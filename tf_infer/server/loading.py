@@ -135,7 +135,7 @@ def _import_nodes(graph: Any, whole: Any) -> None:
     at = {node.name: number for number, node in enumerate(nodes)}
     reads = [[at[source_of(name)] for name in node.input] for node in nodes]
     silent = {number for number, node in enumerate(nodes)
-              if not op_def_registry.get(node.op).output_arg}
+              if not getattr(op_def_registry.get(node.op), "output_arg", ())}
     begin = 0
     for end in cuts(reads, silent, PIECE_NODES):
         part = tf.compat.v1.GraphDef(versions=whole.versions)
