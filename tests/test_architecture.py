@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -162,6 +163,16 @@ def test_every_import_is_in_the_table() -> None:
 def test_every_part_has_a_row() -> None:
     parts = {part_of(path) for path in sources()} - {"__init__", "__main__"}
     assert parts == set(INSIDE) == set(OUTSIDE) == EVERYTHING
+
+
+def test_the_header_of_a_package_says_what_it_may_import() -> None:
+    told = {}
+    for path in sorted(PACKAGE.glob("*/__init__.py")):
+        found = re.search(r"May import: ([a-z_,\s]+)\.", path.read_text(encoding="utf-8"))
+        if found:
+            told[path.parent.name] = set(re.split(r",\s+", found[1]))
+    assert len(told) > 10
+    assert told == {part: INSIDE[part] for part in told}
 
 
 def test_the_page_names_every_file() -> None:

@@ -1,1 +1,4 @@
-"""WHERE THE TIME GOES: load and traces of a running server. May import: client wire stages."""
+"""WHERE THE TIME GOES: load and traces of a running server.
+
+May import: client, wire, stages, errors.
+"""

@@ -2,5 +2,5 @@
 
 Promise: every input and output has the row axis first, a row's answer does not depend on its
 neighbours or on padding, and the core sees only shapes of the grid.
-May import: text, networks, decoding, config, manifest, errors.
+May import: text, networks, decoding, constraints, token_bytes, config, manifest, errors, stages.
 """

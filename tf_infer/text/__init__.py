@@ -2,5 +2,5 @@
 
 Promise: `encode` gives exactly the ids of the reference library (Hugging Face tokenizers,
 sentencepiece), with byte offsets, keeps no growing state, and lives in a SavedModel with its files
-as assets. May import: config, errors.
+as assets. May import: token_bytes, config, errors.
 """

@@ -1,1 +1,1 @@
-"""STAGE: change weights. May import: tasks, config, errors."""
+"""STAGE: change weights. May import: tasks, metrics, pictures, config, errors."""

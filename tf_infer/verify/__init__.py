@@ -1,1 +1,4 @@
-"""STAGE: prove that two paths agree. May import: client, manifest, config, errors."""
+"""STAGE: prove that two paths agree.
+
+May import: client, equality, metrics, pages, pictures, manifest, config, errors.
+"""
