@@ -122,7 +122,7 @@ class TextScheduler:
             ticket = next(self._tickets)
             self._places[ticket] = _Place(job, Waiting(ticket, kind, count, cost))
             self._numbers[job] = ticket
-            if job.servable not in self._held:  # else its worker looks again by itself
+            if job.servable not in self._held:  # else who releases it wakes a worker
                 self._changed.notify()
 
     def _kind(self, servable: Servable, manifest: ModelManifest, key: Hashable) -> _Kind:
