@@ -52,9 +52,9 @@ def serve() -> None:
     from tf_infer.wire import serving_pb2 as pb
     from tf_infer.wire.messages import ModelRef, VersionState
 
-    answers = {f"{name}-{form}": messages.predict_response(
-        ModelRef("m", version=1), "serving_default", {"y": array}, content=form == "content"
-    ).SerializeToString() for name, (array, _) in CASES.items() for form in ("content", "typed")}
+    answers = {f"{name}-{form}": messages.predict_response_bytes(
+        "m", 1, "serving_default", {"y": array}, content=form == "content")
+        for name, (array, _) in CASES.items() for form in ("content", "typed")}
 
     def answer(request: bytes, context: Any) -> bytes:
         return answers[next(key for key in answers if key.encode() in request[:64])]

@@ -13,8 +13,8 @@ import numpy as np
 
 from tf_infer.wire import messages, methods, serving_pb2
 
-ANSWER = messages.predict_response(messages.ModelRef("double", version=1), "serving_default",
-                                   {"y": np.array([2.0], np.float32)})
+ANSWER = serving_pb2.PredictResponse.FromString(messages.predict_response_bytes(
+    "double", 1, "serving_default", {"y": np.array([2.0], np.float32)}))
 ADDRESS = f"[::]:{os.environ['PORT']}"
 OPTIONS = (("grpc.so_reuseport", 0),)
 

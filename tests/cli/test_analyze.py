@@ -17,7 +17,6 @@ from tests.fakes.serving import FakeServer
 from tf_infer.cli.analyze import UNKNOWN
 from tf_infer.cli.main import main
 from tf_infer.wire import messages, methods, tensors
-from tf_infer.wire.messages import ModelRef
 
 pytestmark = pytest.mark.skipif(  # not imported: each worker of pytest-xdist would do it
     not (importlib.util.find_spec("sklearn") and importlib.util.find_spec("jinja2")),
@@ -50,7 +49,7 @@ def predict(request: Any, context: grpc.ServicerContext) -> Any:
         outputs = {"label": np.array([CLASSES[int(one)].encode() for one in warm], object),
                    "score": scores.max(axis=1), "scores": scores,
                    "classes": np.array([name.encode() for name in CLASSES], object)}
-    return messages.predict_response(ModelRef(request.model_spec.name, version=1), name, outputs)
+    return messages.predict_response_bytes(request.model_spec.name, 1, name, outputs)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import pytest
 from tests.fakes.serving import FakeServer
 from tf_infer.cli.main import main
 from tf_infer.wire import messages, methods, tensors
-from tf_infer.wire.messages import ModelRef
 
 CLASSES = ("no", "yes")
 SECRET = "a secret "
@@ -34,8 +33,8 @@ def predict(request: Any, context: grpc.ServicerContext) -> Any:
                "score": scores.max(axis=1).astype(np.float32),
                "scores": scores.astype(np.float32),
                "classes": np.array([name.encode() for name in CLASSES], object)}
-    return messages.predict_response(ModelRef(request.model_spec.name, version=version),
-                                     "serving_default", outputs)
+    return messages.predict_response_bytes(request.model_spec.name, version, "serving_default",
+                                           outputs)
 
 
 @pytest.fixture(scope="module")

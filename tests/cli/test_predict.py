@@ -49,17 +49,17 @@ MODELS = {name: text_format.Parse(text.replace("ROWS", ROWS), pb.SignatureDefMap
 
 
 def predict(request: Any, context: Any) -> Any:
-    name, ref = request.model_spec.name, ModelRef(request.model_spec.name, version=1)
+    name = request.model_spec.name
     inputs = {key: messages.tensors.to_array(request.inputs[key]) for key in request.inputs}
     if name in ("intents", "pairs") and request.model_spec.signature_name == "serving_default":
         rows = len(inputs["text"])
         labels = np.array([f"len{len(text)}" for text in inputs["text"]], dtype=object)
-        return messages.predict_response(ref, "", {
+        return messages.predict_response_bytes(name, 1, "", {
             "label": labels, "score": np.full(rows, 0.5, np.float32),
             "scores": np.tile(np.float32([0.5, 0.25]), (rows, 1)),
             "classes": np.tile(np.array(["a", "b"], dtype=object), (rows, 1))})
     if name == "writer":
-        return messages.predict_response(ref, "", {"text": np.array(
+        return messages.predict_response_bytes(name, 1, "", {"text": np.array(
             [text + b"!" for text in inputs["prompt"]], dtype=object)})
     return echo(request, context)
 

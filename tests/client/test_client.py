@@ -61,19 +61,20 @@ SIGNATURES = text_format.Parse("""
 
 def predict(request: Any, context: grpc.ServicerContext) -> Any:
     """A classifier, a decoder, or an echo, by the signature's name and the model's."""
-    name, ref = request.model_spec.signature_name, ModelRef(request.model_spec.name, version=7)
+    model, name = request.model_spec.name, request.model_spec.signature_name
     inputs = {key: messages.tensors.to_array(request.inputs[key]) for key in request.inputs}
-    if request.model_spec.name == "intents":
+    if model == "intents":
         rows = len(inputs["inputs" if name == "classify" else "text"])
         scores = np.tile(np.float32([0.25, 0.125, 0.625]), (rows, 1))
         classes = np.tile(np.array(NAMES, dtype=object), (rows, 1))
         if name == "classify":
-            return messages.predict_response(ref, name, {"classes": classes, "scores": scores})
-        return messages.predict_response(ref, name, {
+            return messages.predict_response_bytes(
+                model, 7, name, {"classes": classes, "scores": scores})
+        return messages.predict_response_bytes(model, 7, name, {
             "label": classes[:, 2], "score": scores[:, 2], "scores": scores})
-    if request.model_spec.name == "writer":
+    if model == "writer":
         rows = len(inputs["prompt"])
-        return messages.predict_response(ref, name, {
+        return messages.predict_response_bytes(model, 7, name, {
             "text": np.array([b"fine\xff"] * rows, dtype=object),
             "ids": np.tile(np.int32([5, 6, 0]), (rows, 1)), "length": np.int32([2] * rows),
             "score": np.float32([-1.5] * rows),
@@ -276,7 +277,7 @@ def test_a_new_version_brings_its_own_defaults(make: Any) -> None:
                                           changed.signature_def)
 
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
-        made = predict(request, context)
+        made = pb.PredictResponse.FromString(predict(request, context))
         made.model_spec.version.value = 7 if len(server.requests) < 3 else 8
         return made
 

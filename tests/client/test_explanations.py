@@ -55,14 +55,14 @@ def metadata(request: Any, context: grpc.ServicerContext) -> Any:
 
 def predict(request: Any, context: grpc.ServicerContext) -> Any:
     if request.model_spec.name == "writer":
-        return messages.predict_response(ModelRef("writer", version=1), "explain", token_outputs(
+        return messages.predict_response_bytes("writer", 1, "explain", token_outputs(
             *(list(tensors.to_array(request.inputs[name]))
               for name in ("prompt", "continuation", "place"))))
     told = outputs(list(tensors.to_array(request.inputs["text"])),
                    list(tensors.to_array(request.inputs["target"])))
     if request.model_spec.name == "odd":
         del told["baseline"]
-    return messages.predict_response(ModelRef("m", version=1), "explain", told)
+    return messages.predict_response_bytes("m", 1, "explain", told)
 
 
 def token_outputs(prompts: list[bytes], continuations: list[bytes], places: list[int]

@@ -121,27 +121,15 @@ def read_predict_response(data: bytes, *, where: str) -> PredictAnswer:
     return PredictAnswer(response.model_spec, tensors.read_all(response.outputs, blocks=found))
 
 
-def predict_response(ref: ModelRef, signature: str, outputs: Mapping[str, np.ndarray], *,
-                     content: bool = False) -> Any:
-    """Return a PredictResponse, as a server writes it: typed fields unless `content` (PR13).
-
-    Args:
-        ref: name and version that ran.
-        signature: ... of it.
-        outputs: name -> array; see `tensors.write`.
-        content: numbers go into `tensor_content`.
-    """
-    return pb.PredictResponse.FromString(predict_response_bytes(
-        ref.name, ref.version, signature, outputs, content=content))
-
-
 def predict_response_bytes(name: str, version: int | None, signature: str,
                            outputs: Mapping[str, np.ndarray], *, content: bool = False) -> bytes:
-    """Return the bytes of a PredictResponse, put together without a message.
+    """Return a PredictResponse as a server writes it, put together without a message.
 
     Args:
         name, version: of the model that ran.
-        signature, outputs, content: see `predict_response`.
+        signature: ... of it.
+        outputs: name -> array; see `tensors.write`.
+        content: numbers go into `tensor_content` and not into typed fields (PR13).
     """
     parts = [varint.field(_OUTPUTS, _key(output) + varint.field(
         _VALUE, tensors.encode(array, content=content, where=output)))
