@@ -25,7 +25,8 @@ from tf_infer.config import (
 from tf_infer.errors import ConfigError, DataError, VerificationError
 from tf_infer.manifest import EXTRA_FOLDER, read_manifest
 from tf_infer.optimize.apply import apply
-from tf_infer.optimize.plan import OptimizationPlan, cpu_flags, require_native
+from tf_infer.optimize.plan import OptimizationPlan, require_native
+from tf_infer.processor import cpu_flags
 from tf_infer.tasks import build
 from tf_infer.tasks.base import Signature, Task
 from tf_infer.tasks.causal_lm import CausalLM

@@ -17,7 +17,8 @@ from tf_infer.manifest import PathReport
 from tf_infer.networks.encoder_arrays import EncoderArrays, encoder_arrays_of
 from tf_infer.networks.fast_encoder import EncoderForm, FastClassifier
 from tf_infer.optimize.calibrate import calibrated
-from tf_infer.optimize.plan import OptimizationPlan, cpu_flags, require_native
+from tf_infer.optimize.plan import OptimizationPlan, require_native
+from tf_infer.processor import cpu_flags
 from tf_infer.tasks.base import Task
 from tf_infer.tasks.build import build
 

@@ -113,7 +113,8 @@ class Stories:
         from tf_infer.export.saved_model import save
         from tf_infer.optimize.apply import apply
         from tf_infer.optimize.litert import EngineSettings
-        from tf_infer.optimize.plan import PATHS_ATOL, cpu_flags, read_plan, require_native
+        from tf_infer.optimize.plan import PATHS_ATOL, read_plan, require_native
+        from tf_infer.processor import cpu_flags
         from tf_infer.tasks.build import from_checkpoint
         from tf_infer.verify import golden, parity
         from tf_infer.verify.predictors import GraphPredictor, SavedModelPredictor

@@ -17,8 +17,9 @@ from tf_infer.networks.fast_encoder import EncoderForm, FastClassifier
 from tf_infer.networks.static_products import StaticProduct
 from tf_infer.optimize import calibrate
 from tf_infer.optimize.apply import apply, settle
-from tf_infer.optimize.plan import OptimizationPlan, cpu_flags, require_native
+from tf_infer.optimize.plan import OptimizationPlan, require_native
 from tf_infer.optimize.sensitivity import sensitivity, worst
+from tf_infer.processor import cpu_flags
 from tf_infer.tasks.base import Task
 from tf_infer.tasks.build import build
 

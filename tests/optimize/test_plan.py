@@ -14,10 +14,10 @@ from tf_infer.optimize.plan import (
     LOGITS_ATOL,
     LOSS_ATOL,
     OptimizationPlan,
-    cpu_flags,
     read_plan,
     require_native,
 )
+from tf_infer.processor import cpu_flags
 
 
 def test_a_name_is_a_plan_of_that_precision() -> None:

@@ -253,7 +253,7 @@ def _search_of(arguments: argparse.Namespace, task: ClassifierConfig | CausalLMC
                examples: Sequence[Example], budget_s: float
                ) -> tuple[Settings, dict[str, str], Any]:
     """Return what is searched, what is not tried and why, and what the search is given."""
-    from tf_infer.optimize.plan import cpu_flags
+    from tf_infer.processor import cpu_flags
     from tf_infer.tuning import candidates, search, state
     from tf_infer.tuning.build import BuildOrder
     from tf_infer.tuning.choice import batches_for, read_objective

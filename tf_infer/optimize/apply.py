@@ -16,8 +16,9 @@ from tf_infer.networks.encoder_arrays import EncoderArrays, encoder_arrays_of
 from tf_infer.networks.fast import FastDecoder
 from tf_infer.networks.fast_encoder import EncoderForm, FastClassifier, layer_names
 from tf_infer.optimize.calibrate import batches_of, calibrated
-from tf_infer.optimize.plan import OptimizationPlan, cpu_flags, require_native
+from tf_infer.optimize.plan import OptimizationPlan, require_native
 from tf_infer.optimize.sensitivity import sensitivity, worst
+from tf_infer.processor import cpu_flags
 from tf_infer.tasks.base import Signature, Task, rows
 from tf_infer.tasks.causal_lm import CausalLM
 

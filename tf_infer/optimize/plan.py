@@ -10,7 +10,6 @@ from typing import Literal
 from tf_infer import config
 from tf_infer.errors import ConfigError
 from tf_infer.optimize.ranges import Ranges
-from tf_infer.processor import cpu_flags as cpu_flags
 
 Precision = Literal["float32", "bfloat16", "int8"]
 Floats = Literal["float32", "bfloat16"]

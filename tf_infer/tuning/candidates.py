@@ -107,7 +107,7 @@ def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collect
 
     Args:
         kind: of the task.
-        flags: of the CPU (`optimize.plan.cpu_flags`); None where they are not known.
+        flags: of the CPU (`cpu_flags`); None where they are not known.
         installed: names of packages that can be imported, of those in ENGINES.
         float16_lacks: what keeps this machine from float16, which GPUs compute; "" for nothing.
         prune: settings of `optimize.prune`, each to be tried with every other part.

@@ -11,7 +11,7 @@ from pathlib import Path
 from tf_infer.engines import gpus
 from tf_infer.engines.onnx import providers_of
 from tf_infer.errors import BackendMissing
-from tf_infer.optimize.plan import cpu_flags
+from tf_infer.processor import cpu_flags
 from tf_infer.server import cpus
 from tf_infer.tuning.candidates import ENGINES
 from tf_infer.version import __version__
