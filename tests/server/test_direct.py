@@ -134,21 +134,23 @@ def test_a_caller_that_goes_is_told_of_and_an_answered_one_is_not() -> None:
     held = Held()
     with serving(held) as (server, channel):
         ask = channel.unary_unary(PATH)
-        answered, cancelled = (ask.future(b"", timeout=WAIT_S) for _ in range(2))
+        answered, cancelled = (ask.future(b"", timeout=9 * WAIT_S) for _ in range(2))
         assert all(held.there.acquire(timeout=WAIT_S) for _ in range(2))
         assert len(server._state.rpc_states) == 2
         cancelled.cancel()
         assert held.gone.acquire(timeout=WAIT_S)
-        for timeout_s in (0.2, 2.0, WAIT_S):  # on a busy machine one may pass on the way there
+        for timeout_s in (0.2, 2.0, WAIT_S):  # on a busy machine one may pass, or come late
             late = ask.future(b"", timeout=timeout_s)
             assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             if held.there.acquire(timeout=timeout_s):
                 break
-        assert held.gone.acquire(timeout=WAIT_S)
-        for one in held.calls:
+        known = list(held.calls)
+        assert all(held.gone.acquire(timeout=WAIT_S) for _ in known[2:])
+        for one in known:
             one.send(b"yes")
         assert answered.result() == b"yes"
         assert forgotten(server)
+        assert all(held.gone.acquire(timeout=WAIT_S) for _ in held.calls[len(known):])
         assert not held.gone.acquire(blocking=False)
         held.calls[0].when_gone(held.gone.release)  # it is over already
         assert held.gone.acquire(blocking=False)
