@@ -78,7 +78,11 @@ def in_slices(core: Callable[..., dict[str, tf.Tensor]], dense: Mapping[str, tf.
         part = traced(*(tf.strided_slice(tensor, begin, end, one) for tensor in ordered))
         return i + 1, {name: array.write(i, part[name]) for name, array in written.items()}
 
-    _, written = tf.while_loop(lambda i, _: i < count, some, (0, arrays), parallel_iterations=1)
+    # The loop begins when all is there: a check on the way that fails cancels what runs beside it,
+    # and TensorFlow may tell that first.
+    with tf.control_dependencies(ordered):
+        first = tf.constant(0)
+    _, written = tf.while_loop(lambda i, _: i < count, some, (first, arrays), parallel_iterations=1)
     return {name: tf.ensure_shape(written[name].concat(), value.shape)
             for name, value in outputs.items()}
 
