@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         print("hanging", flush=True)
         time.sleep(600)
     values = _read(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own wakes no pause from other threads
     with _server(values, mode) as server:
         print(f"Running gRPC ModelServer at {server.addresses}", file=sys.stderr, flush=True)
         signal.pause()
