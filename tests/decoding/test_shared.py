@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import tensorflow as tf
 
 from tf_infer.decoding.shared import Shared
@@ -60,26 +58,3 @@ def test_op_by_op_it_is_the_function_itself() -> None:
     half, ran = halved()
     assert half(tf.constant([-8.0])).numpy().tolist() == [4.0]
     assert ran == [True]
-
-
-def called(function: Callable[[tf.Tensor], tf.Tensor]) -> tuple[str, list[float]]:
-    """Return by which executor a loop calls a function, and what it makes of 9 and -4."""
-    shared = Shared(CORE, function, [FREE], in_one_thread=True)
-    outer = tf.function(
-        lambda values: tf.while_loop(lambda i, v: i < 2, lambda i, v: (i + 1, shared(v)),
-                                     (tf.constant(0), values))[1],
-        input_signature=[FREE], autograph=False).get_concrete_function()
-    (call,) = [node for one in outer.graph.as_graph_def().library.function
-               for node in one.node_def if node.op == "PartitionedCall"]
-    return call.attr["executor_type"].s.decode(), outer(tf.constant([9.0, -4.0])).numpy().tolist()
-
-
-def test_operations_alone_run_in_one_thread() -> None:
-    assert called(lambda values: values * values) == ("SINGLE_THREADED_EXECUTOR", [6561.0, 256.0])
-
-
-def test_a_function_that_calls_others_keeps_no_thread_waiting_for_them() -> None:
-    def branching(values: tf.Tensor) -> tf.Tensor:
-        return tf.cond(values[0] > 9.0, lambda: values, lambda: values * values)
-
-    assert called(branching) == ("", [81.0, 16.0])

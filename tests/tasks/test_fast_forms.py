@@ -97,14 +97,6 @@ def test_a_row_with_options_whose_company_ends_earlier_is_the_row_alone() -> Non
                 np.testing.assert_array_equal(value[0], crowd[name][row], f"{name} {row}")
 
 
-def test_a_step_runs_in_one_thread() -> None:
-    task = apply(build(small.SHALLOW_DECODER, seed=7), OptimizationPlan())
-    graph = plain_core(task, plain_specs(task)).graph.as_graph_def()
-    assert [node.attr["executor_type"].s for one in graph.library.function for node in one.node_def
-            if node.op == "StatefulPartitionedCall" and node.attr["executor_type"].s] == [
-        b"SINGLE_THREADED_EXECUTOR"]
-
-
 def test_how_wide_the_prompts_beside_a_row_are_changes_no_rounding_in_it() -> None:
     """An int8 form shows the last bit of a sum: another order of adding up is another answer."""
     capacity, rows = 60, 8

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import tensorflow as tf
-
-ONE_THREAD = "SINGLE_THREADED_EXECUTOR"
 
 
 class Shared:
@@ -27,17 +24,11 @@ class Shared:
         optimised: whether TensorFlow's graph optimiser goes over it. That takes half of the time
             to build it, and makes little faster but the products of a network.
         copied: whether TensorFlow may copy it into what calls it, which then has to be optimised.
-        in_one_thread: whether its operations run one after the other in one thread, which may share
-            out the work of each, where TensorFlow's own executor hands them to and fro. One that
-            calls functions (branches are some) does not: its thread would wait for another one,
-            and where all wait so, none is left.
     """
 
     def __init__(self, stage: str, function: Callable[..., Any], specs: Sequence[Any], *,
-                 optimised: bool = False, copied: bool = False, in_one_thread: bool = False
-                 ) -> None:
+                 optimised: bool = False, copied: bool = False) -> None:
         self._function, self._optimised = function, optimised or copied
-        self._in_one_thread = in_one_thread
 
         def staged(*arguments: Any) -> Any:
             with tf.name_scope(stage):
@@ -51,16 +42,8 @@ class Shared:
         """Return what the function returns."""
         if tf.executing_eagerly():
             return self._function(*arguments)
-        with (contextlib.nullcontext() if self._optimised else _not_optimised(),
-              tf.experimental.function_executor_type(ONE_THREAD) if self._alone
-              else contextlib.nullcontext()):
+        with contextlib.nullcontext() if self._optimised else _not_optimised():
             return self._traced(*arguments)
-
-    @cached_property
-    def _alone(self) -> bool:
-        """Whether it may run in one thread, and shall."""
-        return self._in_one_thread and not (
-            self._traced.get_concrete_function().graph.as_graph_def().library.function)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Dense = Mapping[str, tf.Tensor]
 DRAWING = (*options.SAMPLING, "draw")
+ASKS = "asks"  # a dense option of the loops' own: whether any row asks for more than plain options
 AT_ONCE, ONE_CHAIN = 16, 128  # positions, see `_alike`; the first is a power of two
 
 
@@ -171,11 +172,10 @@ class Loops:
                 "history_length": one, "produced": one, "state": one}
 
     def _held(self, function: Callable[..., Any], *specs: Callable[[], Any], stage: str = CORE,
-              copied: bool = False, in_one_thread: bool = False) -> Callable[..., Any]:
+              copied: bool = False) -> Callable[..., Any]:
         if self.task.compiled == "xla":
             return function
-        return Shared(stage, function, [spec() for spec in specs], optimised=True, copied=copied,
-                      in_one_thread=in_one_thread)
+        return Shared(stage, function, [spec() for spec in specs], optimised=True, copied=copied)
 
     @cached_property
     def _prefill(self) -> Callable[..., Any]:
@@ -197,7 +197,7 @@ class Loops:
         return self._held(partial(self.task.step, owned=True),
                           lambda: tf.TensorSpec([None], tf.int32),
                           lambda: tf.TensorSpec([None], tf.bool), lambda: self.cache_spec,
-                          in_one_thread=True)
+                          copied=True)
 
     @cached_property
     def _choose(self) -> Callable[..., Any]:
@@ -226,6 +226,8 @@ class Loops:
 
     def _asked_in_stages(self, start: Start, dense: Dense, together: tf.Tensor
                          ) -> tuple[Made, Cache]:
+        # Found out here, once and not at every token.
+        dense = {**dense, ASKS: self._asked(dense) & tf.ones_like(dense["state"], tf.bool)}
         return self._in_stages(start, dense, self._asked_rules(dense), self._advanced_as_asked,
                                self._told, together)
 
@@ -279,14 +281,14 @@ class Loops:
                 dense, progress._replace(states=(), seen=(told,)), logits)
             return moved._replace(states=progress.states, seen=(*moved.seen, *others))
 
-        return tf.cond(self._asked(dense),
+        return tf.cond(tf.reduce_any(dense[ASKS]),
                        lambda: advance(progress, logits, *self._asked_rules(dense)), plainly)
 
     def _asked(self, dense: Dense) -> tf.Tensor:
         """Return whether any row asks for more than plain options: [] bool."""
         task = self.task
         return (task.row_options.asked(dense) | task.row_constraints.asked(dense)
-                | tf.reduce_any(dense["state"] > 0) | (tf.size(dense["allowed"]) > 0))
+                | (tf.size(dense["allowed"]) > 0))
 
     def _told(self, dense: Dense, progress: Progress) -> Made:
         held = self.task.row_constraints

@@ -224,8 +224,13 @@ class RowConstraints:
         return progress.states[-2] if self.names else tf.zeros_like(progress.lengths)
 
     def asked(self, dense: Dense) -> tf.Tensor:
-        """Return whether any row must look like something: [] bool."""
-        return tf.reduce_any(dense["constraint"] > 0) | tf.reduce_any(dense["choice_ends"] > 0)
+        """Return whether any row must look like something, or go on with it: [] bool.
+
+        Args:
+            dense: their options, and `state` [B] int32, of the named constraint.
+        """
+        named = tf.maximum(dense["constraint"], dense["state"])
+        return tf.reduce_any(named > 0) | tf.reduce_any(dense["choice_ends"] > 0)
 
     def incomplete(self, dense: Dense, progress: Progress) -> tf.Tensor:
         """Return which rows have not produced what they must: [B] bool.
