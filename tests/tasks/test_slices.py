@@ -34,9 +34,11 @@ def test_slices_are_as_large_as_allowed_and_give_all_rows(count: int, graph: boo
 
 def test_no_slice_begins_before_all_is_there() -> None:
     """Else a check that fails on the way may be told as the loop that it cancels."""
-    graph = tf.function(
-        lambda one, two: in_slices(lambda one, two: {"sum": one}, {"two": two, "one": one}, SPECS, 3),
-        input_signature=tuple(SPECS.values())).get_concrete_function().graph
+    def whole(one: tf.Tensor, two: tf.Tensor) -> dict[str, tf.Tensor]:
+        return in_slices(lambda one, two: {"sum": one}, {"two": two, "one": one}, SPECS, 3)
+
+    graph = tf.function(whole, input_signature=tuple(SPECS.values()), autograph=False
+                        ).get_concrete_function().graph
     (loop,) = [op for op in graph.get_operations() if op.type in {"While", "StatelessWhile"}]
     given = {tensor.op for tensor in graph.inputs}
     assert any(set(tensor.op.control_inputs) >= given for tensor in loop.inputs)
