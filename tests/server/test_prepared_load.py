@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,9 +134,14 @@ def test_what_an_export_writes_runs_prepared_and_answers_bit_for_bit_the_same(
     monkeypatch.setattr(tf, "import_graph_def", lambda graph, **options: (
         imported.append(len(graph.node)), usual_import(graph, **options)))
     monkeypatch.setattr(loading, "PIECE_NODES", 30)
+    rests: list[float] = []
+    monkeypatch.setattr(loading, "time", SimpleNamespace(
+        monotonic=time.monotonic, sleep=rests.append))
     with caplog.at_level(logging.INFO), loaded(exported, gently=gently) as prepared:
         assert "graph=prepared" in caplog.text
         assert max(imported) < sum(imported) / 4
+        assert len(rests) > 4
+        assert all(seconds > 0 for seconds in rests) if gently else not any(rests)
         caplog.clear()
         with loaded(exported, settings=plain()) as usual:
             assert "prepared" not in caplog.text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,8 @@ from tf_infer.server.quick_graph import CALLERS_THREAD
 T = TypeVar("T")
 PREPARED = "prepared graph"  # in the log
 TAGS = ("serve",)  # of what an export of ours writes
-PIECE_NODES = 500  # of functions that are imported at once, some milliseconds
+PIECE_NODES = 200  # of a graph or its functions, imported at once: some milliseconds
+REST = 2.0  # of what a piece took, in which others have the interpreter lock for themselves
 
 
 class GentleSession(tf.compat.v1.Session):
@@ -87,18 +89,19 @@ def load(session: Any, path: Path, tags: Sequence[str], *, gently: bool) -> Any:
         return loader(str(path)).load(session, list(tags))
 
 
-def load_prepared(session: Any, path: Path, graph: bytes) -> Any:
+def load_prepared(session: Any, path: Path, graph: bytes, *, gently: bool) -> Any:
     """Load a prepared graph and the variables of its SavedModel; return its MetaGraphDef.
 
     Args:
         session: whose settings leave TensorFlow's optimiser out.
         path: version directory.
         graph: a serialized MetaGraphDef, as `export.prepared` writes it.
+        gently: others are being answered meanwhile, and get time between the pieces.
     """
     meta_graph = meta_graph_pb2.MetaGraphDef.FromString(graph)
     with session.graph.as_default(), _quiet():
         _import_functions(session.graph, meta_graph.graph_def)
-        _import_nodes(session.graph, meta_graph.graph_def)
+        _import_nodes(session.graph, meta_graph.graph_def, REST if gently else 0.0)
         if meta_graph.HasField("saver_def"):
             saver = tf.compat.v1.train.Saver(saver_def=meta_graph.saver_def)
             saver.restore(session, str(path / "variables" / "variables"))
@@ -129,8 +132,11 @@ def _import_functions(graph: Any, whole: Any) -> None:
     del whole.library.function[:]
 
 
-def _import_nodes(graph: Any, whole: Any) -> None:
-    """Import the nodes of a GraphDef in pieces; what stands in an earlier one is in the graph."""
+def _import_nodes(graph: Any, whole: Any, rest: float) -> None:
+    """Import the nodes of a GraphDef in pieces; what stands in an earlier one is in the graph.
+
+    After each piece this thread sleeps for `rest` times what it took.
+    """
     nodes = list(whole.node)
     at = {node.name: number for number, node in enumerate(nodes)}
     reads = [[at[source_of(name)] for name in node.input] for node in nodes]
@@ -138,6 +144,7 @@ def _import_nodes(graph: Any, whole: Any) -> None:
               if not getattr(op_def_registry.get(node.op), "output_arg", ())}
     begin = 0
     for end in cuts(reads, silent, PIECE_NODES):
+        began_s = time.monotonic()
         part = tf.compat.v1.GraphDef(versions=whole.versions)
         part.node.extend(nodes[begin:end])
         earlier = {name for node in part.node for name in node.input if at[source_of(name)] < begin}
@@ -145,6 +152,7 @@ def _import_nodes(graph: Any, whole: Any) -> None:
             tf.import_graph_def(part, name="", input_map={
                 name: _tensor(graph, name) for name in earlier})
         begin = end
+        time.sleep(rest * (time.monotonic() - began_s))
 
 
 def _tensor(graph: Any, reference: str) -> Any:

@@ -136,7 +136,7 @@ class SavedModelServable:
     def _load(self, path: Path, tags: Sequence[str], prepared: bytes | None) -> Any:
         try:
             if prepared is not None:
-                return load_prepared(self._session, path, prepared)
+                return load_prepared(self._session, path, prepared, gently=self.gently)
             return load(self._session, path, tags, gently=self.gently)
         except tf.errors.OpError as error:
             raise _translated(error) from error
