@@ -80,8 +80,9 @@ def in_slices(core: Callable[..., dict[str, tf.Tensor]], dense: Mapping[str, tf.
 
     # The loop begins when all is there: a check on the way that fails cancels what runs beside it,
     # and TensorFlow may tell that first.
+    nought = tf.constant(0)
     with tf.control_dependencies(ordered):
-        first = tf.constant(0)
+        first = tf.identity(nought)
     _, written = tf.while_loop(lambda i, _: i < count, some, (first, arrays), parallel_iterations=1)
     return {name: tf.ensure_shape(written[name].concat(), value.shape)
             for name, value in outputs.items()}
