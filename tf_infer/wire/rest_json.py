@@ -45,6 +45,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 # A text, ended or not, which stays, or what rapidjson reads beside NaN, Infinity and -Infinity.
 _SPELLINGS = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z))|-NaN|(-?Inf)(?!i)', re.DOTALL)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*")
+_FIRST_HALF = re.compile(r"\\u[dD][89abAB]")  # found ten times as fast, and seldom there
 # The first half of a surrogate pair without the second; an escape if its backslashes are odd. A run
 # of them is looked at from its beginning alone: else long ones would cost their length squared.
 _LONE_HALF = re.compile(r"(?<!\\)(\\+)u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})")
@@ -166,6 +167,8 @@ def _decoded(decoder: json.JSONDecoder, text: str, start: int) -> tuple[Any, int
 
 def _check_pairs(text: str, start: int, end: int) -> None:
     """Raise for the first half of a surrogate pair without the second, wherever it stands."""
+    if not _FIRST_HALF.search(text, start, end):
+        return
     for found in _LONE_HALF.finditer(text, start, end):
         if len(found[1]) % 2:
             raise _fault(LONE_HALF, text, found.end(1) - 1)
