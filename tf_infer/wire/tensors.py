@@ -128,15 +128,8 @@ def write(array: np.ndarray, proto: Any, *, dtype: str | None = None, content: b
     Raises:
         ShapeError: a dtype that cannot be sent, objects that are not str or bytes.
     """
-    array = np.asarray(array)
-    row = dtypes.by_name(dtype) if dtype else dtypes.by_array(array.dtype)
-    if dtype or row.name == "bfloat16":
-        array = cast(array, row.name, where=where)
-    proto.dtype = row.enum
-    shape = proto.tensor_shape
-    shape.SetInParent()
-    for size in array.shape:
-        shape.dim.add().size = size
+    array, row = _as_sent(array, dtype, where)
+    proto.MergeFromString(_head(row.enum, array.shape))
     if row.form == "strings":
         proto.string_val.extend(_to_bytes(array, where))
     elif content and array.size:
@@ -146,11 +139,8 @@ def write(array: np.ndarray, proto: Any, *, dtype: str | None = None, content: b
 
 
 def encode(array: np.ndarray, *, content: bool = True, where: str = "array") -> bytes:
-    """Return the bytes of the TensorProto that `write` would fill, in a third of its time."""
-    array = np.asarray(array)
-    row = dtypes.by_array(array.dtype)
-    if row.name == "bfloat16":
-        array = cast(array, row.name, where=where)
+    """Return the bytes of the TensorProto that `write` would fill."""
+    array, row = _as_sent(array, None, where)
     head = _head(row.enum, array.shape)
     if row.form == "strings":
         return head + pb.TensorProto(string_val=_to_bytes(array, where)).SerializeToString()
@@ -160,6 +150,15 @@ def encode(array: np.ndarray, *, content: bool = True, where: str = "array") -> 
         return head + varint.field(_NUMBERS["tensor_content"],
                                    array.astype(row.array, copy=False).tobytes())
     return head + varint.field(_NUMBERS[row.field], _pack(array, row))
+
+
+def _as_sent(array: np.ndarray, dtype: str | None, where: str) -> tuple[np.ndarray, DType]:
+    """Return an array as it is sent, and its dtype; see `write`."""
+    array = np.asarray(array)
+    row = dtypes.by_name(dtype) if dtype else dtypes.by_array(array.dtype)
+    if dtype or row.name == "bfloat16":
+        array = cast(array, row.name, where=where)
+    return array, row
 
 
 @functools.lru_cache(maxsize=1024)
