@@ -165,13 +165,18 @@ class Kinds(tf.Module):
                 "loop": of(counted), "made": of(made), "text": of(same, tf.string)}
 
 
-def test_runs_that_take_next_to_nothing_are_found_by_graph_and_count(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SavedModelServable]:
     however_long(monkeypatch)
     module = Kinds()
     tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.graphs())
     one = SavedModelServable(tmp_path / "1")
+    yield one
+    one.close()
 
+
+def test_runs_that_take_next_to_nothing_are_found_by_graph_and_count(
+        one: SavedModelServable) -> None:
     def quick(signature: str, x: Any, *, runs: int = 50) -> bool:
         for _ in range(runs):
             one.run(signature, {"x": x}, outputs=("y",), timeout_s=None)
@@ -202,7 +207,6 @@ def test_runs_that_take_next_to_nothing_are_found_by_graph_and_count(
     assert texts[0] == texts[1] and "requested shape has 2" in texts[0]
     assert not quick("loop", x) and not quick("made", x)
     assert not quick("text", np.array([["a"] * 3], object))
-    one.close()
 
 
 def test_a_model_of_ours_is_not_looked_at(loaded: SavedModelServable) -> None:
@@ -231,13 +235,8 @@ def test_the_slowest_run_is_not_the_first_and_is_forgotten_in_thousands() -> Non
 
 
 @pytest.mark.skipif(not denormals.KNOWN, reason="another C library or processor")
-def test_denormal_numbers_are_zero_whoever_does_the_run(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_denormal_numbers_are_zero_whoever_does_the_run(one: SavedModelServable) -> None:
     """As in TensorFlow's own threads; an answer does not depend on how often it was asked for."""
-    however_long(monkeypatch)
-    module = Kinds()
-    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.graphs())
-    one = SavedModelServable(tmp_path / "1")
     x = np.full((1, 3), 1e-40, np.float32)
 
     def asked() -> float:
@@ -252,4 +251,3 @@ def test_denormal_numbers_are_zero_whoever_does_the_run(
     quick = one.quick(Run("twice", {"x": x}, ("y",)), None)
     assert quick is not None and quick()["y"].tolist() == [0.0]
     assert float(x.sum()) > 0.0  # NumPy in this thread still has them
-    one.close()
