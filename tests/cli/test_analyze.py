@@ -34,6 +34,9 @@ def predict(request: Any, context: grpc.ServicerContext) -> Any:
     if name == "encode":
         if request.model_spec.name == "foreign":
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such signature")
+        if request.model_spec.name == "pairs":
+            texts = [f"{text} {other.decode()}" for text, other in zip(
+                texts, tensors.to_array(request.inputs["text_pair"]))]
         rows = [text.replace("\x00", "").split() for text in texts]
         width = max(map(len, rows)) + 1
         ids, mask, ends = (np.zeros((len(rows), width), np.int32) for _ in range(3))
@@ -116,6 +119,29 @@ def test_the_page_tells_all_and_stands_alone(
     assert "1 rows are almost in the training data" in shown
     for text, _ in ROWS:
         assert text not in shown
+
+
+def test_pairs_are_shown_and_counted_with_both_texts(server: FakeServer, tmp_path: Path) -> None:
+    rows = [{"text": "the sun is up", "text_pair": "x marks it", "label": "cold"},
+            {"text": "frost", "text_pair": "a sun x", "label": "cold"}]
+    path = tmp_path / "test.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert analyze(server, path, "--json", str(tmp_path / "errors.json"), model="pairs") == 0
+    told = json.loads((tmp_path / "errors.json").read_text())
+    assert [one["text"] for one in told["worst"]] == ["the sun is up\nx marks it"]
+    assert told["unknown_rate"] == pytest.approx(2 / 11)
+    page = (tmp_path / "errors.html").read_text(encoding="utf-8")
+    assert "the sun is up\nx marks it" in page
+
+
+def test_what_is_not_known_is_null_in_json_and_a_gap_on_the_page(
+        server: FakeServer, texts: Path) -> None:
+    texts.write_text('{"text": "sun", "label": "hot"}')  # no class of the model
+    path = texts.parent / "errors.json"
+    assert analyze(server, texts, "--json", str(path)) == 0
+    told = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert told["worst"][0]["truth_score"] is None
+    assert "nan" not in _Page((texts.parent / "errors.html").read_text()).words
 
 
 def test_a_foreign_model_has_no_unknown_ids(server: FakeServer, texts: Path) -> None:

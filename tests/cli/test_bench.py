@@ -89,6 +89,20 @@ def test_everything_is_written_and_compared(
     assert "now / earlier" in told.err and "open 40/s" in told.err
 
 
+def test_of_rows_the_text_is_sent_and_nothing_else(
+        shared: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "one", "label": "x"}\n{"text": "t\\u00fc", "label": "y"}\n')
+    shared.requests.clear()
+    assert bench(shared, str(path), "--concurrency", "1") == 0
+    sent = {text for _, request, _ in shared.requests if isinstance(request, pb.PredictRequest)
+            for text in request.inputs["text"].string_val}
+    assert sent == {b"one", "t\u00fc".encode()}
+    path.write_text('{"words": "one"}\n')
+    assert bench(shared, str(path)) == 1
+    assert "rows.jsonl:1: " in capsys.readouterr().err
+
+
 def test_calls_that_fail_are_counted_and_one_answer_is_enough(
         shared: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "texts"

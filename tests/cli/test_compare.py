@@ -107,6 +107,17 @@ def test_without_labels_the_agreement_decides(
     assert "take over: 99.00 % have the same label, 99.5 % are asked for (--min-agree" in shown
 
 
+def test_of_plain_text_each_line_is_a_text(
+        server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "day.txt"
+    path.write_text("".join(f"{SECRET}{n}\n\n" for n in range(100)))
+    assert compare(server, str(path), *versions(1, 3)) == 0
+    assert "100 texts, 99.00 % with the same label, 1 with another" in capsys.readouterr().out
+    path.write_text("\n  \n")
+    assert compare(server, str(path), *versions(1, 3)) == 1
+    assert "day.txt: expected at least one text, got none" in capsys.readouterr().err
+
+
 def test_of_partly_labelled_texts_accuracy_is_of_those_and_agreement_of_all(
         server: FakeServer, files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(server, files["mixed"], *versions(1, 2)) == 1

@@ -46,7 +46,7 @@ def test_the_surest_wrong_answers_come_first_and_tell_the_right_class() -> None:
     assert [(row.place, row.score) for row in found.worst] == [
         ("f:3", 0.8), ("f:4", 0.7), ("f:1", 0.6)]
     assert [found.worst[0].truth_score, found.worst[2].truth_score] == [0.2, 0.4]
-    assert math.isnan(found.worst[1].truth_score)
+    assert found.worst[1].truth_score is None
     assert len(analyse([item("a", "b")] * 9, ["a", "b"], worst=4).worst) == 4
 
 

@@ -83,16 +83,20 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.output.write_text(html(found, title=str(ref), source=(
         f"{ref} at {arguments.address} on {arguments.texts.name}")), encoding="utf-8")
     if arguments.json:
-        arguments.json.write_text(json.dumps(dataclasses.asdict(found), indent=1),
-                                  encoding="utf-8")
+        arguments.json.write_text(
+            json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False), encoding="utf-8")
     print("\n".join(_lines(found)))
     print(f"written: {arguments.output} (it holds texts of the data)")
     return 0
 
 
 def _rows(examples: Sequence[Example]) -> list[tuple[str, str, frozenset[str]]]:
-    return [(example.place, "\n".join(filter(None, (example.text, example.text_pair))),
-             frozenset(example.labels)) for example in examples]
+    return [(example.place, _shown(example), frozenset(example.labels)) for example in examples]
+
+
+def _shown(example: Example) -> str:
+    """Return a text; of a pair both, each from a line of its own on."""
+    return "\n".join(filter(None, (example.text, example.text_pair)))
 
 
 def _items(arguments: argparse.Namespace, examples: Sequence[Example]
@@ -104,7 +108,7 @@ def _items(arguments: argparse.Namespace, examples: Sequence[Example]
     found: list[Item] = []
     classes: tuple[str, ...] = ()
     with connection.connect(arguments) as client:
-        unknown = _unknown_id(client, ref)
+        unknown = _unknown_id(client, ref, examples[0])
         for start in range(0, len(examples), arguments.rows):
             batch = examples[start:start + arguments.rows]
             told = texts.classify(client, ref, batch)
@@ -112,20 +116,22 @@ def _items(arguments: argparse.Namespace, examples: Sequence[Example]
             for example, one, (tokens, missing) in zip(batch, told, counts):
                 classes = classes or tuple(label.name for label in one.scores)
                 found.append(Item(
-                    place=example.place, text=example.text, truth=frozenset(example.labels),
+                    place=example.place, text=_shown(example), truth=frozenset(example.labels),
                     answer=frozenset(one.labels), score=one.score, tokens=tokens, unknown=missing,
                     probabilities=tuple(label.score for label in one.scores)))
             texts.progress(min(start + arguments.rows, len(examples)), len(examples))
     return found, classes
 
 
-def _unknown_id(client: Client, ref: ModelRef) -> int | None:
+def _unknown_id(client: Client, ref: ModelRef, one: Example) -> int | None:
     """Return the id of what the vocabulary does not have; None where nothing is unknown to it.
 
-    The id that a character no vocabulary has becomes, if it becomes a single one.
+    The id that a character no vocabulary has becomes, if it becomes a single one. `one` says
+    whether the model reads pairs.
     """
+    asked = one._replace(text=UNKNOWN, text_pair=None if one.text_pair is None else "")
     try:
-        found = client.predict(ref, {"text": [UNKNOWN]}, signature="encode")
+        found = client.predict(ref, _inputs([asked]), signature="encode")
     except ServingError:
         return None  # not a model of ours
     inside = (found["ends"][0] > found["starts"][0]) & (found["mask"][0] > 0)
@@ -135,13 +141,21 @@ def _unknown_id(client: Client, ref: ModelRef) -> int | None:
 
 def _counts(client: Client, ref: ModelRef, batch: Sequence[Example], unknown: int | None
             ) -> list[tuple[int, int]]:
-    """Return how many ids each text has, and how many of them are the unknown one."""
+    """Return how many ids each text has, of a pair both, and how many are the unknown one."""
     if unknown is None:
         return [(0, 0)] * len(batch)
-    found = client.predict(ref, {"text": [example.text for example in batch]}, signature="encode")
+    found = client.predict(ref, _inputs(batch), signature="encode")
     real = (found["mask"] > 0) & (found["ends"] > found["starts"])           # [B, T]
     return list(zip(real.sum(axis=1).tolist(),
                     (real & (found["ids"] == unknown)).sum(axis=1).tolist()))
+
+
+def _inputs(batch: Sequence[Example]) -> dict[str, list[str]]:
+    """Return what `encode` takes: texts, and of pairs both."""
+    inputs = {"text": [example.text for example in batch]}
+    if any(example.text_pair is not None for example in batch):
+        inputs["text_pair"] = [example.text_pair or "" for example in batch]
+    return inputs
 
 
 def _lines(found: ErrorAnalysis) -> Iterator[str]:

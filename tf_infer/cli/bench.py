@@ -36,7 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--model", required=True, metavar="NAME", help="model to ask")
     parser.add_argument("--texts", required=True, metavar="FILE",
-                        help="UTF-8, a text a line; sent again and again")
+                        help=".jsonl or .csv with \"text\", else UTF-8, a text a line; sent "
+                             "again and again")
     parser.add_argument("--signature", default="serving_default",
                         help="takes one text input (default serving_default)")
     parser.add_argument("--rows", type=int, default=1, metavar="N", help="texts in one call")

@@ -23,7 +23,7 @@ EPILOG = """examples:
   tf-infer compare --model intents --address old:8500 --address new:8500 --texts test.jsonl
   tf-infer compare --model small --model large --texts messages.jsonl --min-agreement 0.98 --json
 
-files: as of `tf-infer train`: .jsonl or .csv with "text", perhaps "text_pair", "label" or "labels".
+files: .jsonl or .csv with "text", perhaps "text_pair", "label" or "labels"; .txt, a text a line.
 Where rows have labels the second's accuracy on them is compared with the first's: exit code 1 when
 the 95 % interval of the difference reaches below --max-drop points. Where none has: exit code 1
 when fewer than --min-agreement of the texts get the same label. Texts are never shown: rows are.
@@ -52,13 +52,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask both, compare, print; return 0 when the second may take over, else 1."""
-    from tf_infer.train import data
     from tf_infer.verify.comparison import compare
 
     if arguments.rows < 1:
         raise ConfigError(f"--rows: expected at least 1, got {arguments.rows}.")
     sides = connection.sides(arguments)
-    examples = data.read(arguments.texts)
+    examples = texts.examples(arguments.texts)
     answers, seconds = _asked(sides, examples, arguments.rows)
     several = bool(answers[0].classes) and answers[0].probabilities is None
     found = compare(answers[0], answers[1], texts.truth(examples, several=several),

@@ -49,7 +49,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="operations to show (default 10)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     load = parser.add_argument_group("load (without it, what others send is recorded)")
-    load.add_argument("--load", metavar="FILE", help="UTF-8, a text a line; sent again and again")
+    load.add_argument("--load", metavar="FILE",
+                      help=".jsonl or .csv with \"text\", else UTF-8, a text a line; sent again "
+                           "and again")
     load.add_argument("--model", metavar="NAME", help="model to send them to")
     load.add_argument("--signature", default="serving_default",
                       help="takes one text input (default serving_default)")

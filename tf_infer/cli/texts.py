@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer.cli import connection
-from tf_infer.errors import ConfigError
+from tf_infer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tf_infer.client.calls import Call
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tf_infer.train.data import Example
     from tf_infer.wire.messages import ModelRef
 
+ROWS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz")  # endings of files whose rows have a field "text"
+
 
 def made_calls(arguments: argparse.Namespace, path: str, *, option: str) -> list[Call[Any]]:
     """Return one call for every `--rows` texts of a file.
@@ -27,11 +29,12 @@ def made_calls(arguments: argparse.Namespace, path: str, *, option: str) -> list
 
     Args:
         arguments: those of `connection`, and `model`, `signature`, `rows`.
-        path: UTF-8, a text a line.
+        path: of examples by the ending of its name (.jsonl, .csv), else UTF-8, a text a line.
         option: what named it, for messages.
 
     Raises:
         ConfigError: the file cannot be read or is empty, or the signature takes something else.
+        DataError: rows of examples break a rule.
         ServingError: the server does not say what the model takes.
     """
     from tf_infer.client import calls
@@ -53,11 +56,14 @@ def made_calls(arguments: argparse.Namespace, path: str, *, option: str) -> list
 
 
 def read_texts(path: str, *, option: str) -> list[str]:
-    """Return the lines of a UTF-8 file.
+    """Return the texts of a file of examples, or the lines of any other UTF-8 file.
 
     Raises:
         ConfigError: it cannot be read, is no UTF-8, or has no line.
+        DataError: rows of examples break a rule.
     """
+    if path.endswith(ROWS):
+        return [example.text for example in examples(Path(path))]
     try:
         with open(path, encoding="utf-8") as file:
             texts = [line.rstrip("\r\n") for line in file]
@@ -74,15 +80,18 @@ def examples(path: Path) -> list[Example]:
     """Read a file of examples (`train.data.read`); of .txt each line that is not empty is one.
 
     Raises:
-        DataError: see there.
+        DataError: see there; or no line has a text.
     """
     from tf_infer.train import data
 
     found = data.read(path)
     if not path.name.endswith((".txt", ".txt.gz")):
         return found
-    return [data.Example(line, place=f"{path.name}:{number}") for one in found
-            for number, line in enumerate(one.text.split("\n"), start=1) if line.strip()]
+    lines = [data.Example(line, place=f"{path.name}:{number}") for one in found
+             for number, line in enumerate(one.text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise DataError(f"{path}: expected at least one text, got none.")
+    return lines
 
 
 def truth(examples: Sequence[Example], *, several: bool = False

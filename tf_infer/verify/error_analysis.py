@@ -79,7 +79,7 @@ class WorstRow:
 
     Attributes:
         place, text, truth, answer, score: as of `Item`.
-        truth_score: what the model gave the right class; NaN where it does not tell.
+        truth_score: what the model gave the right class; None where it does not tell.
     """
 
     place: str
@@ -87,7 +87,7 @@ class WorstRow:
     truth: tuple[str, ...]
     answer: tuple[str, ...]
     score: float
-    truth_score: float
+    truth_score: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,7 +203,7 @@ def _row(item: Item, index: dict[str, int]) -> WorstRow:
     return WorstRow(
         place=item.place, text=item.text, truth=tuple(sorted(item.truth)),
         answer=tuple(sorted(item.answer)), score=item.score,
-        truth_score=item.probabilities[place] if place < len(item.probabilities) else math.nan)
+        truth_score=item.probabilities[place] if place < len(item.probabilities) else None)
 
 
 def _worst(items: Sequence[Item], index: dict[str, int], most: int) -> tuple[WorstRow, ...]:
