@@ -140,6 +140,7 @@ def test_the_command_refuses_before_it_loads_anything(
             (["--max-texts", "0"], "--max-texts: expected at least 1, got 0"),
             (["--plans", "plan float32 xla", "--no-xla"],
              "--plans: expected a plan that can be tried on this machine, got 'plan float32 xla: "),
+            (["--plan", "int9"], "plan: expected one of ['bfloat16', 'float32', 'int8'] or a"),
             (["--plans", "int8"], "--plans: expected some of ['reference', 'plan float32'")):
         assert main(["optimize", str(tmp_path), "--texts", given, "--no-picture",
                      "--output", str(tmp_path / "out"), *words]) == 1

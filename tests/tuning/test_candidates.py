@@ -53,6 +53,22 @@ def test_where_size_counts_float32_is_tried_in_smaller_files() -> None:
     assert more == {"plan float32 storage=bfloat16", "plan float32 storage=int8"}
 
 
+def test_a_plan_that_is_asked_for_is_tried_once_or_left_out_for_a_reason() -> None:
+    own = OptimizationPlan(precision="int8", activations="static", ranges="entropy", sensitive=4)
+    stored = OptimizationPlan(storage="int8")
+    found = names("classifier", asked=(own, stored, OptimizationPlan(precision="int8")))
+    assert found[:12] == names("classifier")
+    assert found[12:] == ["plan int8 static ranges=entropy sensitive=4",
+                          "plan float32 storage=int8"]
+    _, left_out = sensible("classifier", flags=frozenset({"avx2"}), installed=ALL, asked=(own,))
+    assert left_out["plan int8 static ranges=entropy sensitive=4"] == (
+        "this CPU has no arithmetic of int8")
+    twice = (own, OptimizationPlan(precision="int8", activations="static", ranges="entropy",
+                                   sensitive=4, floats="float32"))
+    with pytest.raises(ConfigError, match="--plan: expected one plan of a name, got 'plan int8 st"):
+        names("classifier", asked=twice)
+
+
 def test_a_classifier_keeps_float32_beside_int8_where_there_is_no_bfloat16() -> None:
     found, left_out = sensible("classifier", flags=frozenset({"avx512_vnni"}), installed=ALL)
     int8 = [one for one in found if one.plan is not None and one.plan.precision == "int8"]

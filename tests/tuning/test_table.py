@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from tf_infer.config import to_json
 from tf_infer.optimize.plan import OptimizationPlan
-from tf_infer.tuning.candidates import REFERENCE_CANDIDATE, Candidate, EngineChoice
+from tf_infer.tuning.candidates import REFERENCE_CANDIDATE, Candidate, EngineChoice, sensible
 from tf_infer.tuning.choice import choose, read_objective
 from tf_infer.tuning.table import notes, summary
 from tf_infer.tuning.text_table import lines
@@ -123,6 +124,23 @@ def test_long_names_and_reasons_leave_the_table_80_columns_wide() -> None:
     assert len(notes(found)) == 3
 
 
+def test_a_form_that_rounds_and_gains_no_time_says_so() -> None:
+    trials = [trial(REFERENCE_CANDIDATE, 0.004, 0.002, size_bytes=4_200_000, metric=0.91),
+              trial(INT8, 0.005, 0.002, size_bytes=1_100_000, metric=0.91)]
+    choice = choose(trials, kind="accuracy", objective=read_objective("p50@1"), max_drop=2.0)
+    found = summary(trials, choice, "accuracy", (1, 8), max_drop=2.0, seed=3, machine={},
+                    left_out={}, texts=9, answered=9, labelled=9)
+    assert [one["not_faster"] for one in found["plans"]] == ["", "reference"]
+    text = "\n".join(lines(found))
+    assert re.search(r"^ +plan int8 .* 91\.00 % \[1\]$", text, re.M)
+    assert "[1] plan int8: not faster than reference by p50@1" in text
+    picture = pytest.importorskip("tf_infer.tuning.picture", reason="needs the extra `report`")
+    page = picture.html(found, title="intents")
+    assert re.search(r'<td>plan int8</td>[^\n]*(\n[^\n]*)*href="#note1">\[1\]</a></td>', page)
+    assert '<li id="note1">plan int8: not faster than reference by p50@1</li>' in page
+    assert 'class="out"' not in page
+
+
 def test_size_shows_the_ratios_of_every_batch() -> None:
     text = "\n".join(lines(told(objective="size")))
     assert re.search(r"^ +plan +MB +@1 +@8 +@1 +@8 +off by +accuracy$", text, re.M)
@@ -214,7 +232,8 @@ def test_hyper_parameters_are_what_tensorboard_reads(tmp_path: Path) -> None:
         values["_hparams_/session_start_info"].metadata.plugin_data.content)
     assert {name: value.string_value or value.bool_value
             for name, value in data.session_start_info.hparams.items()} == {
-        "precision": "int8", "compile": "none", "engine": "none", "pruned": False}
+        "precision": "int8", "compile": "none", "engine": "none", "activations": "dynamic",
+        "smoothing": "none", "storage": "none", "pruned": False}
     ended = {run: hparams.plugin_data_pb2.HParamsPluginData.FromString(
         value.metadata.plugin_data.content).session_end_info.status
         for run, found in runs.items() for event in found for value in event.summary.value
@@ -223,6 +242,17 @@ def test_hyper_parameters_are_what_tensorboard_reads(tmp_path: Path) -> None:
     assert ended["plan_bfloat16"] == hparams.api_pb2.STATUS_FAILURE
     assert not any(value.tag == "accuracy" for event in runs["plan_bfloat16"]
                    for value in event.summary.value)
+
+
+def test_forms_that_differ_have_hyper_parameters_that_differ() -> None:
+    hparams = pytest.importorskip("tf_infer.tuning.hparams", reason="needs tensorboard")
+    flags, packages = frozenset({"avx512_bf16", "avx512_vnni"}), frozenset({
+        "ai_edge_litert", "onnxruntime"})
+    for kind in ("classifier", "causal_lm"):
+        forms, _ = sensible(kind, flags=flags, installed=packages, small=True)
+        told = [hparams.parameters({"candidate": to_json(one)}) for one in forms]
+        assert len({tuple(sorted(one.items())) for one in told}) == len(forms) > 5
+        assert len({tuple(one) for one in told}) == 1  # the same columns
 
 
 def events(path: Path) -> list[Any]:

@@ -34,6 +34,7 @@ examples:
   tf-infer optimize models/intents --texts test.jsonl --objective throughput@32 --budget 10m
   tf-infer optimize models/writer --texts prompts.txt --max-drop 1% --base-dir saved_models/writer
   tf-infer optimize models/intents --texts test.jsonl --plans "plan int8,litert int8" --no-export
+  tf-infer optimize models/intents --texts test.jsonl --plan entropy.json --calibrate train.jsonl
   tf-infer optimize task.json --tokenizer models/intents/tokenizer --texts test.jsonl --no-export
 
 files: .jsonl or .csv with "text", perhaps "text_pair", "label" or "labels"; .txt, a text a line.
@@ -69,6 +70,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="of the metric, in points of 100 (default 0.5%%)")
     parser.add_argument("--plans", metavar="A,B",
                         help="try these alone, by the names of the table, and the reference")
+    parser.add_argument("--plan", action="append", default=[], metavar="FILE.json",
+                        help="try this plan, too (docs/optimisation.md); may be given again")
     parser.add_argument("--calibrate", type=Path, metavar="FILE",
                         help="texts for plans that set ranges or smooth (default: --texts; others "
                              "are the better test)")
@@ -253,6 +256,7 @@ def _search_of(arguments: argparse.Namespace, task: ClassifierConfig | CausalLMC
                examples: Sequence[Example], budget_s: float
                ) -> tuple[Settings, dict[str, str], Any]:
     """Return what is searched, what is not tried and why, and what the search is given."""
+    from tf_infer.optimize.plan import read_plan
     from tf_infer.processor import cpu_flags
     from tf_infer.tuning import candidates, search, state
     from tf_infer.tuning.build import BuildOrder
@@ -267,12 +271,15 @@ def _search_of(arguments: argparse.Namespace, task: ClassifierConfig | CausalLMC
             raise ConfigError(f"{name}: expected a {'folder' if there is Path.is_dir else 'file'} "
                               f"that is there, got {path}.")
     objective = read_objective(arguments.objective)
+    asked = [read_plan(given) for given in arguments.plan]
     found, left_out = candidates.sensible(
         task.kind, flags=cpu_flags(), installed=installed(), float16_lacks=float16_lacks(),
-        xla=not arguments.no_xla, prune=_pruned(arguments), small=objective.kind == "size")
+        xla=not arguments.no_xla, prune=_pruned(arguments), small=objective.kind == "size",
+        asked=asked)
     if arguments.plans:
         found, left_out = candidates.chosen_by(
-            [word.strip() for word in arguments.plans.split(",")], found, left_out)
+            [*(word.strip() for word in arguments.plans.split(",")),
+             *(candidates.Candidate(plan=one).name for one in asked)], found, left_out)
     decoder = isinstance(task, CausalLMConfig)
     labels = texts.truth(examples, several=task.multi_label) if isinstance(
         task, ClassifierConfig) else None

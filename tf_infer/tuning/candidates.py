@@ -73,6 +73,18 @@ class Candidate:
         return " + ".join(parts) or REFERENCE
 
     @property
+    def engine_kind(self) -> str:
+        """Return which engine runs it; "" where the SavedModel alone does."""
+        return self.engine.kind if self.engine is not None else ""
+
+    @property
+    def rounds(self) -> bool:
+        """Return whether its weights have fewer bits than float32."""
+        plan, engine = self.plan, self.engine
+        return ((plan is not None and (plan.precision != "float32" or plan.storage is not None))
+                or (engine is not None and engine.precision != "float32"))
+
+    @property
     def key(self) -> str:
         """Return a name for files, another one for every candidate."""
         word = "".join(letter if letter.isalnum() else "-" for letter in self.name)
@@ -101,7 +113,8 @@ REFERENCE_CANDIDATE = Candidate()
 
 def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collection[str],
              float16_lacks: str = "", prune: Sequence[Mapping[str, Any]] = (), xla: bool = True,
-             small: bool = False) -> tuple[tuple[Candidate, ...], dict[str, str]]:
+             small: bool = False, asked: Sequence[OptimizationPlan] = ()
+             ) -> tuple[tuple[Candidate, ...], dict[str, str]]:
     """Return the candidates worth a try on this machine, the reference first, and those that
     are not: name -> reason.
 
@@ -113,8 +126,12 @@ def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collect
         prune: settings of `optimize.prune`, each to be tried with every other part.
         xla: whether a form that XLA compiles may be chosen: a server must then allow XLA.
         small: whether bytes on disk are the objective: then float32 in smaller files, too.
+        asked: plans that are wanted, too, whatever they are good for.
 
     The names are the same on every machine: each is tried there, or left out for a reason.
+
+    Raises:
+        ConfigError: two plans that differ would have one name.
     """
     found, left_out = [REFERENCE_CANDIDATE], {}
     whole = [Candidate(plan=plan) for plan in _plans(kind, flags)]
@@ -123,6 +140,15 @@ def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collect
     for candidate in (*whole, *_pruned(whole, prune)):
         reason = why_not(candidate, kind, flags=flags, installed=installed,
                          float16_lacks=float16_lacks, xla=xla, small=small)
+        if reason:
+            left_out[candidate.name] = reason
+        else:
+            found.append(candidate)
+    for candidate in (Candidate(plan=plan) for plan in asked if Candidate(plan=plan) not in found):
+        known = {one.name for one in found}
+        check(candidate.name not in known, "--plan", "one plan of a name", candidate.name)
+        reason = why_not(candidate, kind, flags=flags, installed=installed, xla=xla, small=True)
+        left_out.pop(candidate.name, None)
         if reason:
             left_out[candidate.name] = reason
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tf_infer.config import check
@@ -75,6 +75,7 @@ class Choice:
             it stands alone.
         refused: name -> why it could not be chosen.
         reason: all of it in one sentence.
+        not_faster: name of a form that rounds -> that in float32 which takes no longer.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Choice:
     tied: tuple[str, ...]
     refused: Mapping[str, str]
     reason: str
+    not_faster: Mapping[str, str] = field(default_factory=dict)
 
 
 def seconds(trial: Trial, objective: Objective) -> tuple[float, ...]:
@@ -157,7 +159,8 @@ def choose(trials: Sequence[Trial], *, kind: MetricKind, objective: Objective, m
         ConfigError: the reference was not measured, or `max_drop` is no such number.
 
     Ties: the reference, where it is among them and time is the objective (a form that is not faster
-    is no gain); else the smallest drop, then the fewest bytes, then the order given.
+    is no gain); else the smallest drop, then float32 before forms that round, then the fewest
+    bytes, then the order given.
     """
     check(0.0 <= max_drop <= 100.0, "--max-drop", "0 to 100 points", max_drop)
     reference = trials[0]
@@ -171,12 +174,36 @@ def choose(trials: Sequence[Trial], *, kind: MetricKind, objective: Objective, m
     if reference in tied and objective.kind != "size":
         chosen = reference
     else:
-        chosen = min(tied, key=lambda one: (_lost(one, reference, kind), one.size_bytes or 0,
-                                            trials.index(one)))
+        chosen = min(tied, key=lambda one: (
+            _lost(one, reference, kind), one.candidate.rounds, one.size_bytes or 0,
+            trials.index(one)))
     told = tuple(one.name for one in tied) if len(tied) > 1 else ()
     return Choice(name=chosen.name, objective=str(objective), tied=told,
                   refused={name: reason for name, reason in reasons.items() if reason},
-                  reason=_sentence(chosen, best, told, reference, eligible, objective))
+                  reason=_sentence(chosen, best, told, reference, eligible, objective),
+                  not_faster=not_faster(eligible, objective))
+
+
+def not_faster(trials: Sequence[Trial], objective: Objective) -> dict[str, str]:
+    """Return of each form that rounds and gains no time by it: its name -> that in float32.
+
+    Of those in float32 that run on the same engine or on none, cut alike, the fastest counts.
+
+    Args:
+        trials: that were measured.
+        objective: says by what; by "size" there are none.
+    """
+    found = {}
+    for one in trials if objective.kind != "size" else ():
+        form = one.candidate
+        exact = [other for other in trials if not other.candidate.rounds
+                 and other.candidate.prune == form.prune
+                 and other.candidate.engine_kind in ("", form.engine_kind)]
+        if form.rounds and exact:
+            fastest = min(exact, key=lambda other: value(other, objective))
+            if value(one, objective) >= value(fastest, objective):
+                found[one.name] = fastest.name
+    return found
 
 
 def _lost(trial: Trial, reference: Trial, kind: MetricKind) -> float:
@@ -195,7 +222,7 @@ def _sentence(chosen: Trial, best: Trial, tied: Sequence[str], reference: Trial,
             f"{chosen.name}: nothing inside the bounds is {what} by {objective}")
     if tied:
         why = ("the reference goes first" if chosen is reference else
-               "the smallest drop goes first, then the smallest file")
+               "the smallest drop goes first, then float32, then the smallest file")
         return f"{head}; a tie of {', '.join(tied)}: {why}."
     others = [one for one in eligible if one is not best]
     if not others:

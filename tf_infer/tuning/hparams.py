@@ -41,12 +41,14 @@ def write(told: Mapping[str, Any], folder: Path) -> None:
 
 
 def parameters(one: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes a candidate, as columns."""
+    """Return what makes a candidate, as columns; what it has not is "none" in its column."""
     form = one["candidate"]
     plan, engine = form["plan"] or {}, form["engine"] or {}
-    return {"precision": engine.get("precision") or plan.get("precision") or NONE,
-            "compile": plan.get("compile", NONE), "engine": engine.get("kind", NONE),
-            "pruned": form["prune"] is not None}
+    found = {"precision": engine.get("precision") or plan.get("precision"),
+             "engine": engine.get("kind")}
+    found |= {name: plan.get(name) for name in ("compile", "activations", "smoothing", "storage")}
+    return {name: str(NONE if value is None else value) for name, value in found.items()} | {
+        "pruned": form["prune"] is not None}
 
 
 def figures(one: Mapping[str, Any], metric: str) -> dict[str, float]:

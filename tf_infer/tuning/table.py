@@ -22,7 +22,8 @@ def rows(trials: Sequence[Trial], choice: Choice, kind: MetricKind, batches: Seq
     `megabytes`, `p50_ms` and `per_s` (batch size -> of a call, and texts, of decoders new tokens, a
     second), `spread_ms` (interval of the median of the rounds), `ratio` (batch size -> speed over
     the reference's), `worst_difference`, the metric by its name, of classifiers `agreement` (of all
-    texts), `drop` and `why_not`.
+    texts), `drop`, `why_not`, and `not_faster` (the form in float32 that takes no longer; "" where
+    there is none).
     """
     reference = trials[0]
     return [{
@@ -43,7 +44,8 @@ def rows(trials: Sequence[Trial], choice: Choice, kind: MetricKind, batches: Seq
            else {}),
         "drop": None if one.metric is None or reference.metric is None else drop(
             kind, reference.metric, one.metric),
-        "why_not": choice.refused.get(one.name, "")} for one in trials]
+        "why_not": choice.refused.get(one.name, ""),
+        "not_faster": choice.not_faster.get(one.name, "")} for one in trials]
 
 
 def _p50(batch: int) -> Objective:
@@ -81,7 +83,8 @@ def summary(trials: Sequence[Trial], choice: Choice, kind: MetricKind, batches: 
 
 
 class Note(NamedTuple):
-    """Why some forms are out; it stands below the table, their rows have its number."""
+    """Why some forms are out, or gain nothing; it stands below the table, numbered as their rows.
+    """
 
     plans: tuple[str, ...]
     text: str
@@ -93,6 +96,9 @@ def notes(told: Mapping[str, Any]) -> list[Note]:
     for one in told["plans"]:
         if one["why_not"]:
             found.setdefault(one["why_not"], []).append(one["plan"])
+        elif one["not_faster"]:
+            found.setdefault(f"not faster than {one['not_faster']} by {told['objective']}", []
+                             ).append(one["plan"])
     for name, reason in told["left_out"].items():
         found.setdefault(f"{NOT_TRIED}: {reason}", []).append(name)
     return [Note(tuple(names), text) for text, names in found.items()]
