@@ -41,6 +41,7 @@ from tf_infer.server.decide import State
 from tf_infer.server.generation_service import GenerationService
 from tf_infer.server.generators import Make, VersionGenerators
 from tf_infer.server.grpc_service import Service
+from tf_infer.server.health_watch import HealthWatch
 from tf_infer.server.logs import event, say
 from tf_infer.server.metrics import Metrics
 from tf_infer.server.pipeline import Pipeline
@@ -100,6 +101,7 @@ class Server:
                                 stages=config.profiler)
         self._readers = ElasticExecutor(1, MAX_READERS, name="tf-infer-grpc")
         self._generation = GenerationService(self.generators, self.metrics, self._readers.submit)
+        self._watch = HealthWatch(self._readers.submit) if config.health else None
         self._profiler = Profiler() if config.profiler else None
         self._config_file = ConfigFileWatch(config.config_file, config.config_file_poll_s,
                                             self.versions)
@@ -173,6 +175,9 @@ class Server:
             (admin if self.config.admin_port else public).extend(self._profiler.handlers())
         offered = [method for method in (*self._service.offered(), methods.GENERATE)
                    if method not in moved]
+        if self._watch is not None:
+            public.extend(self._watch.handlers())
+            offered.append(methods.HEALTH_WATCH)
         if self._profiler is not None and not self.config.admin_port:
             offered += [methods.PROFILE, methods.TERMINATE]
         public.extend(_reflection(offered))
@@ -203,6 +208,8 @@ class Server:
         drain_s = self.config.drain_s if drain_s is None else drain_s
         ended = True
         self.versions.cancel()  # a reload that waits would keep its thread
+        if self._watch is not None:
+            self._watch.close()
         if self._profiler is not None:
             self._profiler.close()
         self._config_file.stop()

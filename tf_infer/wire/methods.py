@@ -63,6 +63,8 @@ RELOAD_CONFIG = Method(MODEL_SERVICE, "HandleReloadConfigRequest",
                        serving_pb2.ReloadConfigRequest, serving_pb2.ReloadConfigResponse)
 HEALTH_CHECK = Method(HEALTH_SERVICE, "Check",
                       serving_pb2.HealthCheckRequest, serving_pb2.HealthCheckResponse)
+HEALTH_WATCH = Method(HEALTH_SERVICE, "Watch", serving_pb2.HealthCheckRequest,
+                      serving_pb2.HealthCheckResponse, streams=True)
 PROFILE = Method(PROFILER_SERVICE, "Profile",
                  profiler_pb2.ProfileRequest, profiler_pb2.ProfileResponse)
 TERMINATE = Method(PROFILER_SERVICE, "Terminate",
