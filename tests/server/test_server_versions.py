@@ -499,10 +499,23 @@ def test_MS11_to_MS18_CF21_reload_over_the_network(tmp_path: Path) -> None:
             "INVALID_ARGUMENT", "Only ModelConfigList is currently supported")  # MS13
         code, text = refused(channel, reload, reload_request(("m", Path("relative"))))
         assert (code, "absolute path" in text) == ("INVALID_ARGUMENT", True)
-        assert refused(channel, reload, reload_request(("late", tmp_path / "none")),
+        assert refused(channel, reload, reload_request(("m", first), ("late", tmp_path / "none")),
                        timeout=0.5)[0] == "DEADLINE_EXCEEDED"                   # MS15
         assert call(channel, methods.PREDICT, predict_request("m", text=["x"]),
                     timeout=5).model_spec.version.value == 1
+
+
+def test_CF21_FL29_what_is_not_listed_goes_though_a_listed_folder_is_missing(
+        tmp_path: Path) -> None:
+    base, missing = make_versions(tmp_path / "m", "1"), tmp_path / "none"
+    with table() as versions:
+        versions.configure([model(base)])
+        with pytest.raises(TimeoutError):
+            versions.configure([ModelConfig(name="late", base_path=str(missing))], timeout_s=0.01)
+        wait(versions, {1: END})
+        make_versions(missing, "7")
+        versions.poll()
+        wait(versions, {7: UP}, "late")
 
 
 def test_MS15_the_server_ends_while_a_reload_waits(tmp_path: Path) -> None:

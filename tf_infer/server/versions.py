@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +144,7 @@ class Versions:
                 known = {model.name for model in self._models}
                 self._models = tuple(models)
                 self._labels = {model.name: dict(model.labels) for model in models}
-                self._changed.notify_all()
+                self._let_go({model.name for model in models})
             self._metrics.configured(model.name for model in models)
             if self._poll_s >= 0:
                 self.poll()
@@ -154,6 +154,11 @@ class Versions:
                 self._workers = self._pools[1]
             self._pools[0].shutdown(wait=False)  # what it has been given it does
             self._reloading.release()
+
+    def _let_go(self, kept: Collection[str]) -> None:
+        """Unload what is configured no more (CF21), whatever can be seen of the others' folders."""
+        self._wanted = {name: paths for name, paths in self._wanted.items() if name in kept}
+        self._act()
 
     def _check_labels(self, models: Sequence[ModelConfig]) -> None:
         for model in models:
