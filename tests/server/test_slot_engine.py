@@ -7,6 +7,7 @@ import math
 import random
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -486,6 +487,31 @@ def test_a_reading_that_fails_ends_those_it_was_for_and_nobody_else() -> None:
         assert all(isinstance(one.failure(), ServerFailure) for one in broken)
         same(there.ask(b"ab", max_new_tokens=4).answer(), alone(b"ab", max_new_tokens=4))
         same(running.answer(), alone(b"", min_new_tokens=CAPACITY))
+
+
+class Prompt(bytes):
+    """Bytes that can be seen to go: what they carry may be referred to weakly."""
+
+    mark: threading.Event
+
+
+def test_of_a_prompt_that_waits_the_ids_alone_are_held() -> None:
+    gate = threading.Event()
+    with stand(slots=1) as one:
+        first = one.ask(b"x", Heard(on_piece=lambda piece: gate.wait() and None),
+                        max_new_tokens=5, min_new_tokens=5)
+        first.started()
+        prompt = Prompt(b"abc")
+        prompt.mark = threading.Event()
+        mark = weakref.ref(prompt.mark)
+        second = one.ask(prompt, max_new_tokens=3)
+        assert one.engine.counts() == (1, 1)
+        del prompt
+        gc.collect()
+        held = mark() is not None
+        gate.set()
+        same(second.answer(), alone(b"abc", max_new_tokens=3))
+    assert not held
 
 
 def test_a_form_with_fewer_slots_than_wished_is_not_overfilled() -> None:

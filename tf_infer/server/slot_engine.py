@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -200,7 +200,9 @@ class SlotEngine:
         asked = read(request, self._specs, self._capacity)
         with self._changed:
             self._refuse(full=self._board.full())
-        call = _Call(request, asked, listener, Speech(asked.stops), came_s,
+        # Of a prompt of megabytes no more waits than the ids that are read.
+        kept = request if request.echo else replace(request, prompt=b"")
+        call = _Call(kept, asked, listener, Speech(asked.stops), came_s,
                      self._encode(request.prompt))
         if asked.matched is not None:
             call.automaton = self._constraints.automaton(*asked.matched)
