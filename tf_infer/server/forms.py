@@ -240,8 +240,10 @@ class EngineForm:
     def produce(self, rows: Sequence[Row], *, hurry: bool) -> list[list[Choice]]:
         """See `Form.produce`: one token of each row, or several of one that is alone."""
         del hurry
-        if len(rows) == 1 and (guesses := self._guessed(rows[0])):
-            return [self._extend(rows[0], guesses)]
+        if len(rows) == 1 and self.guesses:
+            cost = self._rounds.cost()
+            if guesses := self._guessed(rows[0], cost):
+                return [self._extend(rows[0], guesses, cost)]
         for row in rows:
             self._tokens[row.slot], self._lengths[row.slot] = row.last(), row.length - 1
         active = [row.slot for row in rows]
@@ -268,20 +270,22 @@ class EngineForm:
 
     # ------------------------------------------------------------------ guesses
 
-    def _guessed(self, row: Row) -> list[int]:
+    def _guessed(self, row: Row, cost: float) -> list[int]:
         """Return what to read with the last token of a row; nothing for a step."""
-        if not self.guesses or row.step_by_step:
+        if row.step_by_step:
             return []
         # The last token of a row is never read, so no more than that need be guessed.
         most = min(self.guesses, row.most - 1, self._engine.positions - row.length)
-        return row.guessing.next(row.ids, row.length, most, self._rounds.cost())
+        return row.guessing.next(row.ids, row.length, most, cost)
 
-    def _extend(self, row: Row, guesses: Sequence[int]) -> list[Choice]:
-        """Read the last token of a row and guesses, and choose as long as they are chosen."""
+    def _extend(self, row: Row, guesses: Sequence[int], cost: float) -> list[Choice]:
+        """Read the last token of a row and guesses, and choose as long as they are chosen.
+
+        `cost`: of the round, in steps.
+        """
         ids = row.ids.copy()
         ids[row.length:row.length + len(guesses)] = guesses
         began_s = self._clock()
-        cost = self._rounds.cost()
         logits = self._engine.extend(row.slot, ids[row.length - 1:row.length + len(guesses)],
                                      row.length - 1)                         # [guesses + 1, V]
         self._rounds.took(self._clock() - began_s, guessed=True)
