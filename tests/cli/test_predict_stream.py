@@ -34,6 +34,21 @@ def test_texts_are_printed_one_after_the_other(tmp_path: Path, capsys: pytest.Ca
         {"max_new_tokens": 10, "temperature": 0.5, "seed": seed} for seed in row_seeds(7, 2)]
 
 
+@pytest.mark.parametrize(("given", "kind", "value"), [
+    (["--regex", "[ab]+"], "regex", "[ab]+"),
+    (["--json-schema", "schema.json"], "json_schema", '{"type": "null"}'),
+    (["--choice", " yes", "--choice", " no"], "choices", " yes\x1f no"),
+    (["--constraint", "date"], "name", "date")])
+def test_what_the_text_must_be_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                       given: list[str], kind: str, value: str) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "null"}')
+    monkeypatch.chdir(tmp_path)
+    with serving(tmp_path) as one:
+        assert predict(one, "Once", *given) == 0
+        constraint = one.writer.requests[0].constraint
+    assert constraint is not None and (constraint.kind, constraint.value) == (kind, value)
+
+
 def test_pieces_are_printed_as_they_come(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     writer = Writer([b"one ", b"two"])
     writer.gate = threading.Semaphore(1)
@@ -99,6 +114,8 @@ def test_the_error_of_a_text_that_breaks_off_stands_on_a_line_of_its_own(
     (("--signature", "encode", "x"), "--stream: expected texts for a decoder"),
     (("--input", "x=1"), "--stream: expected texts"),
     (("x", "--max-new-tokens", "-1"), "max_new_tokens: expected 0 to 1000"),
+    (("x", "--json-schema", "/nowhere"), "--json-schema: expected a file of UTF-8 text"),
+    (("x", "--regex", "a", "--choice", "b"), "constraint: expected one of"),
 ])
 def test_what_cannot_be_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                 arguments: tuple[str, ...], text: str) -> None:

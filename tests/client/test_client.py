@@ -72,6 +72,11 @@ def predict(request: Any, context: grpc.ServicerContext) -> Any:
                 model, 7, name, {"classes": classes, "scores": scores})
         return messages.predict_response_bytes(model, 7, name, {
             "label": classes[:, 2], "score": scores[:, 2], "scores": scores})
+    if name == "score":
+        return messages.predict_response_bytes(model, 7, name, {
+            "score": np.float32([-1.5, 0.0]), "length": np.int32([2, 0]),
+            "token_logprobs": np.float32([[-1.0, -0.5, 0.0]] * 2),
+            "perplexity": np.float32([2.125, 1.0])})
     if model == "writer":
         rows = len(inputs["prompt"])
         return messages.predict_response_bytes(model, 7, name, {
@@ -234,6 +239,31 @@ def test_generate_sends_options_per_row(make: Any, server: FakeServer) -> None:
     assert sent["seed"].dtype == np.int64
     assert sent["max_new_tokens"].tolist() == [16, 16]  # the default, cut to what the output holds
     assert sent["bias"].tolist() == [0.25, 0.25]  # the signature's own default
+
+
+def test_what_a_text_must_be_is_an_option_like_others(make: Any, server: FakeServer) -> None:
+    with make(server.address) as client:
+        for limit in ({"choices": ["a", "b"]}, {"constraint": "date"}):
+            with pytest.raises(ConfigError, match=f"got {list(limit)}".replace("[", "\\[")):
+                client.generate("writer", ["x"], **limit)  # which has no such option
+    assert all(name == "GetModelMetadata" for name, _, _ in server.requests)
+
+
+def test_score_tells_the_log_probabilities_of_continuations(make: Any, server: FakeServer) -> None:
+    with make(server.address) as client:
+        first, second = client.score("writer", ["a", b"\xff"], ["b", ""])
+        with pytest.raises(ConfigError, match="continuations: expected 2, one for each prompt"):
+            client.score("writer", ["a", "b"], ["c"])
+        with pytest.raises(ConfigError, match="continuations: expected a list of texts"):
+            client.score("writer", ["a"], "b")
+        with pytest.raises(ServerFailure, match="output 'score': expected one entry for each of 3"):
+            client.score("writer", ["a"] * 3, ["b"] * 3)
+    assert (first.score, first.token_logprobs, first.perplexity) == (-1.5, (-1.0, -0.5), 2.125)
+    assert (second.score, second.token_logprobs, second.perplexity) == (0.0, (), 1.0)
+    sent = server.requests[0][1]
+    assert sent.model_spec.signature_name == "score"
+    assert messages.tensors.to_array(sent.inputs["prompt"]).tolist() == [b"a", b"\xff"]
+    assert messages.tensors.to_array(sent.inputs["continuation"]).tolist() == [b"b", b""]
 
 
 def test_generate_of_no_prompts_sends_empty_options_of_the_signatures_dtypes(

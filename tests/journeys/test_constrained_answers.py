@@ -68,14 +68,16 @@ def client(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli
 
 
 def test_names_and_choices_hold_on_the_road_of_tensorflow_serving(client: Client) -> None:
-    found = client.generate("writer", ["a", "", "中", "b"], temperature=1.0, seed=3, options={
-        "constraint": ["date", "order", "mood", ""],
-        "choices": [[], [], [], ["yes", "yes, please"]]})
+    limits: dict[str, Any] = {"constraint": ["date", "order", "mood", ""],
+                              "choices": [[], [], [], ["yes", "yes, please"]]}
+    asked: dict[str, Any] = {"temperature": 1.0, "seed": 3}
+    found = client.generate("writer", ["a", "", "中", "b"], **asked, **limits)
+    assert client.generate("writer", ["a", "", "中", "b"], **asked, options=limits) == found
     assert [one.finish_reason for one in found] == ["stop"] * 4
     assert re.fullmatch(DATE, found[0].text)
     assert set(json.loads(found[1].text)) == {"n", "ok"}
     assert found[2].text in (" glad", " sad") and found[3].text in ("yes", "yes, please")
-    (cut,) = client.generate("writer", ["a"], max_new_tokens=3, options={"constraint": "date"})
+    (cut,) = client.generate("writer", ["a"], max_new_tokens=3, constraint="date")
     assert cut.finish_reason == "incomplete" and re.fullmatch(r"20\d", cut.text)
     with pytest.raises(InvalidRequest, match="constraint: expected a name, of these: date, order"):
         client.generate("writer", ["a"], options={"constraint": "nothing"})

@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer.cli import connection
@@ -25,6 +26,8 @@ EPILOG = """examples:
   cat messages.txt | tf-infer predict intents --address host-a:8500,host-b:8500
   tf-infer predict writer "Once upon a time" --max-new-tokens 40 --temperature 0.8 --seed 7
   tf-infer predict writer "Once upon a time" --stream --max-new-tokens 200
+  tf-infer predict writer "It was a" --choice " day" --choice " night"
+  tf-infer predict writer "An order:" --stream --json-schema order.json
   tf-infer predict intents --signature encode "where is my parcel?"
   tf-infer predict half_plus_two --input 'x=[1.0, 2.0, 5.0]'
 
@@ -32,7 +35,8 @@ A model whose signature takes `text` is asked for labels, one that takes `prompt
 any other by its single text input, or by --input for each input.
 """
 
-GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "logprobs")
+GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "logprobs",
+              "choices", "constraint")
 FURTHER = ("min_new_tokens", "min_p", "repetition_penalty", "banned", "forced_prefix")
 SHOWN_CLASSES = 3
 
@@ -73,6 +77,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--banned", action="append", metavar="WORD",
                          help="a word that is not said; may be given several times")
     options.add_argument("--forced-prefix", metavar="TEXT", help="what the answer begins with")
+    options.add_argument("--choice", action="append", metavar="TEXT", dest="choices",
+                         help="the answer is this or another one; given several times")
+    options.add_argument("--constraint", metavar="NAME",
+                         help="what the answer must be, by the name that it was exported with")
+    options.add_argument("--regex", metavar="PATTERN",
+                         help="with --stream: what the answer must match, as re.fullmatch does")
+    options.add_argument("--json-schema", type=Path, metavar="FILE",
+                         help="with --stream: what the answer, JSON, must be valid against")
     connection.configure(parser)
     _let_options_stand_anywhere(parser)
 
@@ -101,6 +113,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stream and (arguments.inputs or arguments.pair or arguments.signature):
         raise ConfigError("--stream: expected texts for a decoder, and no --input, --pair or "
                           "--signature beside it. Leave it out.")
+    if not arguments.stream and (arguments.regex or arguments.json_schema):
+        raise ConfigError("--regex, --json-schema: expected --stream beside it. Add it, or export "
+                          "the model with --constraints and name one by --constraint.")
     if arguments.inputs and (arguments.texts or arguments.file):
         raise ConfigError("--input: expected no TEXT and no --file beside it. Give one of them.")
     if not arguments.inputs and not arguments.texts and not arguments.file and sys.stdin.isatty():
@@ -197,12 +212,21 @@ def _stream_texts(client: Client, ref: ModelRef, texts: Iterator[str],
         raise ConfigError("--n: expected none beside --stream, which writes one text at a time.")
     options = {name: getattr(arguments, name) for name in GENERATION if name != "seed"}
     options["options"] = _further(arguments)
+    options |= {"regex": arguments.regex, "json_schema": _schema(arguments.json_schema)}
     for place, text in enumerate(texts):
         seed = arguments.seed
         if seed is not None:  # that of the row which the text would be without --stream
             seed = row_seeds(seed, place % arguments.rows + 1)[-1]
         with client.stream(ref, text, seed=seed, **options) as stream:
             _print_pieces(stream, as_json=arguments.json)
+
+
+def _schema(path: Path | None) -> str | None:
+    try:
+        return None if path is None else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"--json-schema: expected a file of UTF-8 text, got {path}, which cannot "
+                          "be read as one.") from None
 
 
 def _print_pieces(stream: Iterable[StreamPiece], *, as_json: bool) -> None:

@@ -24,6 +24,7 @@ from tf_infer.client.results import (
     Classification,
     Generation,
     Label,
+    Likelihood,
     ModelMetadata,
     ModelStatus,
     Prediction,
@@ -144,6 +145,8 @@ class AsyncClient:
                        seed: int | Sequence[int] | None = None,
                        stop: Sequence[str] | Sequence[Sequence[str]] | str | None = None,
                        logprobs: int | Sequence[int] | None = None, n: int = 1,
+                       choices: Sequence[str] | Sequence[Sequence[str]] | None = None,
+                       constraint: str | Sequence[str] | None = None,
                        options: Mapping[str, Any] | None = None, speculative: bool = False,
                        timeout_s: Timeout = UNSET) -> list[Generation]:
         """Continue prompts; see `Client.generate`."""
@@ -151,7 +154,7 @@ class AsyncClient:
         deadline = Deadline(calls.seconds(timeout_s, self._timeout_s))
         chosen = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
                   "top_p": top_p, "seed": seed, "stop": stop, "logprobs": logprobs,
-                  **(options or {})}
+                  "choices": choices, "constraint": constraint, **(options or {})}
         if all(value is None for value in chosen.values()) and n == 1 and not speculative:
             call = calls.generate_default(ref, prompts)
             return calls.generations(await self._run(call, deadline.left_s()))
@@ -169,6 +172,13 @@ class AsyncClient:
         chosen = {"max_new_tokens": max_new_tokens, "length_penalty": length_penalty,
                   **(options or {})}
         return calls.hypotheses(await self._asked(ref, prompts, chosen, calls.BEAM, deadline))
+
+    async def score(self, model: str | ModelRef, prompts: Sequence[Text],
+                    continuations: Sequence[Text], *, timeout_s: Timeout = UNSET
+                    ) -> list[Likelihood]:
+        """Say how likely continuations of prompts are; see `Client.score`."""
+        return await self._run(calls.score(calls.reference(model), prompts, continuations),
+                               timeout_s)
 
     async def _asked(self, ref: ModelRef, prompts: Sequence[Text], options: Mapping[str, Any],
                      signature: str, deadline: Deadline, draws: int = 1) -> Prediction:

@@ -20,6 +20,7 @@ from tf_infer.client.results import (
     Classification,
     Generation,
     Label,
+    Likelihood,
     ModelMetadata,
     ModelStatus,
     Prediction,
@@ -329,6 +330,7 @@ OPTIONS: dict[str, int | float] = {
     "max_new_tokens": 32, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
 GENERATE, SPECULATE = "generate", "speculate"
 BEAM = "beam"  # signature of `Client.beam_search`
+SCORE = "score"
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _WORD = 2**64 - 1
@@ -466,6 +468,28 @@ def generations(prediction: Prediction) -> list[Generation]:
 def hypotheses(prediction: Prediction) -> list[list[Generation]]:
     """Return the continuations of each row that beam search found, best first."""
     return generation.hypotheses(prediction.outputs)
+
+
+def score(ref: ModelRef, prompts: Sequence[Text], continuations: Sequence[Text]
+          ) -> Call[list[Likelihood]]:
+    """Ask a decoder's `score` how likely continuations are."""
+    inputs = {"prompt": _texts(prompts, "prompts"),
+              "continuation": _texts(continuations, "continuations")}
+    rows = len(inputs["prompt"])
+    if len(inputs["continuation"]) != rows:
+        raise ConfigError(f"continuations: expected {rows}, one for each prompt, "
+                          f"got {len(inputs['continuation'])}.")
+
+    def read(answer: Any) -> list[Likelihood]:
+        prediction = _prediction(ref, SCORE, answer)
+        scores, lengths, logprobs, perplexities = (
+            _column(prediction, name, rows)
+            for name in ("score", "length", "token_logprobs", "perplexity"))
+        return [Likelihood(float(scores[row]), tuple(logprobs[row, :lengths[row]].tolist()),
+                           float(perplexities[row])) for row in range(rows)]
+
+    call = predict(ref, inputs, signature=SCORE)
+    return Call(call.method, call.request, read)
 
 
 # ---------------------------------------------------------------------------- metadata, status

@@ -24,6 +24,7 @@ from tf_infer.client.results import (
     Classification,
     Generation,
     Label,
+    Likelihood,
     ModelMetadata,
     ModelStatus,
     Prediction,
@@ -191,6 +192,8 @@ class Client:
                  seed: int | Sequence[int] | None = None,
                  stop: Sequence[str] | Sequence[Sequence[str]] | str | None = None,
                  logprobs: int | Sequence[int] | None = None, n: int = 1,
+                 choices: Sequence[str] | Sequence[Sequence[str]] | None = None,
+                 constraint: str | Sequence[str] | None = None,
                  options: Mapping[str, Any] | None = None, speculative: bool = False,
                  timeout_s: Timeout = UNSET) -> list[Generation]:
         """Continue prompts.
@@ -206,10 +209,13 @@ class Client:
                 tells nothing.
             n: continuations of each prompt: all of the first one, then all of the next. They share
                 a seed and differ in their `draw`.
+            choices: the texts of which it must be one, for all prompts, or a list for each.
+            constraint: what the text must be, by the name it was exported with, or one for each
+                prompt. Patterns and schemas of a request: `stream`.
             options: further ones of the model's `generate` (docs/generation.md): min_new_tokens,
                 min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, draw,
-                stop_ids and banned (lists), logit_bias ({id: value}), forced_prefix, constraint,
-                choices; one value, or one for each prompt.
+                stop_ids and banned (lists), logit_bias ({id: value}), forced_prefix; one value, or
+                one for each prompt.
             speculative: the same answer by speculative decoding, and how its guesses did; of a
                 decoder that was exported with guesses, without the options that it does not take.
             timeout_s: for this call; the first one with options also asks for the signature.
@@ -218,7 +224,7 @@ class Client:
         deadline = Deadline(calls.seconds(timeout_s, self._timeout_s))
         chosen = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
                   "top_p": top_p, "seed": seed, "stop": stop, "logprobs": logprobs,
-                  **(options or {})}
+                  "choices": choices, "constraint": constraint, **(options or {})}
         if all(value is None for value in chosen.values()) and n == 1 and not speculative:
             call = calls.generate_default(ref, prompts)
             return calls.generations(self._run(call, deadline.left_s()))
@@ -248,6 +254,18 @@ class Client:
         chosen = {"max_new_tokens": max_new_tokens, "length_penalty": length_penalty,
                   **(options or {})}
         return calls.hypotheses(self._asked(ref, prompts, chosen, calls.BEAM, deadline))
+
+    def score(self, model: str | ModelRef, prompts: Sequence[Text],
+              continuations: Sequence[Text], *, timeout_s: Timeout = UNSET) -> list[Likelihood]:
+        """Say how likely continuations of prompts are: log-probabilities and perplexity.
+
+        Args:
+            model: a decoder.
+            prompts: one row each; "" where the whole text is to count.
+            continuations: what follows them, one each.
+            timeout_s: for this call.
+        """
+        return self._run(calls.score(calls.reference(model), prompts, continuations), timeout_s)
 
     def _asked(self, ref: ModelRef, prompts: Sequence[Text], options: Mapping[str, Any],
                signature: str, deadline: Deadline, draws: int = 1) -> Prediction:

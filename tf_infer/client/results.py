@@ -86,6 +86,21 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely a model holds a continuation of a prompt.
+
+    Attributes:
+        score: sum of the natural-log probabilities of its ids, in nats.
+        token_logprobs: of each of them; one that begins in the prompt counts, too.
+        perplexity: exp(-score / number of ids); 1 without any.
+    """
+
+    score: float
+    token_logprobs: tuple[float, ...]
+    perplexity: float
+
+
+@dataclass(frozen=True, slots=True)
 class StreamToken:
     """One produced token of a stream.
 
