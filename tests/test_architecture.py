@@ -103,6 +103,7 @@ FILES: dict[str, set[str]] = {
     "cli/optimize.py": {"tqdm"},
     "server/servable.py": {"tensorflow", "tensorflow_text"},
     "server/loading.py": {"tensorflow"},
+    "server/lite_servable.py": {"ai_edge_litert", "flatbuffers"},
     "server/quick_graph.py": {"tensorflow"},
     "server/http_server.py": {"aiohttp"},
     "server/chat.py": {"jinja2"},

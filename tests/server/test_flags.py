@@ -111,8 +111,8 @@ def test_FL44_flags_of_the_runtime() -> None:
                   "--num_tflite_pools=3", "--num_tflite_interpreters_per_pool=2",
                   "--num_unload_threads=2", "--flush_filesystem_caches=false",
                   "--remove_unused_fields_from_bundle_metagraph=false")
-    assert (made.gpu_memory_fraction, made.mixed_precision, made.prefer_tflite) == (
-        0.5, "bfloat16", True)
+    assert (made.gpu_memory_fraction, made.mixed_precision) == (0.5, "bfloat16")
+    assert (made.prefer_tflite, made.tflite_runs, config().tflite_runs) == (True, 3, CPUS)
     for wrong in ("--per_process_gpu_memory_fraction=1.5", "--mixed_precision=float16"):
         with pytest.raises(ConfigError, match="ServerConfig"):
             config(wrong)

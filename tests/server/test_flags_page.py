@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,3 +70,10 @@ def test_the_last_column_says_what_the_program_does() -> None:
         assert row.kind.startswith(KINDS[flag.status]), flag.name
         assert (row.there == "–") is (flag.status == "ours"), flag.name
         assert row.changes, flag.name
+
+def test_the_flags_that_README_names_are_flags() -> None:
+    text = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    serving = text.split("\n## Serving\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"--(\w+)", serving))
+    assert len(named) > 10
+    assert named <= {flag.name for flag in flags.FLAGS}

@@ -10,13 +10,15 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 
+from tests.server.litekit import half_plus_two  # noqa: E402
 from tests.server.test_flags import platform_file  # noqa: E402
 from tf_infer.config import CausalLMConfig, ClassifierConfig, ShapeGrid  # noqa: E402
-from tf_infer.errors import InvalidRequest, NotOffered  # noqa: E402
+from tf_infer.errors import InvalidRequest  # noqa: E402
 from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, ModelManifest  # noqa: E402
 from tf_infer.server import cpus, flags  # noqa: E402
 from tf_infer.server.app import Server  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
+from tf_infer.server.lite_servable import LITE_FILE  # noqa: E402
 from tf_infer.server.servable import SavedModelServable, load_version  # noqa: E402
 from tf_infer.server.session_config import (  # noqa: E402
     FEW_CPUS,
@@ -138,22 +140,16 @@ def test_FL44_mixed_precision_reaches_the_runtime(version: Path) -> None:
     assert BF16_RELATIVE_ERROR < error < 0.05
 
 
-def test_FL44_prefer_tflite_model_serves_the_SavedModel_beside_it(
-        version: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    asked = config("--prefer_tflite_model")
-    expected = answer(version, config())
+def test_FL44_prefer_tflite_model_runs_the_file_beside_the_SavedModel(version: Path) -> None:
+    asked, expected = config("--prefer_tflite_model"), answer(version, config())
     assert np.array_equal(answer(version, asked), expected)
-    assert "model.tflite" not in caplog.text
-    lite = version / "model.tflite"
-    lite.write_bytes(b"TFL3")
+    lite = version / LITE_FILE
+    lite.write_bytes(half_plus_two())
     try:
-        assert np.array_equal(answer(version, asked), expected)
-        assert "passed_over=model.tflite served=saved_model.pb" in caplog.text
+        assert answer(version, asked)[0, 0] == np.float32(1.001) * np.float32(0.5) + 2
+        assert np.array_equal(answer(version, config()), expected)
     finally:
         lite.unlink()
-    (tmp_path / "model.tflite").write_bytes(b"TFL3")
-    with pytest.raises(NotOffered, match=r"got model\.tflite alone"):
-        load_version(tmp_path, asked)
 
 
 def test_a_servable_by_itself_has_the_threads_of_a_server_without_flags(version: Path) -> None:

@@ -138,7 +138,8 @@ class ServerConfig:
         mixed_precision: "bfloat16" lets TensorFlow calculate with it where it thinks fit.
         platform_config_file: text PlatformConfigMap; of it, the settings of sessions are taken
             instead of those above.
-        prefer_tflite: FL44; see servable.py.
+        prefer_tflite: FL44; see lite_servable.py.
+        tflite_runs: of a version's model.tflite at once.
         monitoring: the page of metrics.
         decode: how text is generated piece by piece.
         classifier_engine: what computes a classifier's network: "auto" takes the engine that a
@@ -188,6 +189,7 @@ class ServerConfig:
     mixed_precision: Literal["", "bfloat16"] = ""
     platform_config_file: str = ""
     prefer_tflite: bool = False
+    tflite_runs: int = 1
     monitoring: Monitoring = field(default_factory=Monitoring)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     classifier_engine: ClassifierEngine = "auto"
@@ -206,7 +208,7 @@ class ServerConfig:
               "a port, or a --grpc_socket_path", self.port)
         check(not (self.alts and self.ssl_config_file), f"{where}.alts",
               "ALTS or an SSL config file, not both", self.alts)
-        for name in ("threads", "batch_workers", "rest_threads"):
+        for name in ("threads", "batch_workers", "rest_threads", "tflite_runs"):
             check(getattr(self, name) >= 1, f"{where}.{name}", ">= 1", getattr(self, name))
         check(self.classifier_engine in CLASSIFIER_ENGINES, "classifier_engine",
               "auto, litert, onnx or saved_model", self.classifier_engine)

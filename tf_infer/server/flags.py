@@ -95,8 +95,7 @@ FLAGS: tuple[Flag, ...] = (
          "go before it"),
     Flag("thread_pool_factory_config_file", "", "refused: no such factory is linked in, nor into "
          "the released tensorflow_model_server"),
-    Flag("prefer_tflite_model", False, "accepted, and the SavedModel is served; a version of "
-         "model.tflite alone is refused"),
+    Flag("prefer_tflite_model", False, "a version's model.tflite is run instead of its SavedModel"),
     Flag("mixed_precision", "", "bfloat16: where TensorFlow thinks fit"),
     Flag("xla_cpu_compilation_enabled", False, "compiled graphs run here anyway", "inert"),
     Flag("xla_gpu_compilation_enabled", False, "compiled graphs run here anyway", "inert"),
@@ -108,8 +107,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("flush_filesystem_caches", True, "after loading", "inert"),
     Flag("remove_unused_fields_from_bundle_metagraph", True, "save memory", "inert"),
     Flag("skip_initialize_tpu", False, "TPU", "inert"),
-    Flag("num_tflite_pools", CPUS, "pools of interpreters", "inert"),
-    Flag("num_tflite_interpreters_per_pool", 1, "interpreters of a pool", "inert"),
+    Flag("num_tflite_pools", CPUS, "runs of a model.tflite at once"),
+    Flag("num_tflite_interpreters_per_pool", 1, "no request is cut into pieces", "inert"),
     Flag("version", False, "print the versions and end"),
     Flag("help", False, "print this and end"),
     Flag("saved_models", "", "serve every model below this folder", "ours"),
@@ -318,6 +317,7 @@ def server_config(values: Mapping[str, Any]) -> ServerConfig:
         mixed_precision=values["mixed_precision"],
         platform_config_file=values["platform_config_file"],
         prefer_tflite=values["prefer_tflite_model"],
+        tflite_runs=max(1, values["num_tflite_pools"]),
         classifier_engine=values["classifier_engine"],
         decode=DecodeConfig(**{field.name: values[f"decode_{field.name}"]
                                for field in fields(DecodeConfig)}))

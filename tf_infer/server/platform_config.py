@@ -31,6 +31,7 @@ class PlatformSettings:
     warmup: bool
     warmup_iterations: int
     prefer_tflite: bool
+    tflite_runs: int
 
 
 def read_platform_settings(path: str | Path) -> PlatformSettings:
@@ -47,7 +48,7 @@ def read_platform_settings(path: str | Path) -> PlatformSettings:
             "batching_parameters") else None,
         tags=tuple(bundle.saved_model_tags) or ("serve",), warmup=bundle.enable_model_warmup,
         warmup_iterations=max(1, bundle.model_warmup_options.num_request_iterations.value),
-        prefer_tflite=bundle.prefer_tflite_model)
+        prefer_tflite=bundle.prefer_tflite_model, tflite_runs=max(1, bundle.num_tflite_pools))
 
 
 def adapter_in(path: str | Path, platforms: Any, adapter: Any, **options: Any) -> Any:

@@ -25,7 +25,6 @@ from tf_infer.errors import (
     Code,
     InvalidRequest,
     ModelNotFound,
-    NotOffered,
     ServerFailure,
     ServingError,
     exception_for,
@@ -44,6 +43,7 @@ from tf_infer.server.denormals import flushed
 from tf_infer.server.encoder_engines import engine_of, replay_atol, within
 from tf_infer.server.engine_servable import EngineServable
 from tf_infer.server.halves import Halves, divisible, order_of, worth_it
+from tf_infer.server.lite_servable import load_lite
 from tf_infer.server.loading import (
     PREPARED,
     GentleSession,
@@ -67,7 +67,6 @@ from tf_infer.server.tracing import Step, stage_times
 from tf_infer.server.warmup import replay_golden, warm_up
 from tf_infer.wire import serving_pb2
 
-LITE_FILE = "model.tflite"
 FRAGILE_OP = b"FastWordpiece"  # begins the names of TF-Text's operations of this kind
 
 
@@ -364,16 +363,6 @@ def _translated(error: Any) -> ServingError:
     return exception_for(Code(error.error_code), text)
 
 
-def _pass_over_lite(path: Path) -> None:
-    """Say what becomes of a model.tflite that --prefer_tflite_model asks for (FL44)."""
-    if not (path / LITE_FILE).is_file():
-        return  # as TensorFlow Serving: the SavedModel
-    if not (path / "saved_model.pb").is_file():
-        raise NotOffered(f"{path}: expected a SavedModel, got {LITE_FILE} alone, which this server "
-                         "does not run. Export a SavedModel, or use tensorflow_model_server.")
-    event("load", logging.WARNING, path=path, passed_over=LITE_FILE, served="saved_model.pb")
-
-
 def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = None,
                  settings: Any = None, *, gently: bool = False,
                  ) -> tuple[Servable, LoadTimes]:
@@ -391,12 +380,15 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
     Raises:
         ServingError, ConfigError, ExportError: any of these fails; the version is closed again.
     """
+    metrics = metrics or Metrics(page=False)
+    lite = load_lite(path, config, metrics)
+    if lite is not None:
+        return lite
     started = time.perf_counter()
     manifest = None
     if (Path(path) / EXTRA_FOLDER / MANIFEST_FILE).is_file():
         manifest = read_manifest(path)
         check_files(path, manifest)
-    metrics = metrics or Metrics(page=False)
     widened = []
     with ExitStack() as opened:
         # Before the graph, whose first run gives way: threads begin with their maker's priority.
@@ -404,8 +396,6 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         if engine is not None:
             opened.callback(engine.close)
         with counted(lambda code, seconds: metrics.load(str(path), code, seconds)):
-            if config.prefer_tflite:
-                _pass_over_lite(Path(path))
             wanted = settings or session_config(config)
             graph = _graph_of(Path(path), manifest, config.tags, wanted, metrics=metrics,
                               gently=gently)
