@@ -88,7 +88,8 @@ def test_a_fault_does_not_end_the_thread_of_all_calls(caplog: pytest.LogCaptureF
 def test_metadata_deadline_and_trailing_metadata_travel() -> None:
     def told(data: bytes, one: DirectCall) -> None:
         left = one.time_remaining()
-        one.trailing("left", "much" if left > 1e6 else "little" if 0 < left <= WAIT_S else "none")
+        some = 0 < left <= WAIT_S + 0.1  # a deadline's time travels rounded up
+        one.trailing("left", "much" if left > 1e6 else "little" if some else "none")
         one.send(dict(one.invocation_metadata())["sent"].encode())
 
     with serving(told) as (_, channel):
@@ -169,6 +170,50 @@ def test_a_call_that_is_cancelled_before_its_request_came_is_forgotten() -> None
         assert done.result() == b""
         assert forgotten(server) and len(held.calls) == 1
         never.set()
+
+
+class Recorded:
+    """A call of gRPC's that remembers what it is to do, as what grpcio tells of a new one."""
+
+    def __init__(self) -> None:
+        self.call = self.call_details = self
+        self.invocation_metadata, self.deadline = (), time.time() + WAIT_S
+        self.batches: list[list[str]] = []
+        self.tags: list[Callable[[Any], Any]] = []
+
+    def start_server_batch(self, operations: tuple[Any, ...], tag: Callable[[Any], Any]) -> None:
+        self.batches.append([type(one).__name__.removesuffix("Operation") for one in operations])
+        self.tags.append(tag)
+
+
+class Happened:
+    """What grpcio tells of the end of a call that is not cancelled."""
+
+    def __init__(self) -> None:
+        self.batch_operations = [self]
+
+    def cancelled(self) -> bool:
+        return False
+
+
+def answered(*, waits: bool) -> list[list[str]]:
+    """Return what gRPC is asked for a call that is answered, and then forgotten."""
+    recorded = Recorded()
+    one = DirectCall(recorded)
+    one.begin(lambda happened: one.left())
+    for _ in range(2 * waits):
+        one.when_gone(lambda: None)
+    one.send(b"")
+    finished = [tag(Happened())[0] for tag in recorded.tags]
+    assert finished == [None] * (len(finished) - 1) + [one]
+    return recorded.batches
+
+
+def test_gRPC_tells_of_the_end_of_a_call_with_its_answer_unless_somebody_waits_for_it() -> None:
+    answer, end = ["SendStatusFromServer", "SendInitialMetadata", "SendMessage"], [
+        "ReceiveCloseOnServer"]
+    assert answered(waits=False) == [["ReceiveMessage"], answer + end]
+    assert answered(waits=True) == [["ReceiveMessage"], end, answer]
 
 
 def test_a_stop_waits_for_a_call_and_then_cancels_it() -> None:

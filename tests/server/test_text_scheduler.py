@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +22,7 @@ from tf_infer.server.config import ModelConfig
 from tf_infer.server.contracts import LoadTimes, Plan, Run
 from tf_infer.server.fakes import EchoServable, signature
 from tf_infer.server.pipeline import Answer, Call
+from tf_infer.server.text_scheduler import FEW
 from tf_infer.server.versions import ModelRef
 from tf_infer.wire import methods, serving_pb2, tensors
 
@@ -159,6 +160,69 @@ def test_a_version_that_computes_one_run_at_a_time_does_the_next_while_callers_a
 
         server.pipeline.submit(one, first)
         assert ended.wait(2 * WAIT_S) and told == [True]
+
+
+class Crowd:
+    """More callers of one batch than are told by the worker that ran it, and one behind them.
+
+    Attributes:
+        next: set when the one behind them has been answered.
+        may_end: those of the batch wait for this when they are told.
+        told: for each of them whether it came.
+    """
+
+    def __init__(self, server: Server, model: TextModel) -> None:
+        self.next, self.may_end, self.told = threading.Event(), threading.Event(), [True]
+        self._all = threading.Semaphore(0)
+        asking = Asking(server, model)
+        asking.hold()
+        for _ in range(FEW + 1):
+            self._ask(server, b"short", self._tell)
+        self._ask(server, b"x" * 200, lambda outcome: self.next.set())
+        model.held.set()
+
+    def _ask(self, server: Server, text: bytes, done: Callable[[Any], None]) -> None:
+        run = Run("serving_default", {"text": np.array([text], object)}, ("size",))
+        server.pipeline.submit(Call("Predict", ModelRef("m"), lambda _: Plan(
+            (run,), lambda found: found[0]["size"])), done)
+
+    def _tell(self, outcome: object) -> None:
+        self.told.append(self.told[-1] and self.may_end.wait(WAIT_S))
+        self._all.release()
+
+    def all_told(self) -> bool:
+        return all(self._all.acquire(timeout=WAIT_S) for _ in range(FEW + 1)) and all(self.told)
+
+
+@pytest.mark.parametrize("kind", [TextModel, ExclusiveModel])
+def test_the_only_worker_runs_the_next_batch_while_many_callers_of_the_last_are_told(
+        tmp_path: Path, kind: type[TextModel]) -> None:
+    model = kind(hold=True)
+    with serving(tmp_path, model, batch_workers=1) as (server, _):
+        crowd = Crowd(server, model)
+        assert crowd.next.wait(WAIT_S)
+        crowd.may_end.set()
+        assert crowd.all_told()
+    assert [len(run) for run in model.runs] == [1, FEW + 1, 1]
+
+
+def test_many_callers_are_told_though_the_scheduler_closes_meanwhile(tmp_path: Path) -> None:
+    model = TextModel(hold=True)
+    with serving(tmp_path, model, batch_workers=1) as (server, _):
+        crowd = Crowd(server, model)
+        assert crowd.next.wait(WAIT_S)
+        server.schedulers.close()
+        crowd.may_end.set()
+        assert crowd.all_told()
+
+
+def test_a_run_takes_as_long_for_each_caller_however_late_he_is_told(
+        asking: Asking, model: TextModel) -> None:
+    asking.hold()
+    for text in (b"1", b"22", b"333"):
+        asking.ask(text)
+    asking.release()
+    assert len({asking.outcomes[number].run_s for number in (1, 2, 3)}) == 1
 
 
 def test_a_failed_batch_of_such_a_version_keeps_it_until_its_halves_have_run(

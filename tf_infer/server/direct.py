@@ -45,20 +45,20 @@ class DirectCall:
     """
 
     __slots__ = ("_act", "_call", "_deadline_s", "_due", "_lock", "_metadata", "_over",
-                 "_trailing")
+                 "_trailing", "_watched")
 
     def __init__(self, happened: Any) -> None:
         self._call, self._metadata = happened.call, happened.invocation_metadata
         self._deadline_s: float = happened.call_details.deadline
         self._lock = threading.Lock()
-        self._due = 2  # events that will come: the request, and the end of the call
+        self._due = 1  # events that will come, at first the request
+        self._watched = False  # whether the end of the call is one of them
         self._over = False  # answered, or cancelled
         self._trailing: Any = None
         self._act: Callable[[], Any] | None = None
 
     def begin(self, received: Callable[[Any], Any]) -> None:
         """Let `received` be told of the request; it returns `left()`."""
-        self._call.start_server_batch((_receive_close(0),), self._closed)
         self._call.start_server_batch((_receive(0),), received)
 
     def time_remaining(self) -> float:
@@ -82,10 +82,17 @@ class DirectCall:
         self._trailing = ((name, value),)
 
     def when_gone(self, act: Callable[[], Any]) -> None:
-        """Call `act` when the call ends without an answer: cancelled, or its deadline passed."""
+        """Call `act` when the call ends without an answer: cancelled, or its deadline passed.
+
+        Until then gRPC is not asked to tell: a call that is answered at once needs it not.
+        """
         with self._lock:
             if not self._over:
                 self._act = act
+                if not self._watched:
+                    self._watched = True
+                    self._due += 1
+                    self._call.start_server_batch((_receive_close(0),), self._closed)
                 return
         act()
 
@@ -95,6 +102,8 @@ class DirectCall:
                 return
             self._over, self._act = True, None
             self._due += 1
+            if not self._watched:
+                operations += (_receive_close(0),)
             self._call.start_server_batch(operations, self._sent)
 
     def _closed(self, happened: Any) -> Any:

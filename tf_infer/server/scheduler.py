@@ -61,7 +61,7 @@ class Job:
 
     def end(self, outcome: Arrays | ServingError) -> None:
         """Tell the outcome; only the scheduler that has the job calls it, once."""
-        if self.started_s:
+        if self.started_s and not self.run_s:  # else it was told before
             self.run_s = time.monotonic() - self.started_s
         self._ended(self, outcome)
 
@@ -162,10 +162,10 @@ class WaitingCounts:
                                  "Try again later.", code=Code.RESOURCE_EXHAUSTED)
             self._counts[model] += 1
 
-    def remove(self, model: str) -> None:
-        """Count one less."""
+    def remove(self, model: str, count: int = 1) -> None:
+        """Count one less, or some."""
         with self._lock:
-            self._counts[model] -= 1
+            self._counts[model] -= count
             if not self._counts[model]:
                 del self._counts[model]
 

@@ -4,6 +4,9 @@ The decisions are `batching.py`; this is the loop around them. A batch is sent w
 free and somebody waits, and fills while all are busy. What cannot be joined without a caller
 noticing (an output whose width depends on the rows beside it, inputs that do not fit the manifest)
 goes to the direct scheduler, alone.
+
+To tell 32 callers takes milliseconds, in which Python computes and nothing else does. So where
+others wait for the worker, another thread tells, and the worker takes its next batch.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,7 +34,7 @@ from tf_infer.server.batching import (
     limits_for,
     next_batch,
 )
-from tf_infer.server.contracts import Exclusive, Servable
+from tf_infer.server.contracts import Arrays, Exclusive, Servable
 from tf_infer.server.pace import Pace
 from tf_infer.server.scheduler import (
     TIMED_OUT,
@@ -45,9 +48,14 @@ from tf_infer.server.scheduler import (
     unobserved,
 )
 from tf_infer.server.serving_batching import timeout_s
+from tf_infer.server.threads import ElasticThreads
 
 MAX_KINDS = 1000
 LEAST_TIME_S = 0.001
+FEW = 4  # callers, whom to tell takes less than to wake a thread for it
+MOST_TELLERS = 16  # one, unless a caller is told by what waits: replies.py
+
+Outcomes = Sequence["Arrays | ServingError"]
 
 
 class _Kind:
@@ -55,14 +63,16 @@ class _Kind:
 
     Attributes:
         manifest: of the version.
+        bytes_per_token: of its texts; see `rows.longest_row`.
         exclusive: whether no two batches of the version run at once.
         limits: of a batch, as far as its runs have shown what they cost.
     """
 
-    __slots__ = ("_pace", "exclusive", "limits", "manifest")
+    __slots__ = ("_pace", "bytes_per_token", "exclusive", "limits", "manifest")
 
     def __init__(self, manifest: ModelManifest, *, exclusive: bool) -> None:
         self.manifest, self.exclusive, self._pace = manifest, exclusive, Pace()
+        self.bytes_per_token = bytes_per_token(manifest.task.codec)
         self.limits = self._limits()
 
     def _limits(self) -> TextLimits:
@@ -98,31 +108,41 @@ class TextScheduler:
         self._tickets = itertools.count()
         self._places: dict[int, _Place] = {}  # by ticket, in the order of arrival
         self._numbers: dict[Job, int] = {}
-        self._held: set[Servable] = set()  # that run a batch and take no other meanwhile
+        self._held: dict[Servable, _Place] = {}  # run the batch of that one, and no other
         self._kinds: weakref.WeakKeyDictionary[Servable, dict[Hashable, _Kind]] = (
             weakref.WeakKeyDictionary())
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # taken for each call: a condition's own way costs more
+        self._changed = threading.Condition(self._lock)
+        self._idle = 0  # workers that wait for a change
         self._closed = False
+        self._tellers = ElasticThreads(1, MOST_TELLERS, name="tf-infer-tell")
+        self._working = workers
         for number in range(workers):
             threading.Thread(target=self._work, daemon=True,
                              name=f"tf-infer-batch-{number}").start()
 
     def submit(self, job: Job) -> None:
         """See `Scheduler.submit`."""
-        form = joinable(job)
-        if form is None:
+        run, servable = job.run, job.servable
+        key = run.signature, run.outputs, rows.form_of(run.inputs)
+        kind = self._kinds.get(servable, {}).get(key)  # there is one: what is like it was joinable
+        if kind is None:
+            manifest = joinable(job)
+            if manifest is not None:
+                with self._lock:
+                    kind = self._kind(servable, manifest, key)
+        count = None if kind is None else _common_rows(run.inputs)
+        if kind is None or count is None:
             self._alone.submit(job)
             return
-        manifest, key, count = form
-        cost = rows.longest_row(job.run.inputs,
-                                bytes_per_token=bytes_per_token(manifest.task.codec))
+        cost = rows.longest_row(run.inputs, bytes_per_token=kind.bytes_per_token)
         self._counts.add(job.model)
-        with self._changed:
-            kind = self._kind(job.servable, manifest, key)
+        with self._lock:
             ticket = next(self._tickets)
             self._places[ticket] = _Place(job, Waiting(ticket, kind, count, cost))
             self._numbers[job] = ticket
-            if job.servable not in self._held:  # else who releases it wakes a worker
+            # Of a version that is held, who releases it wakes a worker.
+            if self._idle and servable not in self._held:
                 self._changed.notify()
 
     def _kind(self, servable: Servable, manifest: ModelManifest, key: Hashable) -> _Kind:
@@ -155,17 +175,20 @@ class TextScheduler:
         while True:
             with self._changed:
                 while (first := self._first()) is None and not (self._closed and not self._places):
+                    self._idle += 1
                     self._changed.wait()
+                    self._idle -= 1
                 if first is None:
+                    self._working -= 1
+                    if not self._working:  # nobody has anything to tell any more
+                        self._tellers.close(wait=False)
                     return
                 taken, batch = self._take(first)
-            for place in taken:
-                self._counts.remove(place.job.model)
-            let_go = _Once(functools.partial(self._let_go, first.job.servable))
+            self._counts.remove(first.job.model, len(taken))
             try:
-                self._run(taken, batch, let_go)
+                self._run(first, taken, batch)
             finally:
-                let_go()
+                self._let_go(first, wake=False)  # this thread itself takes the next batch
 
     def _first(self) -> _Place | None:
         """Return who has waited longest of those whose version takes a batch now; None for nobody.
@@ -185,20 +208,21 @@ class TextScheduler:
         for place in taken:
             del self._numbers[place.job]
         if kind.exclusive:
-            self._held.add(first.job.servable)
+            self._held[first.job.servable] = first
         return taken, batch
 
-    def _let_go(self, servable: Servable) -> None:
-        """Let a version take a batch again; the worker that had it has its callers to tell."""
-        if servable in self._held:
+    def _let_go(self, first: _Place, *, wake: bool) -> None:
+        """Let a version take a batch again unless it does already, and wake a worker for it."""
+        servable = first.job.servable
+        if self._held.get(servable) is first:
             with self._changed:
-                self._held.discard(servable)
+                del self._held[servable]
                 if self._closed:
                     self._changed.notify_all()
-                elif self._places:
+                elif wake and self._places:
                     self._changed.notify()
 
-    def _run(self, taken: Sequence[_Place], batch: Batch, ran: Callable[[], None]) -> None:
+    def _run(self, first: _Place, taken: Sequence[_Place], batch: Batch) -> None:
         now_s = time.monotonic()
         for place in taken:
             if place.job.expired(now_s):
@@ -209,10 +233,32 @@ class TextScheduler:
         if not left:
             return
         jobs, counts = [place.job for place in left], [place.waiting.rows for place in left]
-        seconds = _run_together(jobs, counts, ran)
+        seconds = _run_together(jobs, counts, functools.partial(self._tell, first))
         if seconds is not None and len(left) == len(taken):
             _kind_of(left[0]).seen(batch.rows * batch.width, seconds)
-        self._observe(jobs, counts, sum(counts))
+        observed = jobs, counts, sum(counts)
+        teller = self._teller(jobs)
+        if teller is None:
+            self._observe(*observed)
+        else:
+            teller(self._observe, *observed)
+
+    def _tell(self, first: _Place, jobs: Sequence[Job], outcomes: Outcomes, *, last: bool) -> None:
+        """Tell callers of the batch of `first` what came of their jobs; see `_Tell`."""
+        now_s = time.monotonic()
+        for job in jobs:
+            job.run_s = now_s - job.started_s
+        teller = self._teller(jobs)
+        if teller is not None:
+            teller(_end, jobs, outcomes)
+            return
+        if last:
+            self._let_go(first, wake=True)
+        _end(jobs, outcomes)
+
+    def _teller(self, jobs: Sequence[Job]) -> Callable[..., None] | None:
+        """Return what lets another thread call a function; None where that is not worth it."""
+        return self._tellers.start if len(jobs) > FEW and self._places else None
 
 
 def _kind_of(place: _Place) -> _Kind:
@@ -221,25 +267,26 @@ def _kind_of(place: _Place) -> _Kind:
     return kind
 
 
-class _Once:
-    """A function that is called at most once."""
+class _Tell(Protocol):
+    def __call__(self, jobs: Sequence[Job], outcomes: Outcomes, *, last: bool) -> None:
+        """Tell callers.
 
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._left = [function]
+        Args:
+            jobs: that have run together.
+            outcomes: of each.
+            last: whether no other run of their batch is to come.
+        """
 
-    def __call__(self) -> None:
-        if self._left:
-            self._left.pop()()
 
-
-def _run_together(jobs: Sequence[Job], counts: Sequence[int], ran: Callable[[], None],
+def _run_together(jobs: Sequence[Job], counts: Sequence[int], tell: _Tell, *, last: bool = True,
                   ) -> float | None:
     """Run jobs as one; when that fails, as halves, so that a bad row fails alone.
 
     Args:
         jobs: of one batch.
         counts: rows of each.
-        ran: called when all runs are done, before their callers are told: that takes a while.
+        tell: what came of them.
+        last: whether no run of their batch is to come.
 
     Returns:
         How long the run took, in seconds; None when it failed.
@@ -248,8 +295,7 @@ def _run_together(jobs: Sequence[Job], counts: Sequence[int], ran: Callable[[], 
     if len(jobs) == 1:
         outcome = run_alone(jobs[0])
         seconds = time.monotonic() - began_s
-        ran()
-        jobs[0].end(outcome)
+        tell(jobs, [outcome], last=last)
         return None if isinstance(outcome, ServingError) else seconds
     try:
         left = timeout_s([job.deadline_s for job in jobs], now_s=began_s)
@@ -260,25 +306,27 @@ def _run_together(jobs: Sequence[Job], counts: Sequence[int], ran: Callable[[], 
         failure = as_serving_error(error, "a batch")
         halves = after_failure(range(len(jobs)), failure.code)
         for half in halves:
-            _run_together([jobs[i] for i in half], [counts[i] for i in half], _nothing)
-        ran()
+            _run_together([jobs[i] for i in half], [counts[i] for i in half], tell,
+                          last=last and half is halves[-1])
         if not halves:
-            for job in jobs:
-                job.end(failure)
+            tell(jobs, [failure] * len(jobs), last=last)
         return None
     seconds = time.monotonic() - began_s
-    ran()
-    for job, part in zip(jobs, parts):
-        job.end(part)
+    tell(jobs, parts, last=last)
     return seconds
 
 
-def _nothing() -> None:
-    """Some runs of a batch are done, and more are to come."""
+def _end(jobs: Sequence[Job], outcomes: Outcomes) -> None:
+    for job, outcome in zip(jobs, outcomes):
+        job.end(outcome)
 
 
-def joinable(job: Job) -> tuple[ModelManifest, Hashable, int] | None:
-    """Return (manifest, what its companions must share, rows), or None when it must run alone."""
+def joinable(job: Job) -> ModelManifest | None:
+    """Return the manifest of a job's version; None where it must run alone.
+
+    What has the signature, outputs and form of inputs of a job that may be joined may be, too, if
+    its inputs have rows, and all of them as many.
+    """
     manifest = job.servable.manifest
     spec = None if manifest is None else _spec(manifest, job.run.signature)
     if manifest is None or spec is None:
@@ -287,13 +335,17 @@ def joinable(job: Job) -> tuple[ModelManifest, Hashable, int] | None:
     if any(None in output.shape[1:] for output in spec.outputs if output.name in wanted):
         return None
     inputs = job.run.inputs
-    if len(inputs) != len(spec.inputs) or not all(
+    if len(inputs) != len(spec.inputs) or not wanted or not all(
             tensor.name in inputs and _fits(inputs[tensor.name], tensor) for tensor in spec.inputs):
         return None
-    sizes = {len(array) for array in inputs.values()}
-    if len(sizes) != 1 or not wanted:
-        return None
-    return manifest, (job.run.signature, job.run.outputs, rows.form_of(inputs)), sizes.pop()
+    return manifest
+
+
+def _common_rows(inputs: Mapping[str, np.ndarray]) -> int | None:
+    """Return how many rows inputs have; None where one has no dimension, or another number."""
+    sizes = {array.shape[:1] for array in inputs.values()}
+    only = sizes.pop() if len(sizes) == 1 else ()
+    return only[0] if only else None
 
 
 def _spec(manifest: ModelManifest, name: str) -> SignatureSpec | None:
