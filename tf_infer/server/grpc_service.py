@@ -18,7 +18,8 @@ import grpc
 from tf_infer.errors import Code, InvalidRequest, ServerFailure, ServingError
 from tf_infer.server import direct, inference, logs, predict, reading
 from tf_infer.server.config import models_from
-from tf_infer.server.contracts import Plan, Signatures
+from tf_infer.server.contracts import Arrays, Plan, Signatures
+from tf_infer.server.known_requests import Found, KnownRequests
 from tf_infer.server.metrics import GRPC
 from tf_infer.server.pipeline import Answer, Call, Pipeline, Progress
 from tf_infer.server.replies import Reply
@@ -106,6 +107,7 @@ class Service:
         self._tensor_content = tensor_content
         self._check = check_method_names
         self._stages = stages
+        self._known = KnownRequests(model_ref)
         self._answers: dict[str, tuple[methods.Method, Answering]] = {
             method.path: (method, answer) for method, answer in (
                 (methods.PREDICT, self.predict), (methods.CLASSIFY, self.classify),
@@ -121,14 +123,23 @@ class Service:
     def predict(self, request: serving_pb2.PredictRequest, deadline: Deadline) -> Asked:
         """Answer Predict."""
         spec = _spec_of(request)
+        return self._predicting(
+            model_ref(spec), _signature(spec), lambda signatures: predict.plan(
+                signatures, request, check_method_name=self._check), deadline)
 
+    def predict_known(self, found: Found, deadline: Deadline) -> Asked:
+        """Answer Predict of a form that came before."""
+        known = found.known
+        return self._predicting(known.ref, known.signature, lambda signatures: known.plan(
+            signatures, found.array, check_method_name=self._check), deadline)
+
+    def _predicting(self, ref: ModelRef, signature: str,
+                    plan: Callable[[Signatures], Plan[Arrays]], deadline: Deadline) -> Asked:
         def response(answer: Answer[Any]) -> bytes:
-            return messages.predict_response_bytes(
-                answer.name, answer.version, _signature(spec), answer.value,
-                content=self._tensor_content)
+            return messages.predict_response_bytes(answer.name, answer.version, signature,
+                                                   answer.value, content=self._tensor_content)
 
-        return Asked(Call("Predict", model_ref(spec), lambda signatures: predict.plan(
-            signatures, request, check_method_name=self._check), deadline), response)
+        return Asked(Call("Predict", ref, plan, deadline), response)
 
     def classify(self, request: serving_pb2.ClassificationRequest, deadline: Deadline) -> Asked:
         """Answer Classify."""
@@ -261,6 +272,7 @@ class Service:
     def _behaviour(self, method: methods.Method, answering: Answering,
                    large: Callable[..., Any] | None) -> Behaviour:
         """Return what is called with the request's bytes; it returns before the answer is sent."""
+        predicts = method is methods.PREDICT
 
         def behaviour(data: bytes, context: Any, reply: Replying) -> None:
             record = _Record(method.name, context, len(data), time.monotonic())
@@ -275,7 +287,7 @@ class Service:
                 self._finish(record, Code.OK)
                 reply.send(content)
 
-            def answer(request: Any) -> None:
+            def answer(request: Any, answering: Answering = answering) -> None:
                 try:
                     asked = answering(request, deadline_of(context, record.started_s))
                     if isinstance(asked, Asked):
@@ -287,6 +299,11 @@ class Service:
                 except Exception as error:
                     fail(as_serving_error(error, method.name))
 
+            found = self._known.find(data) if predicts else None
+            if found is not None:
+                record.api, record.model = method.name, found.known.ref.name
+                answer(found, self.predict_known)
+                return
             try:
                 request = _parse(method, data)
                 record.api, record.model = method.name, _model_named(request)
@@ -297,6 +314,8 @@ class Service:
                 fail(as_serving_error(error, method.name))
                 return
             answer(request)
+            if predicts:
+                self._known.keep(data, request)
 
         return behaviour
 

@@ -29,7 +29,12 @@ def plan(signatures: Signatures, request: serving_pb2.PredictRequest, *,
     signature = find(signatures, name, check_method_name=check_method_name)
     inputs = read_inputs(signature, request.inputs)
     outputs = choose_outputs(signature, request.output_filter)
-    return Plan((Run(name, inputs, tuple(outputs)),), lambda found: found[0])
+    return Plan((Run(name, inputs, tuple(outputs)),), only)
+
+
+def only(found: Sequence[Arrays]) -> Arrays:
+    """Return the outputs of the one run."""
+    return found[0]
 
 
 def find(signatures: Signatures, name: str, *, check_method_name: bool = False,

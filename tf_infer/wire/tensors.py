@@ -143,7 +143,10 @@ def encode(array: np.ndarray, *, content: bool = True, where: str = "array") -> 
     array, row = _as_sent(array, None, where)
     head = _head(row.enum, array.shape)
     if row.form == "strings":
-        return head + pb.TensorProto(string_val=_to_bytes(array, where)).SerializeToString()
+        texts = _to_bytes(array, where)
+        if len(texts) == 1:  # nearly always, and a message costs more
+            return head + varint.field(_NUMBERS["string_val"], texts[0])
+        return head + pb.TensorProto(string_val=texts).SerializeToString()
     if not array.size:
         return head
     if content:

@@ -6,7 +6,11 @@ says that more follow; negative numbers are their 64-bit two's complement, ten b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+
+_FIXED = {1: 8, 5: 4}  # bytes of the forms that have always as many
 
 
 def encode(values: np.ndarray) -> bytes:
@@ -102,6 +106,39 @@ def find_field(message: bytes, number: int) -> memoryview:
         else:
             break  # no field below 18 of a TensorProto has another form
     return view[:0]
+
+
+def fields(message: memoryview, begin: int = 0, end: int | None = None,
+           ) -> Iterator[tuple[int, int, int, int]]:
+    """Yield number, beginning, beginning of the content, and end of each field, in their order.
+
+    Args:
+        message: of any kind.
+        begin, end: where it stands in a larger one.
+
+    Raises:
+        ValueError, IndexError: it is cut short, or is none.
+    """
+    end = len(message) if end is None else end
+    while begin < end:
+        tag, place = message[begin], begin + 1
+        if tag > 0x7F:
+            tag, place = read_one(message, begin)
+        form = tag & 7
+        if form == 2:
+            size, content = message[place], place + 1
+            if size > 0x7F:
+                size, content = read_one(message, place)
+        elif form == 0:
+            size, content = read_one(message, place)[1] - place, place
+        elif form in _FIXED:
+            size, content = _FIXED[form], place
+        else:
+            raise ValueError(f"a field has one of the forms 0, 1, 2 and 5, not {form}")
+        if content + size > end:
+            raise ValueError("the message is cut short")
+        yield tag >> 3, begin, content, content + size
+        begin = content + size
 
 
 def read_one(view: memoryview, place: int) -> tuple[int, int]:
