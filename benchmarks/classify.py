@@ -32,8 +32,8 @@ calibrated on the texts; what is not in 8 bits is in float32, or with "bfloat16 
 
 With `--accuracy` no peers take part. all-MiniLM-L6-v2 with heads trained on banking77 and sst2
 (benchmarks/classifiers.py), in every form of ours: test accuracy, its difference from the plain
-form in points, and texts/s over the test rows in batches of 32. A form that loses more than
-MAX_DROP points is flagged.
+form in points, the largest difference of any logit, and texts/s over the test rows in batches of
+32. A form that loses more than MAX_DROP points is flagged.
 
 Peers live in environments below `--peers`; who is missing, does not start or fails is left out,
 which standard error and `left_out` say:
@@ -224,7 +224,7 @@ def accuracy_part(name: str, arguments: argparse.Namespace, until_s: float) -> d
         right = 100 * float((got == labels[:len(got)]).mean())
         say(f"  round {number} {cell}: {one.contestant.name:30} {right:.2f} %")
         return {"texts_per_s": len(got) / sum(answer["seconds"]), "accuracy": right,
-                "classes": got.tolist(), "peak_mb": answer["peak_mb"]}
+                "logits": logits, "peak_mb": answer["peak_mb"]}
 
     plain = next(one for one in PEERS if one.name == PLAIN)
     with pipes.started([*pipes.chosen(FORMS, arguments.only), plain], settings(name, arguments),
@@ -240,10 +240,11 @@ def judged(result: dict[str, Any], plain: dict[str, Any] | None) -> dict[str, An
     found = {name: round(result[name], 2) for name in ("accuracy", "texts_per_s")}
     if plain is None:
         return found
-    same = np.mean(np.array(result["classes"]) == np.array(plain["classes"]))
+    same = np.mean(result["logits"].argmax(axis=1) == plain["logits"].argmax(axis=1))
+    worst = np.abs(result["logits"] - plain["logits"]).max()
     points = round(result["accuracy"] - plain["accuracy"], 2)
     return {**found, "points": points, "flagged": points < -MAX_DROP,
-            "same": round(float(same), 4),
+            "same": round(float(same), 4), "worst": float(f"{worst:.3g}"),
             "speed": round(result["texts_per_s"] / plain["texts_per_s"], 2)}
 
 
