@@ -18,6 +18,7 @@ from tf_infer.errors import InvalidRequest  # noqa: E402
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec  # noqa: E402
 from tf_infer.server import denormals, servable  # noqa: E402
 from tf_infer.server.contracts import Run  # noqa: E402
+from tf_infer.server.cpus import Behind  # noqa: E402
 from tf_infer.server.metrics import Metrics  # noqa: E402
 from tf_infer.server.own_thread import slowest, sure  # noqa: E402
 from tf_infer.server.quick_runs import FAR_S  # noqa: E402
@@ -244,9 +245,9 @@ def test_denormal_numbers_are_zero_whoever_does_the_run(one: SavedModelServable)
         return float(y[0])
 
     assert asked() == 0.0
-    one.gently = True  # runs are done by this thread
+    one._behind = Behind()
     assert asked() == 0.0
-    one.gently = False
+    one.loaded()
     assert {asked() for _ in range(50)} == {0.0}
     quick = one.quick(Run("twice", {"x": x}, ("y",)), None)
     assert quick is not None and quick()["y"].tolist() == [0.0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import logging
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,8 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 tf = pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_serving")
@@ -37,7 +38,7 @@ from tf_infer.manifest import (  # noqa: E402
     read_samples,
 )
 from tf_infer.prepared import PREPARED_FILE, prepared_folder, read_prepared  # noqa: E402
-from tf_infer.server import loading  # noqa: E402
+from tf_infer.server import graph_pieces, loading  # noqa: E402
 from tf_infer.server.config import ServerConfig  # noqa: E402
 from tf_infer.server.contracts import Servable  # noqa: E402
 from tf_infer.server.servable import load_version  # noqa: E402
@@ -130,16 +131,17 @@ def test_what_an_export_writes_runs_prepared_and_answers_bit_for_bit_the_same(
         exported: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
         gently: bool) -> None:
     imported: list[int] = []
-    usual_import = tf.import_graph_def
-    monkeypatch.setattr(tf, "import_graph_def", lambda graph, **options: (
-        imported.append(len(graph.node)), usual_import(graph, **options)))
-    monkeypatch.setattr(loading, "PIECE_NODES", 30)
+    usual_add = loading.BareGraph.add
+    monkeypatch.setattr(loading.BareGraph, "add", lambda graph, piece: (
+        imported.append(len(piece.names)), usual_add(graph, piece)))
+    monkeypatch.setattr(loading, "pieces", functools.partial(graph_pieces.pieces, nodes=30))
     rests: list[float] = []
     monkeypatch.setattr(loading, "time", SimpleNamespace(
         monotonic=time.monotonic, sleep=rests.append))
     with caplog.at_level(logging.INFO), loaded(exported, gently=gently) as prepared:
         assert "graph=prepared" in caplog.text
         assert max(imported) < sum(imported) / 4
+        assert prepared._session.graph.get_operations() == []
         assert len(rests) > 4
         assert all(seconds > 0 for seconds in rests) if gently else not any(rests)
         caplog.clear()
@@ -245,27 +247,15 @@ def test_a_version_without_one_loads_as_it_did(
         assert len(ids_of(servable)) == len(TEXTS)
 
 
-@given(st.data())
-def test_cuts_keep_together_what_reads_a_later_one_or_a_silent_one(data: st.DataObject) -> None:
-    count = data.draw(st.integers(0, 12))
-    items = st.integers(0, max(0, count - 1))
-    reads = [data.draw(st.lists(items, max_size=3)) for _ in range(count)]
-    silent = data.draw(st.sets(items, max_size=3)) if count else set()
-    least = data.draw(st.integers(1, 5))
-    ends = list(loading.cuts(reads, silent, least))
-    assert ends == sorted(set(ends))
-    assert ends[-1:] == ([count] if count else [])
-    piece_of = [sum(end <= number for end in ends) for number in range(count)]
-    for number, sources in enumerate(reads):
-        for source in sources:
-            assert piece_of[source] <= piece_of[number]
-            assert source not in silent or piece_of[source] == piece_of[number]
-    sizes = [end - begin for begin, end in zip([0, *ends], ends)]
-    assert all(size >= least for size in sizes[:-1])
-
-
-def test_a_list_without_ties_is_cut_at_every_least_items() -> None:
-    assert list(loading.cuts([[], [0], [1], [0], [2]], set(), 2)) == [2, 4, 5]
-    assert list(loading.cuts([[], [3], [1], [0], [2]], set(), 2)) == [4, 5]
-    assert list(loading.cuts([[], [0], [1], [0], [2]], {0}, 2)) == [4, 5]
-    assert list(loading.cuts([[5], [], [], [0], [], []], {0}, 1)) == [6]
+def test_a_prepared_version_that_goes_leaves_nothing_for_a_collection(exported: Path) -> None:
+    with loaded(exported, gently=True) as servable:
+        assert len(ids_of(servable)) == len(TEXTS)
+        gc.collect()
+        gc.disable()
+        held = [weakref.ref(servable._session.graph), weakref.ref(servable._session)]
+    try:
+        assert [one() is None for one in held] == [True, False]  # the session frees the graph
+        del servable
+        assert held[1]() is None
+    finally:
+        gc.enable()

@@ -12,8 +12,12 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+T = TypeVar("T")
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
@@ -57,6 +61,24 @@ def give_way(nice: int = 10) -> None:
     if sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, max(nice, os.getpriority(os.PRIO_PROCESS, thread)))
+
+
+class Behind:
+    """Does what it is given in a thread of its own that gives way; for what holds no lock.
+
+    Whoever holds Python's lock must not: others wait for it, the longer the less it gets to run.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "tf-infer-behind", initializer=give_way)
+
+    def __call__(self, act: Callable[[], T]) -> T:
+        """Return what `act` returns, or raise what it raises."""
+        return self._thread.submit(act).result()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown()
 
 
 class ShortTurns:

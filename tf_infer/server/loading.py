@@ -5,28 +5,28 @@ Either whole, or in pieces of some milliseconds while others are being answered.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
-from tensorflow.python.framework import op_def_registry
-from tensorflow.python.saved_model.loader_impl import (
-    SavedModelLoader,
-    get_asset_tensors,
-    get_init_op,
-)
+from tensorflow.python.client import pywrap_tf_session as c_api
+from tensorflow.python.saved_model.constants import INIT_OP_SIGNATURE_KEY, MAIN_OP_KEY
+from tensorflow.python.saved_model.loader_impl import SavedModelLoader, get_asset_tensors
 
 from tf_infer.errors import ConfigError
 from tf_infer.manifest import ModelManifest
 from tf_infer.prepared import prepared_folder, read_prepared, source_of, surroundings, unfit
 from tf_infer.processor import cpu_flags
-from tf_infer.server import cpus
+from tf_infer.server.cpus import Behind
+from tf_infer.server.graph_pieces import Piece, apart, in_lists, pieces
 from tf_infer.server.logs import event
 from tf_infer.server.quick_graph import CALLERS_THREAD
 
@@ -40,15 +40,33 @@ REST = 2.0  # of what a piece took, in which others have the interpreter lock fo
 class GentleSession(tf.compat.v1.Session):
     """A session whose runs from Python, those that load a SavedModel, give way to others.
 
-    Building the graph before them needs the interpreter lock, for which others would wait, the
-    longer the less this thread gets to run.
+    The thread that builds the graph does not: it needs the interpreter lock, for which others would
+    wait, the longer the less it gets to run.
     """
+
+    def __init__(self, behind: Behind, **options: Any) -> None:
+        super().__init__(**options)
+        self._behind = behind
 
     def run(self, fetches: Any, feed_dict: Any = None, options: Any = None,
             run_metadata: Any = None) -> Any:
-        cpus.give_way()
-        options = options or tf.compat.v1.RunOptions(inter_op_thread_pool=CALLERS_THREAD)
-        return super().run(fetches, feed_dict, options, run_metadata)
+        return self._behind(functools.partial(
+            super().run, fetches, feed_dict, options or _in_this_thread(), run_metadata))
+
+
+class Loaded(NamedTuple):
+    """What a load leaves behind.
+
+    Attributes:
+        meta_graph: the MetaGraphDef; of a prepared graph without its graph.
+        tensor: gives the C handle of a tensor of the graph by its name.
+
+    Raises:
+        KeyError, ValueError: `tensor`, the graph has none of this name.
+    """
+
+    meta_graph: Any
+    tensor: Callable[[str], Any]
 
 
 def prepared_graph(path: Path, manifest: ModelManifest | None, tags: Sequence[str], settings: Any,
@@ -79,34 +97,158 @@ def prepared_graph(path: Path, manifest: ModelManifest | None, tags: Sequence[st
     return (prepared_folder(path) / prepared.file).read_bytes()
 
 
-def load(session: Any, path: Path, tags: Sequence[str], *, gently: bool) -> Any:
-    """Load a SavedModel into a session; return its MetaGraphDef.
+def load(session: Any, path: Path, tags: Sequence[str], *, gently: bool) -> Loaded:
+    """Load a SavedModel into a session.
 
     Raises whatever TensorFlow's own loader raises.
     """
-    with session.graph.as_default(), _quiet():
+    graph = session.graph
+    with graph.as_default(), _quiet():
         loader = _InPieces if gently else SavedModelLoader
-        return loader(str(path)).load(session, list(tags))
+        meta_graph = loader(str(path)).load(session, list(tags))
+    return Loaded(meta_graph, lambda name: graph.get_tensor_by_name(name)._as_tf_output())
 
 
-def load_prepared(session: Any, path: Path, graph: bytes, *, gently: bool) -> Any:
-    """Load a prepared graph and the variables of its SavedModel; return its MetaGraphDef.
+def load_prepared(session: Any, path: Path, data: bytes, behind: Behind | None) -> Loaded:
+    """Load a prepared graph and the variables of its SavedModel.
 
     Args:
         session: whose settings leave TensorFlow's optimiser out.
         path: version directory.
-        graph: a serialized MetaGraphDef, as `export.prepared` writes it.
-        gently: others are being answered meanwhile, and get time between the pieces.
+        data: a serialized MetaGraphDef, as `export.prepared` writes it.
+        behind: does what needs no interpreter lock while others are being answered, who get time
+            between the pieces; None where nobody is.
+
+    Raises:
+        tf.errors.OpError, KeyError, ValueError, IndexError: it is none.
     """
-    meta_graph = meta_graph_pb2.MetaGraphDef.FromString(graph)
-    with session.graph.as_default(), _quiet():
-        _import_functions(session.graph, meta_graph.graph_def)
-        _import_nodes(session.graph, meta_graph.graph_def, REST if gently else 0.0)
-        if meta_graph.HasField("saver_def"):
-            saver = tf.compat.v1.train.Saver(saver_def=meta_graph.saver_def)
-            saver.restore(session, str(path / "variables" / "variables"))
-        session.run(get_init_op(meta_graph), get_asset_tensors(str(path), meta_graph))
-    return meta_graph
+    rest, whole = apart(data)
+    meta_graph = meta_graph_pb2.MetaGraphDef.FromString(rest)
+    graph = BareGraph(session)
+    began_s = time.monotonic()
+    for piece in pieces(whole):
+        graph.add(piece)
+        time.sleep((REST if behind else 0.0) * (time.monotonic() - began_s))
+        began_s = time.monotonic()
+    saver = meta_graph.saver_def
+    if saver.restore_op_name:
+        graph.run(saver.restore_op_name, behind, {
+            saver.filename_tensor_name: str(path / "variables" / "variables").encode()})
+    graph.run(_init_name(meta_graph), behind, get_asset_tensors(str(path), meta_graph))
+    names = {info.name for signature in meta_graph.signature_def.values()
+             for side in (signature.inputs, signature.outputs) for info in side.values()}
+    return Loaded(meta_graph, {name: graph.tensor(name) for name in names if name}.__getitem__)
+
+
+def _init_name(meta_graph: Any) -> str:
+    """Return the operation that fills tables."""
+    if INIT_OP_SIGNATURE_KEY in meta_graph.signature_def:
+        outputs = meta_graph.signature_def[INIT_OP_SIGNATURE_KEY].outputs
+        return str(outputs[INIT_OP_SIGNATURE_KEY].name)
+    (name,) = meta_graph.collection_def[MAIN_OP_KEY].node_list.value
+    return str(name)
+
+
+class BareGraph:
+    """The graph of a session without Python's objects for its operations and tensors.
+
+    They take longer to make than the import, and whoever collects garbage looks at all of them
+    while nobody is answered.
+
+    Args:
+        session: whose graph it is.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._operations: dict[str, Any] = {}
+
+    def add(self, piece: Piece) -> None:
+        """Import a piece.
+
+        Raises:
+            tf.errors.OpError: it is no graph.
+            KeyError: a node reads from one that is in no piece so far.
+        """
+        options = c_api.TF_NewImportGraphDefOptions()
+        data = c_api.TF_NewBufferFromString(piece.data)
+        try:
+            c_api.TF_ImportGraphDefOptionsSetPrefix(options, "")
+            for name in piece.earlier:
+                if name.startswith("^"):
+                    c_api.TF_ImportGraphDefOptionsRemapControlDependency(
+                        options, name[1:], self._operations[name[1:]])
+                else:
+                    tensor = self.tensor(name)
+                    c_api.TF_ImportGraphDefOptionsAddInputMapping(
+                        options, source_of(name), tensor.index, tensor)
+            for name in piece.names:
+                c_api.TF_ImportGraphDefOptionsAddReturnOperation(options, name)
+            with self._session.graph._c_graph.get() as held:
+                results = c_api.TF_GraphImportGraphDefWithResults(held, data, options)
+        finally:
+            c_api.TF_DeleteBuffer(data)
+            c_api.TF_DeleteImportGraphDefOptions(options)
+        found = c_api.TF_ImportGraphDefResultsReturnOperations(results)
+        c_api.TF_DeleteImportGraphDefResults(results)
+        self._operations.update(zip(piece.names, found))
+
+    def tensor(self, name: str) -> Any:
+        """Return the C handle of a tensor, "name" or "name:1".
+
+        Raises:
+            KeyError, ValueError: there is none.
+        """
+        source, _, output = name.partition(":")
+        found = c_api.TF_Output()
+        found.oper, found.index = self._operations[source], int(output or 0)
+        return found
+
+    def run(self, operation: str, behind: Behind | None, feeds: Mapping[str, bytes]) -> None:
+        """Run an operation for what it does.
+
+        Args:
+            operation: its name, or that of a tensor of it.
+            behind: as of `load_prepared`.
+            feeds: strings by the names of tensors.
+
+        Raises:
+            tf.errors.OpError: it failed.
+            KeyError, ValueError: one of these is not in the graph.
+        """
+        fed = {self.tensor(name): np.asarray(value, object) for name, value in feeds.items()}
+        target = self._operations[source_of(operation)]
+        options = c_api.TF_NewBufferFromString(
+            _in_this_thread().SerializeToString()) if behind else None
+
+        def run() -> None:
+            self._session._extend_graph()
+            self._session._call_tf_sessionrun(options, fed, [], [target], None)
+
+        try:
+            (behind or _at_once)(run)
+        finally:
+            if options is not None:
+                c_api.TF_DeleteBuffer(options)
+
+
+def free(session: Any) -> None:
+    """Close a session, and let its graph go.
+
+    Whoever lets go last frees the graph. The session does so without the interpreter lock, when it
+    goes.
+    """
+    session.close()
+    session._graph = None
+
+
+def _at_once(act: Callable[[], T]) -> T:
+    return act()
+
+
+def _in_this_thread() -> Any:
+    """Return RunOptions of a run that leaves TensorFlow's pool to others."""
+    return tf.compat.v1.RunOptions(inter_op_thread_pool=CALLERS_THREAD)
 
 
 class _InPieces(SavedModelLoader):
@@ -124,80 +266,12 @@ class _InPieces(SavedModelLoader):
 def _import_functions(graph: Any, whole: Any) -> None:
     """Import the functions of a GraphDef in pieces, and take them out of it."""
     functions = list(whole.library.function)
-    for piece in pieces(functions, [len(one.node_def) for one in functions], PIECE_NODES):
+    for part_of_them in in_lists(functions, [len(one.node_def) for one in functions], PIECE_NODES):
         part = tf.compat.v1.GraphDef(versions=whole.versions)
-        part.library.function.extend(piece)
+        part.library.function.extend(part_of_them)
         with graph.as_default():
             tf.import_graph_def(part, name="")
     del whole.library.function[:]
-
-
-def _import_nodes(graph: Any, whole: Any, rest: float) -> None:
-    """Import the nodes of a GraphDef in pieces; what stands in an earlier one is in the graph.
-
-    After each piece this thread sleeps for `rest` times what it took.
-    """
-    nodes = list(whole.node)
-    at = {node.name: number for number, node in enumerate(nodes)}
-    reads = [[at[source_of(name)] for name in node.input] for node in nodes]
-    silent = {number for number, node in enumerate(nodes)
-              if not getattr(op_def_registry.get(node.op), "output_arg", ())}
-    begin = 0
-    for end in cuts(reads, silent, PIECE_NODES):
-        began_s = time.monotonic()
-        part = tf.compat.v1.GraphDef(versions=whole.versions)
-        part.node.extend(nodes[begin:end])
-        earlier = {name for node in part.node for name in node.input if at[source_of(name)] < begin}
-        with graph.as_default():
-            tf.import_graph_def(part, name="", input_map={
-                name: _tensor(graph, name) for name in earlier})
-        begin = end
-        time.sleep(rest * (time.monotonic() - began_s))
-
-
-def _tensor(graph: Any, reference: str) -> Any:
-    """Return the tensor that an input names; for one that only waits, any of its node's."""
-    name, _, output = reference.lstrip("^").partition(":")
-    return graph.get_tensor_by_name(f"{name}:{output or 0}")
-
-
-def cuts(reads: Sequence[Iterable[int]], silent: Collection[int], least: int) -> Iterator[int]:
-    """Yield where a list may be cut, the end of each piece; the last piece may be short.
-
-    Args:
-        reads: of each item, those it reads; later ones must be in the same piece.
-        silent: items that only those of the same piece can read.
-        least: items of a piece.
-    """
-    together = list(range(len(reads)))  # the last item that must be in the piece of each
-    for number, sources in enumerate(reads):
-        for source in sources:
-            if source > number:
-                together[number] = max(together[number], source)
-            elif source in silent:
-                together[source] = max(together[source], number)
-    begin = last = 0
-    for number, needed in enumerate(together):
-        last = max(last, needed)
-        if number >= last and number + 1 - begin >= least:
-            yield number + 1
-            begin = number + 1
-    if begin < len(together):
-        yield len(together)
-
-
-def pieces(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[list[T]]:
-    """Yield the items in order, in lists whose sizes add up to no more than `most`, or of one."""
-    piece: list[T] = []
-    size = 0
-    for item, own in zip(items, sizes):
-        if piece and size + own > most:
-            yield piece
-            piece, size = [], 0
-        piece.append(item)
-        size += own
-    if piece:
-        yield piece
 
 
 @contextmanager

@@ -47,6 +47,8 @@ from tf_infer.server.lite_servable import load_lite
 from tf_infer.server.loading import (
     PREPARED,
     GentleSession,
+    Loaded,
+    free,
     load,
     load_prepared,
     prepared_graph,
@@ -93,8 +95,8 @@ class SavedModelServable:
         tags: of the meta graph.
         settings: ConfigProto of the session; None takes that of a server without flags.
         metrics: is told of every run.
-        gently: others are being answered meanwhile. From its first run on the thread that loads
-            gives way to theirs and does its runs itself, until `gently` is set to False.
+        gently: others are being answered meanwhile. A thread that gives way to theirs does all
+            runs itself, until `loaded`.
         prepared: the graph to be run in place of saved_model.pb's; None runs that.
 
     Raises:
@@ -107,19 +109,21 @@ class SavedModelServable:
                  metrics: Metrics | None = None, gently: bool = False,
                  prepared: bytes | None = None) -> None:
         self._metrics = metrics or Metrics(page=False)
-        self.gently = gently
+        self._behind = cpus.Behind() if gently else None
         if not any((Path(path) / name).is_file()
                    for name in ("saved_model.pb", "saved_model.pbtxt")):
             raise ModelNotFound(
                 "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
                 f"{path}. Is the export or the copy still running, or was it interrupted?")
-        self._session = (GentleSession if gently else tf.compat.v1.Session)(
+        self._session = (functools.partial(GentleSession, self._behind) if self._behind
+                         else tf.compat.v1.Session)(
             graph=tf.Graph(), config=settings or session_config(ServerConfig(models=())))
         self._fragile = _is_fragile(Path(path))
         try:
-            meta_graph = self._load(Path(path), tags, prepared)
+            meta_graph, self._tensor = self._load(Path(path), tags, prepared)
         except BaseException:
-            self._session.close()
+            free(self._session)
+            self.loaded()
             raise
         self._session._extend_graph()
         self.signatures: Mapping[str, serving_pb2.SignatureDef] = {
@@ -132,11 +136,17 @@ class SavedModelServable:
         self.halves = Halves()
         self.manifest: ModelManifest | None = None
 
-    def _load(self, path: Path, tags: Sequence[str], prepared: bytes | None) -> Any:
+    def loaded(self) -> None:
+        """Do the runs from now on where those who ask for them are."""
+        behind, self._behind = self._behind, None
+        if behind is not None:
+            behind.close()
+
+    def _load(self, path: Path, tags: Sequence[str], prepared: bytes | None) -> Loaded:
         try:
             if prepared is not None:
-                return load_prepared(self._session, path, prepared, gently=self.gently)
-            return load(self._session, path, tags, gently=self.gently)
+                return load_prepared(self._session, path, prepared, self._behind)
+            return load(self._session, path, tags, gently=self._behind is not None)
         except tf.errors.OpError as error:
             raise _translated(error) from error
         except Exception as error:  # the loader raises OSError, ValueError, RuntimeError, ...
@@ -151,10 +161,10 @@ class SavedModelServable:
         """Return the C handles of a signature, found once."""
         ends = self._ends.get(signature)
         if ends is None:
-            definition, get = self.signatures[signature], self._session.graph.get_tensor_by_name
+            definition = self.signatures[signature]
             try:
                 inputs, outputs = (
-                    {name: get(info.name)._as_tf_output() for name, info in side.items()}
+                    {name: self._tensor(info.name) for name, info in side.items()}
                     for side in (definition.inputs, definition.outputs))
                 ends = _Ends(inputs, outputs, by_shape=self.manifest is None and is_by_shape(
                     self._session.graph, definition.outputs.values()))
@@ -188,7 +198,7 @@ class SavedModelServable:
             return self._call(kind, call, inputs, outputs)
         milliseconds = 0 if timeout_s is None else _milliseconds(timeout_s)
         bounded = self._few_cpus and within_grid(self.manifest, inputs)
-        here = self.gently or quick or (
+        here = self._behind is not None or quick or (
             bounded and sure(self._slowest_s.get(signature), timeout_s))
         options = _run_options(milliseconds, here=here) if milliseconds or here else None
         with self.halves.entered() as alone:
@@ -272,9 +282,13 @@ class SavedModelServable:
         options = None if run_options is None else pywrap_tf_session.TF_NewBufferFromString(
             run_options.data)
         started = time.perf_counter()
-        try:
+
+        def compute() -> Any:
             with flushed(wanted=run_options is not None and run_options.here):
-                values = self._session._call_tf_sessionrun(options, feeds, fetches, [], steps)
+                return self._session._call_tf_sessionrun(options, feeds, fetches, [], steps)
+
+        try:
+            values = compute() if self._behind is None else self._behind(compute)
         except tf.errors.OpError as error:
             raise _translated(error) from error
         except UnicodeDecodeError as error:  # an op's text that quotes bytes of the request
@@ -288,9 +302,10 @@ class SavedModelServable:
 
     def close(self) -> None:
         """Free the session."""
+        self.loaded()
         self.halves.close()
         self._calls.close()
-        self._session.close()
+        free(self._session)
 
 
 def _named(names: Sequence[str], values: Iterable[Any]) -> Arrays:
@@ -415,7 +430,7 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         warm = time.perf_counter()
         samples = replay_golden(servable, path, *widened) if config.golden_replay else 0
         proven = time.perf_counter()
-        graph.gently = False
+        graph.loaded()
         if gently:  # of one row each, perhaps, and of a thread that gave way
             graph._slowest_s.clear()
         graph.halves.wanted = worth_it(
