@@ -88,6 +88,16 @@ def test_a_quick_run_that_had_to_wait_has_to_be_seen_anew() -> None:
     assert runs.quick("kind", None)
 
 
+def test_a_run_is_short_after_some_that_were_whatever_the_machine_did_beside_them() -> None:
+    late = [SLOW_S / 2] * SEEN
+    assert seen(9.0, *late).short("kind", None)
+    assert not seen(9.0, *late).quick("kind", None)
+    assert not seen(*late[1:]).short("kind", None)
+    assert not seen(*[2 * SLOW_S] * 9).short("kind", None)
+    assert not seen(9.0, *late).short("kind", FAR_S)
+    assert seen(9.0, *late, QUICK_S / 2).quick("kind", 2 * FAR_S)
+
+
 def test_kinds_are_the_shapes_and_outputs_of_a_signature_and_never_strings() -> None:
     kind = kind_of("s", {"x": X}, ["y"])
     assert kind == kind_of("s", {"x": X + 1}, ("y",)) and kind is not None

@@ -4,6 +4,10 @@ Pure. Handing such a run to another thread, and TensorFlow's handing it to one o
 longer than the run (docs/runtime.md). It does not stop at a deadline and holds up the thread that
 reads requests; so it is one whose operations take as long each time for inputs of the same shapes,
 whatever their values, and which has been seen to end in `QUICK_S`.
+
+On few CPUs every run is late while others compute: its thread waits for a CPU, and then for the
+interpreter lock. So one that has ended in `SLOW_S` is done there by the thread that waits for it,
+and what counts is the processor time of that thread.
 """
 
 from __future__ import annotations
@@ -66,11 +70,27 @@ class QuickRuns:
             kind: see `kind_of`.
             timeout_s: until the deadline; None for no deadline.
         """
+        return self._ended_in(QUICK_S, kind, timeout_s)
+
+    def short(self, kind: Hashable, timeout_s: float | None) -> bool:
+        """Whether the thread that waits for a run of a kind may do it: it hardly has to stop.
+
+        Args:
+            kind, timeout_s: see `quick`.
+        """
+        return self._ended_in(SLOW_S, kind, timeout_s)
+
+    def _ended_in(self, limit_s: float, kind: Hashable, timeout_s: float | None) -> bool:
         count, least_s = self._seen.get(kind, (0, 0.0))
-        return count >= SEEN and least_s <= QUICK_S and (timeout_s is None or timeout_s > FAR_S)
+        return count >= SEEN and least_s <= limit_s and (timeout_s is None or timeout_s > FAR_S)
 
     def ran(self, kind: Hashable, took_s: float) -> None:
-        """Learn what a run took; the first one counts for nothing, since it prepares the graph."""
+        """Learn what a run took; the first one counts for nothing, since it prepares the graph.
+
+        Args:
+            kind: see `kind_of`.
+            took_s: of a `short` one the processor time of the thread that did it.
+        """
         count, least_s = self._seen.get(kind, (0, float("inf")))
         if count >= SEEN and least_s <= QUICK_S and took_s > SLOW_S:
             # It had to wait, say for TensorFlow's pool, and whoever reads requests with it.

@@ -193,12 +193,14 @@ class SavedModelServable:
         """
         kind, began_s = self._kind(signature, inputs, outputs), time.monotonic()
         quick = self._quick.quick(kind, timeout_s)
+        short = quick or (self._few_cpus and self._quick.short(kind, timeout_s))
+        own_s = time.thread_time() if short else 0.0
         call = self._calls.of(signature, inputs, outputs) if quick else None
         if call is not None:
             return self._call(kind, call, inputs, outputs)
         milliseconds = 0 if timeout_s is None else _milliseconds(timeout_s)
         bounded = self._few_cpus and within_grid(self.manifest, inputs)
-        here = self._behind is not None or quick or (
+        here = self._behind is not None or short or (
             bounded and sure(self._slowest_s.get(signature), timeout_s))
         options = _run_options(milliseconds, here=here) if milliseconds or here else None
         with self.halves.entered() as alone:
@@ -210,7 +212,7 @@ class SavedModelServable:
         if bounded:
             self._slowest_s[signature] = slowest(self._slowest_s.get(signature), took_s)
         if kind is not None:
-            self._quick.ran(kind, took_s)
+            self._quick.ran(kind, time.thread_time() - own_s if short else took_s)
             if self._quick.quick(kind, None) and (timeout_s is None or timeout_s > MAKING_S):
                 self._calls.make(signature, self.signatures[signature], inputs, outputs)
         return found
