@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -320,8 +320,8 @@ def _saved_model_loader(config: ServerConfig, metrics: Metrics, serving: Callabl
     def load(path: Path) -> tuple[Servable, LoadTimes]:
         if not serving():
             return load_version(path, config, metrics, settings)
-        with short_turns, ThreadPoolExecutor(1, "tf-infer-load") as own:  # it will have given way
-            return own.submit(load_version, path, config, metrics, settings, gently=True).result()
+        with short_turns:
+            return load_version(path, config, metrics, settings, gently=True)
 
     return load
 
