@@ -36,8 +36,9 @@ def test_a_budget_too_small_for_one_round_is_refused_with_what_it_needs() -> Non
     with pytest.raises(ConfigError, match=r"--budget: expected at least 39 s, which one round of "
                                           r"these 6 plans takes, got 10 s\. Give more"):
         rounds.check_budget(10.0, 38.6, 6)
-    with pytest.raises(ConfigError, match="--budget"):
-        rounds.check_budget(10.0, 10.1, 6)
+    for least_s, budget_s, told in ((10.1, 10.0, "11 s"), (0.371, 0.001, "0.38 s")):
+        with pytest.raises(ConfigError, match=f"expected at least {told}, which"):
+            rounds.check_budget(budget_s, least_s, 6)
 
 
 def test_rounds_go_on_while_another_one_fits() -> None:

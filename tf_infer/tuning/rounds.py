@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -44,8 +45,9 @@ def round_s(costs: Costs, calls: Mapping[int, int], opening: Mapping[str, float]
 def check_budget(budget_s: float, least_s: float, candidates: int) -> None:
     """Raise ConfigError unless one round fits into the budget."""
     if least_s > budget_s:
+        enough_s = math.ceil(least_s) if least_s > 1 else math.ceil(100 * least_s) / 100
         raise ConfigError(
-            f"--budget: expected at least {least_s:.0f} s, which one round of these {candidates} "
+            f"--budget: expected at least {enough_s:g} s, which one round of these {candidates} "
             f"plans takes, got {budget_s:g} s. Give more, or name fewer in --plans.")
 
 
