@@ -42,7 +42,7 @@ def reliability(axes: Axes, bins: Sequence[Bin], *, label: str = "answers", colo
                  alpha=0.7, label=f"{label} (area: rows)")
     axes.set(xlabel="score of the answer", ylabel="share that is right", xlim=(0, 1.02),
              ylim=(0, 1.02), title="Can the scores be believed?")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="best", fontsize=8)  # whichever corner the points leave free
 
 
 def confusion_inches(classes: int) -> tuple[float, float]:
