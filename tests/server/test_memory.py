@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import resource
+import threading
 import weakref
 from collections.abc import Iterator
 
@@ -18,7 +19,8 @@ class Knot:
 
 
 @pytest.fixture
-def no_collections() -> Iterator[None]:
+def no_collections(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(memory, "_settled", threading.Event())
     gc.disable()
     yield
     gc.enable()
@@ -36,6 +38,17 @@ def test_what_is_knotted_goes_once_the_process_has_settled() -> None:
     memory.give_back()
     assert left() is None
     assert stays.self is stays
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_what_was_set_aside_is_not_even_counted_when_a_version_goes(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count looks at each object, and nobody is answered meanwhile."""
+    memory.settle()
+    left = weakref.ref(Knot())
+    monkeypatch.delattr(memory.gc, "get_freeze_count")
+    memory.give_back()
+    assert left() is None
 
 
 @pytest.mark.usefixtures("no_collections")
