@@ -309,13 +309,18 @@ def test_nothing_is_exported_when_a_path_differs(
         return golden
 
     monkeypatch.setattr(proof, "make_golden", spoiled)
-    command = ["export", str(model_dir), "--base-dir", str(tmp_path), "--no-xla", "--no-server"]
+    monkeypatch.chdir(tmp_path)
+    command = ["export", str(model_dir), "--base-dir", "intents", "--no-xla", "--no-server"]
     assert main(command) == 1
     shown = capsys.readouterr()
     assert "FAILED: graph, saved_model, session" in shown.out
     assert "graph serving_default/scores:" in shown.err
-    assert "Nothing was written" in shown.err
-    assert [path.name for path in tmp_path.iterdir()] == [".last_version"]
+    assert "Nothing was exported. Report: runs/export-intents.json" in shown.err
+    assert [path.name for path in (tmp_path / "intents").iterdir()] == [".last_version"]
+    report = json.loads((tmp_path / "runs" / "export-intents.json").read_text())
+    assert [path["path"] for path in report["paths"] if any(
+        one["first_sample"] is not None for one in path["differences"])] == [
+        "graph", "saved_model", "session"]
 
 
 def decoder_config() -> CausalLMConfig:

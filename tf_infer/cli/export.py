@@ -59,6 +59,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", type=Path, metavar="MODEL_DIR",
                         help="beside --guesses: a smaller decoder with the same tokenizer that "
                              "guesses (default: the last tokens are looked up in the prompt)")
+    parser.add_argument("--report", type=Path, metavar="FILE",
+                        help="where the report goes when a path differs, as JSON (default: "
+                             "runs/export-NAME.json); what is exported holds its own")
     parser.add_argument("--explain", action="store_true",
                         help="the signature `explain`, too: which tokens made an answer (tf-infer "
                              "explain)")
@@ -118,7 +121,9 @@ def run(arguments: argparse.Namespace) -> int:
             max_rows=arguments.max_rows, progress=progress)
     except VerificationError as error:
         _print(arguments, error.report, None)
-        print(f"tf-infer export: {error} Nothing was written.", file=sys.stderr)
+        path = arguments.report or Path("runs") / f"export-{name}.json"
+        print(f"tf-infer export: {error} Nothing was exported. {_kept(error.report, path)}",
+              file=sys.stderr)
         return 1
     removed = prune(arguments.base_dir, keep=arguments.keep) if arguments.keep else ()
     if arguments.json:
@@ -132,6 +137,18 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"removed the versions {', '.join(map(str, removed))}")
     print(f"next: tf-infer serve --model_name={name} --model_base_path={folder.resolve().parent}")
     return 0
+
+
+def _kept(report: object, path: Path) -> str:
+    """Write the report of an export that was refused; say where it is, or why it is not."""
+    from tf_infer.config import dump_whole
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dump_whole(report, path)
+    except OSError as error:
+        return f"Its report cannot be written to {path}: {error.strerror}."
+    return f"Report: {path}"
 
 
 def _print(arguments: argparse.Namespace, report: object, folder: Path | None) -> None:
