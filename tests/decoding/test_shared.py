@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
+from tensorflow.python.grappler import tf_optimizer
 
 from tf_infer.decoding.shared import Shared
 from tf_infer.stages import CORE, stage_of
@@ -33,6 +35,26 @@ def test_two_graphs_that_call_it_twice_hold_one_function_traced_once() -> None:
         assert [node.op for node in definition.node].count("PartitionedCall") == 2
         assert outer(tf.constant([-8.0, 4.0])).numpy().tolist() == [2.0, 1.0]
     assert ran == [False]
+
+
+def test_the_optimiser_of_a_session_leaves_it_alone() -> None:
+    half, _ = halved()
+    outer = tf.function(lambda values: half(values + 1.0) + 1.0, input_signature=[FREE],
+                        autograph=False).get_concrete_function()
+    found = meta_graph_pb2.MetaGraphDef(graph_def=outer.graph.as_graph_def())
+    for side, (tensor,) in (("inputs", outer.inputs), ("outputs", outer.outputs)):
+        info = getattr(found.signature_def["any"], side)["values"]
+        info.name, info.dtype = tensor.name, tensor.dtype.as_datatype_enum
+    settings = config_pb2.ConfigProto()
+    settings.graph_options.rewrite_options.min_graph_nodes = -1
+
+    def optimised() -> set[str]:
+        graph = tf_optimizer.OptimizeGraph(settings, found, verbose=False)
+        return {node.op for one in graph.library.function for node in one.node_def}
+
+    assert "Square" not in optimised()
+    del found.graph_def.library.function[0].attr["_tf_data_function"]
+    assert "Square" in optimised()  # in the place of a product
 
 
 def test_one_that_is_copied_is_held_once_and_left_to_the_optimiser() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -81,8 +82,11 @@ def control(logits: tf.Tensor, controls: Controls, ends: Ends, history: History,
     `produced` [N] int32 is how many tokens each row has. A batch in which no row asks for anything
     is handed back as it is.
     """
-    asked = _asked(controls)
+    return _control(logits, controls, _asked(controls), ends, history, produced)
 
+
+def _control(logits: tf.Tensor, controls: Controls, asked: _Asked, ends: Ends, history: History,
+             produced: tf.Tensor) -> tf.Tensor:
     def changed() -> tf.Tensor:
         found = tf.cond(asked.bias, lambda: add_bias(
             logits, controls.bias_ids, controls.bias_values, _counts(controls.bias_ids)),
@@ -115,19 +119,24 @@ def processor(controls: Controls, ends: Ends, history: History, capacity: int, *
     """
     room = tf.pad(history.ids, [[0, 0], [0, capacity]])                      # [N, H + capacity]
 
+    @lru_cache(maxsize=1)  # of the graph that was traced last
+    def asked_in(graph: tf.Graph) -> _Asked:
+        return _asked(controls)
+
+    def asked() -> _Asked:
+        return asked_in(tf.compat.v1.get_default_graph())
+
     def change(logits: tf.Tensor, produced: tf.Tensor, state: History) -> tf.Tensor:
         total = produced if before is None else produced + before
-        return control(logits, controls, ends, state, total)
+        return _control(logits, controls, asked(), ends, state, total)
 
     def accept(state: History, tokens: tf.Tensor, live: tf.Tensor) -> History:
-        remembers = (tf.reduce_any(penalizes(controls.penalties))
-                     | tf.reduce_any(controls.banned >= 0))
-
         def written() -> tf.Tensor:
             places = tf.range(tf.shape(state.ids)[1])
             here = (places == tf.expand_dims(state.lengths, 1)) & tf.expand_dims(live, 1)
             return tf.where(here, tf.expand_dims(tokens, 1), state.ids)
 
+        remembers = asked().penalties | asked().banned
         return History(tf.cond(remembers, written, lambda: state.ids), state.prompt_lengths,
                        state.lengths + tf.cast(live, tf.int32))
 

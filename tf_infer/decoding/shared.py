@@ -8,6 +8,10 @@ from typing import Any
 
 import tensorflow as tf
 
+# Not copied; and like a function of tf.data left out where a session's optimiser goes over all
+# functions of a graph, again for each signature: it is optimised when it is built, if at all.
+OWN = {"_noinline": True, "_tf_data_function": True}
+
 
 class Shared:
     """A function of tensors that is traced once, and kept as a function in every graph.
@@ -36,7 +40,7 @@ class Shared:
 
         self._traced = tf.function(
             staged, input_signature=tuple(specs), autograph=False,
-            experimental_attributes=None if copied else {"_noinline": True})
+            experimental_attributes=None if copied else OWN)
 
     def __call__(self, *arguments: Any) -> Any:
         """Return what the function returns."""

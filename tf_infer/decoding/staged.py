@@ -93,7 +93,8 @@ def run(step: StepFn, start: Start, options: Any, none: Progress, advance: Advan
                   (tf.TensorSpec([None], tf.int32), *specs[:2]))
     parts = _Parts(step, rows, options, held, logits, told, width, grown,
                    tf.convert_to_tensor(together))
-    first = held(options, none, logits)
+    # Not copied here, too: it would be optimised a second time, for one call.
+    first = Shared(DECODING, held, specs)(options, none, logits)
     last = _Stage(*tf.while_loop(
         lambda *stage: tf.reduce_any(_Stage(*stage).progress.live),
         lambda *stage: _next(_Stage(*stage), parts),
@@ -105,10 +106,11 @@ def run(step: StepFn, start: Start, options: Any, none: Progress, advance: Advan
 
 def _next(stage: _Stage, parts: _Parts) -> _Stage:
     """Let rows leave, give room, and step until one of the two is due again."""
-    leaving = _live(stage.progress) <= _fewer(stage, parts)
+    live, sizes = _live(stage.progress), tf.constant(SIZES)
     here = with_shapes_of(
-        tf.cond(leaving, lambda: _without_some(stage, parts), lambda: stage), stage)
-    few, options = _fewer(here, parts), _of(here.rows, parts.options)
+        tf.cond(live <= _fewer(stage, parts, sizes),
+                lambda: _without_some(stage, parts, live, sizes), lambda: stage), stage)
+    few, options = _fewer(here, parts, sizes), _of(here.rows, parts.options)
     until = (here.steps // BLOCK + 1) * BLOCK
 
     def going(steps: tf.Tensor, progress: Progress, cache: Cache) -> tf.Tensor:
@@ -127,10 +129,9 @@ def _next(stage: _Stage, parts: _Parts) -> _Stage:
     return here._replace(steps=steps, progress=progress, cache=cache)
 
 
-def _without_some(stage: _Stage, parts: _Parts) -> _Stage:
+def _without_some(stage: _Stage, parts: _Parts, live: tf.Tensor, sizes: tf.Tensor) -> _Stage:
     """Write down what there is, and go on with fewer rows, all that are live among them."""
-    sizes = tf.constant(SIZES)
-    count = tf.reduce_min(tf.where(sizes >= _live(stage.progress), sizes, SIZES[-1]))
+    count = tf.reduce_min(tf.where(sizes >= live, sizes, SIZES[-1]))
     order = tf.argsort(tf.cast(stage.progress.live, tf.int32), direction="DESCENDING",
                        stable=True)[:count]
     rows, progress, cache = _of(order, (stage.rows, stage.progress, stage.cache))
@@ -156,8 +157,7 @@ def _live(progress: Progress) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(progress.live, tf.int32))
 
 
-def _fewer(stage: _Stage, parts: _Parts) -> tf.Tensor:
+def _fewer(stage: _Stage, parts: _Parts, sizes: tf.Tensor) -> tf.Tensor:
     """Return the largest of the sizes below the number of rows; 0 if there is none to go to."""
-    sizes = tf.constant(SIZES)
     smaller = (sizes < tf.size(stage.rows)) & ~parts.together
     return tf.reduce_max(tf.where(smaller, sizes, 0))
