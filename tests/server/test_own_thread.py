@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,25 @@ def test_a_run_that_its_deadline_may_have_to_stop_is_the_pools(
     loaded._slowest_s["serving_default"] = 1.0
     assert not here(monkeypatch, loaded, timeout_s=9.0)
     assert here(monkeypatch, loaded, timeout_s=11.0)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_the_own_thread_waits_for_is_no_time_of_its_run(
+        loaded: SavedModelServable, monkeypatch: pytest.MonkeyPatch, *, behind: bool) -> None:
+    for _ in range(3):
+        here(monkeypatch, loaded)
+    run, held_up_s = loaded._run, 0.3
+
+    def late(*arguments: Any, **named: Any) -> Any:
+        time.sleep(held_up_s)
+        return run(*arguments, **named)
+
+    monkeypatch.setattr(loaded, "_run", late)
+    loaded._slowest_s["serving_default"] = 0.001
+    loaded._behind = servable.cpus.Behind() if behind else None
+    assert here(monkeypatch, loaded)
+    # A thread that does runs for another says nothing of how long that one computes.
+    assert (loaded._slowest_s["serving_default"] >= held_up_s) is behind
 
 
 def test_more_rows_than_the_grid_has_are_the_pools_and_say_nothing_of_others(

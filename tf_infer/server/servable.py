@@ -194,25 +194,27 @@ class SavedModelServable:
         kind, began_s = self._kind(signature, inputs, outputs), time.monotonic()
         quick = self._quick.quick(kind, timeout_s)
         short = quick or (self._few_cpus and self._quick.short(kind, timeout_s))
-        own_s = time.thread_time() if short else 0.0
         call = self._calls.of(signature, inputs, outputs) if quick else None
         if call is not None:
             return self._call(kind, call, inputs, outputs)
         milliseconds = 0 if timeout_s is None else _milliseconds(timeout_s)
         bounded = self._few_cpus and within_grid(self.manifest, inputs)
-        here = self._behind is not None or short or (
-            bounded and sure(self._slowest_s.get(signature), timeout_s))
+        own = self._behind is None and (
+            short or (bounded and sure(self._slowest_s.get(signature), timeout_s)))
+        here = own or self._behind is not None
         options = _run_options(milliseconds, here=here) if milliseconds or here else None
+        own_s = time.thread_time() if own else 0.0
         with self.halves.entered() as alone:
             found = self._in_halves(signature, inputs, outputs, options, whole=whole) if (
                 alone and bounded and here) else None
             if found is None:
                 found = self._run(signature, inputs, outputs, options, whole=whole)
-        took_s = time.monotonic() - began_s
+        # What a thread waits for while others compute is no time of its run.
+        took_s = time.thread_time() - own_s if own else time.monotonic() - began_s
         if bounded:
             self._slowest_s[signature] = slowest(self._slowest_s.get(signature), took_s)
         if kind is not None:
-            self._quick.ran(kind, time.thread_time() - own_s if short else took_s)
+            self._quick.ran(kind, took_s)
             if self._quick.quick(kind, None) and (timeout_s is None or timeout_s > MAKING_S):
                 self._calls.make(signature, self.signatures[signature], inputs, outputs)
         return found
