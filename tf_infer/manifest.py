@@ -163,6 +163,8 @@ class StepEngineManifest(EngineManifest):
         guesses: ids of a slot that it can read in one go behind one more, each as in a step.
         block_places: positions of several rows that a step looks at together; 0 is 512 of floats
             and 256 of int8.
+        joined_pages: a step looks at the values of all its pages together: rows are cut by the
+            positions of all of them; of one row all positions lie side by side.
     """
 
     vocab_size: int
@@ -178,6 +180,7 @@ class StepEngineManifest(EngineManifest):
     cache: Literal["int8", "float32"] = "float32"
     guesses: int = 0
     block_places: int = 0
+    joined_pages: bool = False
 
     def __post_init__(self) -> None:
         EngineManifest.__post_init__(self)  # super() does not know a class with slots

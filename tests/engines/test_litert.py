@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,10 @@ from tests.engines import small
 from tf_infer.engines import litert, litert_runtime
 from tf_infer.engines.contracts import Part, StepEngine
 from tf_infer.errors import BackendMissing, ConfigError, ExportError
+from tf_infer.manifest import ENGINE_FILE
+from tf_infer.optimize import litert as optimize
+from tf_infer.optimize import litert_attention
+from tf_infer.optimize.litert_decoder import DecoderFile
 
 pytest.importorskip("ai_edge_litert", reason="needs the extra `server`")
 
@@ -157,6 +162,83 @@ def test_a_slots_logits_are_the_same_bits_beside_longer_neighbours(
     np.testing.assert_array_equal(crowd, alone)
 
 
+def test_a_row_alone_has_the_bits_of_a_crowd_whatever_came_into_it_since(
+        llama: Case, rounded: litert.LiteRTEngine) -> None:
+    """Of one row positions lie side by side, of several in pages."""
+    engine, random = rounded, np.random.default_rng(4)
+    lengths = np.zeros(4, np.int32)
+    kept = {slot: engine.save(slot, 0) for slot in range(4)}
+    for move in range(60):
+        slot = int(random.integers(4))
+        begin = int(lengths[slot])
+        match int(random.integers(4)):
+            case 0 if begin < 80:
+                engine.read(slot, llama.ids[slot, begin:begin + 9], begin)
+                lengths[slot] += 9
+            case 1:
+                kept[slot] = engine.save(slot, begin)
+            case 2:
+                other = int(random.integers(4))
+                engine.restore(slot, kept[other])
+                lengths[slot] = sum(page[0].shape[2] for page in kept[other].pages)
+            case _:
+                lengths[slot] = begin // 2
+        tokens = random.integers(0, small.VOCABULARY, 4).astype(np.int32)
+        held = np.minimum(lengths, small.POSITIONS - 1)
+        alone = engine.step(tokens, held, [slot])[slot].copy()
+        company = [slot, (slot + 1) % 4] if move % 2 else [0, 1, 2, 3]
+        np.testing.assert_array_equal(engine.step(tokens, held, company)[slot], alone)
+        lengths[slot] = held[slot] + 1
+
+
+def test_rows_that_are_looked_at_block_by_block_have_the_bits_of_a_row_alone(
+        llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of keys a block is what fits of one page, of values what fits of all."""
+    monkeypatch.setattr(litert_attention, "BLOCK", 200 * 16)
+    settings = optimize.EngineSettings(cache="int8", rows=(1, 8), chunks=(16,))
+    optimize.write(llama.network, tmp_path / "litert", settings, positions=small.POSITIONS)
+    engine = litert.load(tmp_path / "litert", threads=1, guesses=0)
+    assert {"keys_0_0_1", "values_0_0_1"} <= set(engine._model.inputs("step_8_3"))
+    tokens = np.arange(8, dtype=np.int32)
+    lengths = np.array([70, 3, 40, 98, 33, 64, 9, 80], np.int32)
+    for slot, length in enumerate(lengths):
+        read_whole(engine, slot, llama.ids[slot % 4, :length])
+    crowd = engine.step(tokens, lengths, range(8)).copy()
+    for slot in range(8):
+        np.testing.assert_array_equal(engine.step(tokens, lengths, [slot])[slot], crowd[slot])
+    engine.close()
+
+
+def test_a_step_of_one_row_has_as_many_operations_however_long_its_text(
+        rounded: litert.LiteRTEngine, rounded_file: Path) -> None:
+    counts = operations(rounded_file)
+    pages = len(rounded.manifest.pages)
+    assert len({counts[f"step_1_{count}"] for count in range(1, pages + 1)}) == 1
+    assert counts["step_2_1"] < counts["step_2_2"] < counts["step_2_3"]
+
+
+def test_an_engine_from_before_pages_were_joined_gives_the_same_logits(
+        llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Before(DecoderFile):
+        """All graphs see the cache page by page."""
+
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.joined_pages = False
+
+    monkeypatch.setattr(optimize, "DecoderFile", Before)
+    engine = small.engine(llama.network, tmp_path / "litert")
+    path = tmp_path / "litert" / ENGINE_FILE
+    described = json.loads(path.read_text("utf-8"))
+    assert described.pop("joined_pages") is False
+    path.write_text(json.dumps(described), "utf-8")
+    engine = litert.load(tmp_path / "litert", threads=1)
+    read_whole(engine, 2, llama.ids[2, :70])
+    for active in ([2], [2, 3]):
+        logits = engine.step(llama.ids[:, 70], np.array([0, 0, 70, 0]), active)
+        np.testing.assert_allclose(logits[2], llama.wanted[2, 70], atol=FLOAT_ATOL)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_step_is_the_same_bits_over_however_many_pages(family: str, tmp_path: Path) -> None:
     """A row sees as many pages as the longest row beside it fills."""
@@ -196,6 +278,13 @@ def test_prompts_read_together_are_the_same_bits_as_each_alone(
             np.testing.assert_array_equal(logits, alone[length])
             keys = np.concatenate([page[0] for page in engine.save(slot, length).pages], 2)
             np.testing.assert_array_equal(keys, alone[-length])
+
+
+def operations(file: Path) -> dict[str, int]:
+    """Return how many operations each graph has."""
+    model = schema.Model.GetRootAs(file.read_bytes())
+    graphs = [model.Subgraphs(number) for number in range(model.SubgraphsLength())]
+    return {graph.Name().decode(): graph.OperatorsLength() for graph in graphs}
 
 
 @pytest.fixture(scope="module")
@@ -325,9 +414,7 @@ def test_there_is_a_graph_for_every_read_that_a_slot_has_room_for_and_no_other(l
 
 def test_a_read_has_as_many_operations_behind_one_page_as_behind_two(
         rounded: litert.LiteRTEngine, rounded_file: Path) -> None:
-    model = schema.Model.GetRootAs(rounded_file.read_bytes())
-    graphs = [model.Subgraphs(number) for number in range(model.SubgraphsLength())]
-    counts = {graph.Name().decode(): graph.OperatorsLength() for graph in graphs}
+    counts = operations(rounded_file)
     for tokens in rounded.manifest.chunks[:2]:
         assert counts[f"read_{tokens}_1"] == counts[f"read_{tokens}_2"]
 

@@ -50,6 +50,7 @@ def test_an_engine_from_before_block_places_has_its_rule() -> None:
         "rows": (1,), "chunks": (16,), "pages": (32,), "layers": 1, "groups": 1, "head_size": 64}
     assert [StepEngineManifest(**described, cache=cache).block_places
             for cache in ("int8", "float32")] == [256, 512]
+    assert not StepEngineManifest(**described).joined_pages
 
 
 @pytest.mark.parametrize(("slots", "shapes"), [

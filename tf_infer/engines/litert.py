@@ -19,6 +19,7 @@ import numpy as np
 
 from tf_infer.engines import files
 from tf_infer.engines.contracts import Part
+from tf_infer.engines.line import Line
 from tf_infer.engines.litert_runtime import ALIGNMENT, Call, Model, aligned
 from tf_infer.engines.reading import cuts, groups
 from tf_infer.engines.several import fill_mask, fill_places
@@ -138,6 +139,8 @@ class LiteRTEngine:
         self._kinds = KINDS[manifest.cache]
         self._pages = tuple(tuple(self._room(self.slots, page)) for page in manifest.pages)
         self._begins = np.cumsum((0, *manifest.pages))  # first position of each page, and the end
+        self._line = None if not manifest.joined_pages else Line(
+            self._pages, tuple(self._room(1, int(self._begins[-1]))))
         self._places = np.arange(self._begins[-1], dtype=np.int32)
         self._row_of = np.arange(self.slots)  # row of each slot
         self._filled = np.zeros(self.slots, np.int32)  # positions of each row ever written to
@@ -239,7 +242,10 @@ class LiteRTEngine:
         size = next(size for size in self.manifest.rows if size >= len(slots))
         self._bring_together(slots, size)
         rows = self._row_of[slots]
-        step = self._stepping(size, max(self._pages_for(int(held.max())), 1))
+        pages = max(self._pages_for(int(held.max())), 1)
+        step = self._stepping(size, pages)
+        if self._line is not None and size == 1:
+            self._line.follow(pages, int(held[0]))
         step.ids[rows], step.positions[rows] = tokens[slots], held
         width = step.mask.shape[-1] - 1
         step.mask[rows, 0, 0, :width] = np.where(
@@ -287,6 +293,7 @@ class LiteRTEngine:
             array[:, row] = (random.uniform(0.001, 0.02, shape) if kind.endswith("scales")
                              else random.normal(0.0, 40.0 if array.dtype == np.int8 else 1.0,
                                                 shape).clip(-127, 127))
+        self._changed(row, 0)
         same = True
         for begin in self._begins[:-1].tolist():
             count = min(1 + self.guesses, self.positions - begin)
@@ -298,6 +305,7 @@ class LiteRTEngine:
                                   np.full(self.slots, start + place, np.int32), [0])[0]
                 same = same and np.array_equal(together[place], alone)
         self._filled[row] = 0
+        self._changed(row, 0)
         return same
 
     def leave_guesses(self) -> None:
@@ -321,6 +329,7 @@ class LiteRTEngine:
         row = self._row_of[slot]
         length = sum(page[0].shape[2] for page in saved.pages)
         self._filled[row] = max(self._filled[row], length)
+        self._changed(int(row), 0)
         for page, kept in zip(self._pages, saved.pages):
             for array, values in zip(page, kept):
                 array[:, row, :, :values.shape[2]] = values
@@ -359,7 +368,9 @@ class LiteRTEngine:
             mask = aligned((rows, 1, 1, int(self._begins[pages]) + 1))
             arrays = {"ids": ids, "positions": positions, "mask": mask,
                       "logits": self._logits[:rows], **self._named(new)}
-            arrays |= self._cached(name, 0, rows)
+            pages_seen = self._pages if self._line is None or rows > 1 else (
+                self._line.arrays(pages),)
+            arrays |= self._cached(name, 0, rows, pages_seen)
             call = self._model.bind(name, arrays)
             self._steps[rows, pages] = _Step(call, ids, positions, mask, new)
         return self._steps[rows, pages]
@@ -439,28 +450,36 @@ class LiteRTEngine:
         return {f"{kind}_{layer}": array[layer] for kind, array in zip(self._kinds, new)
                 for layer in range(self.manifest.layers)}
 
-    def _cached(self, graph: str, first: int, rows: int) -> dict[str, np.ndarray]:
+    def _cached(self, graph: str, first: int, rows: int,
+                pages: Sequence[Sequence[np.ndarray]] = ()) -> dict[str, np.ndarray]:
         """Return what a graph sees of the cache, of `rows` rows from `first` on, by input."""
         if graph not in self._sights:
             self._sights[graph] = tuple(self._seen(self._model.inputs(graph), rows))
-        return {name: self._pages[page][place][layer, first + begin:first + end]
+        return {name: (pages or self._pages)[page][place][layer, first + begin:first + end]
                 for name, place, layer, page, begin, end in self._sights[graph]}
 
     def _seen(self, inputs: Sequence[str], rows: int) -> Iterator[_Sight]:
         """Yield what of the inputs of a graph is of the cache: <kind>_<layer>_<page>[_<block>]."""
+        found: list[tuple[str, int, list[int]]] = []
         for name in inputs:
             kind, *places = name.rsplit("_", name.count("_") - (1 if "scales" in name else 0))
             if kind in self._kinds:
-                layer, page, *block = map(int, places)
-                begin, end = row_blocks(rows, self.manifest.pages[page],
-                                        self.manifest.block_places)[
-                    block[0]] if block else (0, rows)
-                yield _Sight(name, self._kinds.index(kind), layer, page, begin, end)
+                found.append((name, self._kinds.index(kind), [int(place) for place in places]))
+        pages = self.manifest.pages
+        whole = sum(pages[:1 + max((numbers[1] for _, _, numbers in found), default=-1)])
+        for name, place, (layer, page, *block) in found:
+            joined = self.manifest.joined_pages and self._kinds[place] == "values"
+            together = whole if joined else pages[page]
+            begin, end = row_blocks(rows, together, self.manifest.block_places)[
+                block[0]] if block else (0, rows)
+            yield _Sight(name, place, layer, page, begin, end)
 
     # ------------------------------------------------------------------ the cache
 
     def _keep_tokens(self, rows: np.ndarray, held: np.ndarray, step: _Step) -> None:
         """Write what a step handed out behind the `held` positions of each of its rows."""
+        for row, place in zip(rows.tolist(), held.tolist()):
+            self._changed(row, place)
         for page, begin in enumerate(self._begins[:-1]):
             here = (held >= begin) & (held < self._begins[page + 1])
             if here.any():
@@ -472,12 +491,18 @@ class LiteRTEngine:
     def _keep_chunk(self, row: int, part: Part, read: Sequence[np.ndarray]) -> None:
         """Write what a read handed out, [layers, G, T, d] each, into the pages that it reaches."""
         start, stop = part.start, part.start + len(part.ids)
+        self._changed(row, start)
         for page, begin in enumerate(self._begins[:-1]):
             first, end = max(start, int(begin)), min(stop, int(self._begins[page + 1]))
             if first < end:
                 for array, new in zip(self._pages[page], read):
                     array[:, row, :, first - begin:end - begin] = new[
                         :, :, first - start:end - start]
+
+    def _changed(self, row: int, begin: int) -> None:
+        """Know that something came into a row from position `begin` on."""
+        if self._line is not None and row == 0:
+            self._line.changed(begin)
 
     def _bring_together(self, slots: np.ndarray, size: int) -> None:
         """Make the rows of `slots` lie among the first `size`."""
@@ -495,6 +520,7 @@ class LiteRTEngine:
                     live = array[:, :, :, :max(filled - begin, 0)]
                     live[:, rows] = live[:, rows[::-1]]
             self._filled[rows] = self._filled[rows[::-1]]
+            self._changed(int(rows.min()), 0)
             self._row_of[[slot, other]] = rows[::-1]
 
 

@@ -154,7 +154,8 @@ def write(network: Any, folder: Path, settings: EngineSettings, *, positions: in
         kind="litert", precision=settings.precision, vocab_size=len(arrays.vocabulary),
         positions=positions, slots=settings.rows[-1], rows=settings.rows, chunks=settings.chunks,
         pages=pages, layers=len(arrays.layers), groups=arrays.groups, head_size=arrays.head_size,
-        joined=joined, cache=cache, guesses=guesses, block_places=decoder.block_places)
+        joined=joined, cache=cache, guesses=guesses, block_places=decoder.block_places,
+        joined_pages=decoder.joined_pages)
     return write_engine(manifest, decoder.file.write(), folder)
 
 

@@ -78,8 +78,9 @@ class Attention:
     """
 
     def __init__(self, writer: GraphWriter, rows: int, tokens: int, pages: Sequence[int],
-                 kind: Precision, block_places: int) -> None:
+                 kind: Precision, block_places: int, *, joined: bool = False) -> None:
         self.writer, self.kind, self.block_places = writer, kind, block_places
+        self.joined = joined
         self.rows, self.tokens, self.pages = rows, tokens, tuple(pages)
         self.held = rows  # rows of the cache
         self.mask: Tensor | None = None
@@ -106,15 +107,14 @@ class Attention:
         cached = self._cached(number, groups, size, alone)
         if tokens > 1:
             return self._read(query, cached, keys, values)
-        keys, values = (kept._replace(numbers=(self._floats if alone else self._multiplied)(
-            kept.numbers)) for kept in (keys, values))
-        cached = self._with_own(cached, keys, values, alone=alone)
+        query = writer.reshape(query, [rows, groups, shared, size])
         if alone:
-            found = self._look_alone(writer.reshape(query, [rows, groups, 1, size]), cached, keys,
+            keys, values = (kept._replace(numbers=self._floats(kept.numbers))
+                            for kept in (keys, values))
+            found = self._look_alone(query, self._with_own(cached, keys, values, alone=True), keys,
                                      values)
         else:
-            found = self._look(writer.reshape(query, [rows, groups, shared, size]), cached, keys,
-                               values)
+            found = self._look(query, cached, keys, values)
         return writer.reshape(found, [rows, groups * shared * size])
 
     def _keep(self, layer: int, pair: Tensor, alone: bool) -> tuple[Kept, Kept]:
@@ -159,8 +159,9 @@ class Attention:
         """Make the inputs of one page, some rows each."""
         writer, places = self.writer, self.pages[page]
         begin = sum(self.pages[:page])
+        together = sum(self.pages) if self.joined and name.startswith("values") else places
         blocks = []
-        for number, (first, last) in enumerate(row_blocks(self.held, places, self.block_places)):
+        for number, (first, last) in enumerate(row_blocks(self.held, together, self.block_places)):
             numbers = writer.input(f"{name}_{page}_{number}", [last - first, groups, places, size],
                                    self.kind)
             blocks.append(((first, last), numbers))
@@ -224,28 +225,41 @@ class Attention:
     # ------------------------------------------------------------------ several queries of each
 
     def _look(self, query: Tensor, cached: Cached, keys: Kept, values: Kept) -> Tensor:
-        """Look from one id of each row, of R queries, at all pages and at itself.
+        """Look from one id of each row, of R queries, at all pages and behind them at itself.
 
-        query [N, G, R, d], keys, values [N, G, 1, d] -> [N, G, R, d].
+        Values of all pages are one product: many small operations cost more than to join pages as
+        they are kept. query [N, G, R, d], keys, values [N, G, 1, d] -> [N, G, R, d].
         """
         writer = self.writer
+        assert self.mask is not None
         scores = [self._scaled(writer.concat([
             writer.batch_matmul(writer.part(query, {0: block}), self._multiplied(numbers),
                                 transposed=True) for block, numbers in span.blocks], 0),
             span.scales) for span in cached.keys]                             # [N, G, R, C]
-        own = self._scaled(
-            writer.batch_matmul(query, keys.numbers, transposed=True), keys.scales)
-        assert self.mask is not None
-        weights = writer.softmax(writer.add(writer.concat([*scores, own], 3), self.mask))
-        last = sum(self.pages)
-        found = writer.multiply(self._scaled(
-            writer.part(weights, {3: (last, last + 1)}), values.scales), values.numbers)
-        for span in cached.values:
-            here = self._scaled(writer.part(weights, {3: (span.begin, span.end)}), span.scales)
-            parts = [writer.batch_matmul(writer.part(here, {0: block}), self._multiplied(numbers))
-                     for block, numbers in span.blocks]
-            found = writer.add(found, writer.concat(parts, 0))
-        return found
+        scores.append(self._own_scores(query, keys))
+        weights = self._scaled(
+            writer.softmax(writer.add(writer.concat(scores, 3), self.mask)),
+            self._scales(cached.values, values))                              # [N, G, R, C + 1]
+        parts = []
+        for number, (block, _) in enumerate(cached.values[0].blocks):
+            side = {0: block}
+            kept = writer.concat([*(span.blocks[number][1] for span in cached.values),
+                                  writer.part(values.numbers, side)], 2)
+            parts.append(writer.batch_matmul(writer.part(weights, side), self._multiplied(kept)))
+        return writer.concat(parts, 0)
+
+    def _own_scores(self, query: Tensor, keys: Kept) -> Tensor:
+        """Look at what is read itself: as one more column of a product it would cost more.
+
+        query [N, G, R, d], keys [N, G, 1, d] -> [N, G, R, 1].
+        """
+        own = self.writer.multiply(query, self._floats(keys.numbers))
+        return self._scaled(self.writer.sum(own, 3), keys.scales)
+
+    def _scales(self, spans: Sequence[Span], own: Kept) -> Tensor | None:
+        """Return the scales of all pages, then those of what is read."""
+        return None if own.scales is None else self.writer.concat(
+            [*(span.scales for span in spans if span.scales is not None), own.scales], 3)
 
     # ------------------------------------------------------------------ several ids
 
@@ -277,9 +291,7 @@ class Attention:
         """Return what is read behind all pages, as floats; joined as it is kept: that is less."""
         writer = self.writer
         numbers = writer.concat([*(span.blocks[0][1] for span in spans), own.numbers], 2)
-        scales = None if own.scales is None else writer.concat(
-            [*(span.scales for span in spans if span.scales is not None), own.scales], 3)
-        return Kept(self._multiplied(numbers), scales)
+        return Kept(self._multiplied(numbers), self._scales(spans, own))
 
     def _first(self, scales: Tensor | None, count: int) -> Tensor | None:
         return None if scales is None else self.writer.part(scales, {3: (0, count)})

@@ -34,10 +34,10 @@ class _Norm:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    norm: _Norm
+    epsilon: Constant
     qkv: _Dense
     out: _Dense
-    inner_norm: _Norm
+    inner_epsilon: Constant
     gate: _Dense | None
     inner: _Dense
     outer: _Dense
@@ -61,6 +61,7 @@ class DecoderFile:
         self.precision = precision
         self.cache: Precision = cache
         self.block_places = block_places(cache, arrays.groups * arrays.head_size)
+        self.joined_pages = arrays.heads > arrays.groups
         self.file = ModelFile()
         self._scale = 1.0 / float(arrays.head_size) ** 0.5
         words_precision = vocabulary_precision or precision
@@ -72,12 +73,16 @@ class DecoderFile:
         self.cosines, self.sines = (
             None if table is None else self.file.constant(np.concatenate([sign * table, table], 1))
             for sign, table in ((1, arrays.cosines), (-1, arrays.sines)))
+        # Turns pairs of a head round: (i, i + d / 2).
+        self.other = self.file.constant(
+            np.roll(np.eye(arrays.head_size, dtype=np.float32), arrays.head_size // 2, 0))
         self.norm = self._norm(arrays.norm)
         self.centred = arrays.norm.shift is not None
         self.layers = [_Layer(
-            self._norm(layer.norm), self._dense(self._scaled(layer.qkv)),
-            self._dense(self._centred(layer.out)), self._norm(layer.inner_norm),
-            None if layer.gate is None else self._dense(layer.gate), self._dense(layer.inner),
+            self._epsilon(layer.norm), self._dense(_behind(layer.norm, self._scaled(layer.qkv))),
+            self._dense(self._centred(layer.out)), self._epsilon(layer.inner_norm),
+            None if layer.gate is None else self._dense(_behind(layer.inner_norm, layer.gate)),
+            self._dense(_behind(layer.inner_norm, layer.inner)),
             self._dense(self._centred(layer.outer))) for layer in arrays.layers]
 
     def _centred(self, dense: Dense) -> Dense:
@@ -107,7 +112,10 @@ class DecoderFile:
     def _norm(self, norm: Norm) -> _Norm:
         return _Norm(self.file.constant(norm.scale),
                      None if norm.shift is None else self.file.constant(norm.shift),
-                     self.file.constant(np.array([norm.epsilon], np.float32)))
+                     self._epsilon(norm))
+
+    def _epsilon(self, norm: Norm) -> Constant:
+        return self.file.constant(np.array([norm.epsilon], np.float32))
 
     # ------------------------------------------------------------------ graphs
 
@@ -119,6 +127,8 @@ class DecoderFile:
         page j, rows k (`manifest.row_blocks`).
         Outputs: `keys_i`, `values_i` [N, G, 1, d]; `logits` [N, V].
         """
+        if self.joined_pages and rows == 1:
+            pages = (sum(pages),)  # its places lie side by side (engines/line.py)
         graph = _Graph(self, self.file.graph(name), rows, 1, pages)
         graph.to_logits(graph.run())
 
@@ -164,7 +174,8 @@ class _Graph:
         self.positions = writer.input("positions", [count], "int32")
         self.attention = (
             Several(writer, rows, self.arrays.groups, pages, decoder.cache) if several
-            else Attention(writer, rows, tokens, pages, decoder.cache, decoder.block_places))
+            else Attention(writer, rows, tokens, pages, decoder.cache, decoder.block_places,
+                           joined=decoder.joined_pages and tokens == 1))
 
     def run(self) -> Tensor:
         """Return hidden [N * T, D] of all layers; keys and values become outputs."""
@@ -174,17 +185,12 @@ class _Graph:
             hidden = writer.add(hidden, writer.lookup(self.positions, decoder.positions))
         if decoder.centred:
             hidden = writer.subtract(hidden, writer.mean(hidden, 1))
-        angles = None
-        if decoder.cosines is not None and decoder.sines is not None:
-            shape = [hidden.shape[0], 1, self.arrays.head_size]
-            cosines, sines = (writer.reshape(writer.lookup(self.positions, table), shape)
-                              for table in (decoder.cosines, decoder.sines))
-            angles = cosines, sines
+        angles = self._angles()
         for index, layer in enumerate(decoder.layers):
-            projected = self._dense(self._norm(hidden, layer.norm), layer.qkv)
+            projected = self._dense(self._standard(hidden, layer.epsilon), layer.qkv)
             attended = self.attention.layer(index, *self._heads(projected, angles))
             hidden = writer.add(hidden, self._dense(attended, layer.out))
-            normed = self._norm(hidden, layer.inner_norm)
+            normed = self._standard(hidden, layer.inner_epsilon)
             inner = self._dense(normed, layer.inner)
             if layer.gate is None:
                 inner = writer.activation(inner, self.arrays.activation)
@@ -196,8 +202,26 @@ class _Graph:
 
     def to_logits(self, hidden: Tensor) -> None:
         """Make `logits` of hidden [N, D] an output."""
-        normed = self._norm(hidden, self.decoder.norm)
-        self.writer.output("logits", self.writer.dense(normed, self.decoder.vocabulary, None))
+        writer, norm = self.writer, self.decoder.norm
+        normed = writer.multiply(self._standard(hidden, norm.epsilon), norm.scale)
+        if norm.shift is not None:
+            normed = writer.add(normed, norm.shift)
+        writer.output("logits", writer.dense(normed, self.decoder.vocabulary, None))
+
+    def _angles(self) -> tuple[Tensor, Tensor] | None:
+        """Return cosines and sines [N T, 1, d]; of a step [N, H + 2 G, d], values unturned."""
+        writer, arrays, decoder = self.writer, self.arrays, self.decoder
+        if decoder.cosines is None or decoder.sines is None:
+            return None
+        shape = [self.positions.shape[0], 1, arrays.head_size]
+        cosines, sines = (writer.reshape(writer.lookup(self.positions, table), shape)
+                          for table in (decoder.cosines, decoder.sines))
+        if self.tokens > 1:
+            return cosines, sines
+        turned = np.ones((1, arrays.heads + 2 * arrays.groups, 1), np.float32)
+        turned[:, -arrays.groups:] = 0.0
+        some, others = writer.file.constant(turned), writer.file.constant(1.0 - turned)
+        return writer.add(writer.multiply(cosines, some), others), writer.multiply(sines, some)
 
     def _heads(self, projected: Tensor, angles: tuple[Tensor, Tensor] | None
                ) -> tuple[Tensor, Tensor]:
@@ -206,7 +230,9 @@ class _Graph:
         size, count = self.arrays.head_size, self.rows * self.tokens
         border, end = heads + groups, heads + 2 * groups
         every = writer.reshape(projected, [count, end, size])
-        if angles is not None:
+        if angles is not None and self.tokens == 1:
+            every = self._rotate(every, *angles)
+        elif angles is not None:
             turned = self._rotate(writer.part(every, {1: (0, border)}), *angles)
             every = writer.concat([turned, writer.part(every, {1: (border, end)})], 1)
         query, pair = (writer.part(every, {1: side}) for side in ((0, heads), (heads, end)))
@@ -218,20 +244,29 @@ class _Graph:
     def _rotate(self, tensor: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         """Turn pairs (i, i + d / 2) of [N T, heads, d] (networks.attention.rotate).
 
-        The angles [N T, 1, d] are for both of a pair, the sines of the first negative.
+        The angles are for both of a pair, the sines of the first negative. Of a step the pairs are
+        turned round by one product, which costs less than three operations that move them.
         """
         writer, half = self.writer, self.arrays.head_size // 2
-        other = writer.concat([writer.part(tensor, {2: (half, 2 * half)}),
-                               writer.part(tensor, {2: (0, half)})], 2)
+        other = writer.dense(tensor, self.decoder.other, None) if self.tokens == 1 else (
+            writer.concat([writer.part(tensor, {2: (half, 2 * half)}),
+                           writer.part(tensor, {2: (0, half)})], 2))
         return writer.add(writer.multiply(tensor, cosines), writer.multiply(other, sines))
 
     def _dense(self, tensor: Tensor, dense: _Dense) -> Tensor:
         return self.writer.dense(tensor, dense.kernel, dense.bias)
 
-    def _norm(self, tensor: Tensor, norm: _Norm) -> Tensor:
-        """Normalise [N, D], whose mean is 0 where it counts."""
+    def _standard(self, tensor: Tensor, epsilon: Constant) -> Tensor:
+        """Normalise [N, D], whose mean is 0 where it counts, up to scale and shift."""
         writer = self.writer
         power = writer.mean(writer.multiply(tensor, tensor), 1)
-        tensor = writer.multiply(tensor, writer.rsqrt(writer.add(power, norm.epsilon)))
-        tensor = writer.multiply(tensor, norm.scale)
-        return tensor if norm.shift is None else writer.add(tensor, norm.shift)
+        return writer.multiply(tensor, writer.rsqrt(writer.add(power, epsilon)))
+
+
+def _behind(norm: Norm, dense: Dense) -> Dense:
+    """Return a product that does itself what a norm in front of it does last: scale and shift."""
+    kernel = dense.kernel * norm.scale
+    if norm.shift is None:
+        return Dense(kernel, dense.bias)
+    bias = dense.kernel @ norm.shift
+    return Dense(kernel, bias if dense.bias is None else dense.bias + bias)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from tf_infer.optimize.litert_attention import Attention, Cached, Kept, Precision, Span
 from tf_infer.optimize.litert_file import GraphWriter, Tensor
 
@@ -70,21 +72,27 @@ class Several(Attention):
         """Look from R queries of each id; [K, G, R, d], keys, values [K, G, 1, d] -> [K, G, R, d].
         """
         writer = self.writer
+        keys, values = (kept._replace(numbers=self._multiplied(kept.numbers))
+                        for kept in (keys, values))
+        own = self._own_scores(query, keys)
+        cached = self._with_own(cached, keys, values, alone=False)
         asked = self._together(query)
         scores = [self._scaled(writer.batch_matmul(asked, span.blocks[0][1], transposed=True),
                                span.scales) for span in cached.keys]         # [1, G, K R, C]
-        own = self._scaled(writer.batch_matmul(query, keys.numbers, transposed=True), keys.scales)
         assert self.mask is not None
         seen = self._apart(writer.concat(scores, 3), query.shape[2])
         weights = writer.softmax(writer.add(writer.concat([seen, own], 3), self.mask))
         last = sum(self.pages)
-        found = writer.multiply(self._scaled(
-            writer.part(weights, {3: (last, last + 1)}), values.scales), values.numbers)
-        for span in cached.values:
-            here = self._scaled(writer.part(weights, {3: (span.begin, span.end)}), span.scales)
-            mixed = writer.batch_matmul(self._together(here), span.blocks[0][1])
-            found = writer.add(found, self._apart(mixed, query.shape[2]))
-        return found
+        parts = [self._scaled(writer.part(weights, {3: (span.begin, span.end)}), span.scales)
+                 for span in cached.values]
+        own = self._scaled(writer.part(weights, {3: (last, last + 1)}), values.scales)
+        # Behind all pages stand the ids, of which each sees itself: so own comes last in the sum.
+        each = writer.file.constant(np.eye(self.rows, dtype=np.float32)[:, None, None, :])
+        parts.append(writer.multiply(own, each))                             # [K, G, R, K]
+        numbers = [*(span.blocks[0][1] for span in cached.values), self._column(values.numbers)]
+        mixed = writer.batch_matmul(self._together(writer.concat(parts, 3)),
+                                    writer.concat(numbers, 2))
+        return self._apart(mixed, query.shape[2])
 
     def _together(self, tensor: Tensor) -> Tensor:
         """[K, G, R, x] -> [1, G, K R, x]: one product with the pages, which are there once."""
