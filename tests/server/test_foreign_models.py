@@ -66,9 +66,14 @@ def save_half_plus_two(path: Path) -> None:
         file.write_text("asset-file-contents", encoding="utf-8")
         asset, name = v1.constant(str(file)), v1.Variable("", name="filename", collections=[])
         v1.add_to_collection(v1.GraphKeys.ASSET_FILEPATHS, asset)
+        lost = define({"x": bare}, {"y": bare * half + two}, "predict")
+        lost.outputs["y"].name = "nope:0"
+        sparse = v1.sparse_placeholder(tf.float32, [None, 3])
         session.run(v1.global_variables_initializer())
         builder = v1.saved_model.Builder(str(path))
         builder.add_meta_graph_and_variables(session, ["serve"], {
+            "lost": lost,
+            "sparse": define({"x": sparse}, {"y": v1.sparse_tensor_to_dense(sparse)}, "predict"),
             "serving_default": define({"x": bare}, {"y": bare * half + two}, "predict"),
             "regress_x_to_y": define({"inputs": serialized}, {"outputs": y}, "regress"),
             "regress_x2_to_y3": define({"inputs": serialized}, {"outputs": y2}, "regress"),
@@ -227,6 +232,16 @@ def test_an_output_that_is_an_input_gets_the_runtimes_own_text(stub: Stub) -> No
         stub.predict("half", "passed", x=F32([1]))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details() == "bare:0 is both fed and fetched."
+
+
+@pytest.mark.parametrize(("signature", "tensor"), [("lost", "nope:0"), ("sparse", ":0")])
+def test_PR21_a_tensor_that_is_not_there_gets_the_runtimes_own_text(
+        stub: Stub, signature: str, tensor: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.predict("half", signature, x=F32([1]))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == (f"Tensor {tensor}, specified in either feed_devices or "
+                                      "fetch_devices was not found in the Graph")
 
 
 def test_PR21_two_inputs_of_one_tensor_get_the_runtimes_own_text(stub: Stub) -> None:

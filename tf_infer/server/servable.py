@@ -162,18 +162,20 @@ class SavedModelServable:
         ends = self._ends.get(signature)
         if ends is None:
             definition = self.signatures[signature]
-            try:
-                inputs, outputs = (
-                    {name: self._tensor(info.name) for name, info in side.items()}
-                    for side in (definition.inputs, definition.outputs))
-                ends = _Ends(inputs, outputs, by_shape=self.manifest is None and is_by_shape(
-                    self._session.graph, definition.outputs.values()))
-            except (KeyError, ValueError) as error:
-                raise InvalidRequest(
-                    f"signature {signature!r}: expected tensors of the graph, got {error}",
-                    code=Code.FAILED_PRECONDITION) from error
+            inputs, outputs = (
+                {name: self._handle(info.name) for name, info in side.items()}
+                for side in (definition.inputs, definition.outputs))
+            ends = _Ends(inputs, outputs, by_shape=self.manifest is None and is_by_shape(
+                self._session.graph, definition.outputs.values()))
             self._ends[signature] = ends
         return ends
+
+    def _handle(self, tensor: str) -> Any:
+        try:
+            return self._tensor(tensor)
+        except (KeyError, ValueError) as error:  # TensorFlow's text; of a sparse tensor, no name
+            raise InvalidRequest(f"Tensor {tensor or ':0'}, specified in either feed_devices or "
+                                 "fetch_devices was not found in the Graph") from error
 
     def find_ends(self) -> None:
         """Find the handles of every signature whose tensors there are, so that no request has to.
