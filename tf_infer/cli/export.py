@@ -20,6 +20,7 @@ examples:
   tf-infer export runs/writer --base-dir saved_models/writer --engine litert
   tf-infer export runs/writer --base-dir saved_models/writer --constraints constraints.json
   tf-infer export runs/writer --base-dir saved_models/writer --guesses 4 --draft runs/small
+  tf-infer export runs/writer --base-dir saved_models/writer --beams 4
 """
 
 
@@ -59,6 +60,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", type=Path, metavar="MODEL_DIR",
                         help="beside --guesses: a smaller decoder with the same tokenizer that "
                              "guesses (default: the last tokens are looked up in the prompt)")
+    parser.add_argument("--report", type=Path, metavar="FILE",
+                        help="where the report goes when a path differs, as JSON (default: "
+                             "runs/export-NAME.json); what is exported holds its own")
+    parser.add_argument("--beams", type=int, metavar="N",
+                        help="of a decoder: the signature `beam`, too: the best N continuations by "
+                             "beam search (docs/generation.md); 0 leaves it out")
+    parser.add_argument("--beam-groups", type=int, metavar="N",
+                        help="beside --beams: N groups search, each avoiding what those before it "
+                             "took (default: 1)")
+    parser.add_argument("--beam-diversity", type=float, metavar="NATS",
+                        help="beside --beam-groups: what a token costs a group for each hypothesis "
+                             "of an earlier one that took it (default: 0)")
     parser.add_argument("--report", type=Path, metavar="FILE",
                         help="where the report goes when a path differs, as JSON (default: "
                              "runs/export-NAME.json); what is exported holds its own")
@@ -106,6 +119,15 @@ def run(arguments: argparse.Namespace) -> int:
                               f"{task.config.kind!r}"
                               f"{f' and one of kind {draft.config.kind!r}' if draft else ''}.")
         task = task.speculating(arguments.guesses, draft)
+    if arguments.beams is None and (arguments.beam_groups or arguments.beam_diversity):
+        raise ConfigError("--beam-groups, --beam-diversity: expected --beams N beside them. Try "
+                          "--beams 4.")
+    if arguments.beams is not None:
+        if not isinstance(task, CausalLM):
+            raise ConfigError("--beams: expected a decoder, got a model of kind "
+                              f"{task.config.kind!r}.")
+        task = task.searching(arguments.beams, 1 if arguments.beam_groups is None else
+                              arguments.beam_groups, arguments.beam_diversity or 0.0)
     if arguments.constraints:
         if not isinstance(task, CausalLM):
             raise ConfigError("--constraints: expected a decoder, got a model of kind "

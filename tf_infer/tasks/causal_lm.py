@@ -122,6 +122,21 @@ class CausalLM(Task):
         return self.replaced(config=replace(self.config, guesses=guesses),
                              draft=None if draft is None else draft.network)
 
+    def searching(self, beams: int, groups: int = 1, diversity: float = 0.0) -> CausalLM:
+        """Return the same decoder with the signature `beam`; 0 beams leave it out.
+
+        Args:
+            beams: hypotheses of a row.
+            groups: a divisor of `beams`; they search in so many groups.
+            diversity: what a token costs a group for each hypothesis of an earlier one that took
+                it.
+
+        Raises:
+            ConfigError: numbers that do not fit each other.
+        """
+        return self.replaced(config=replace(self.config, beams=beams, beam_groups=groups,
+                                            beam_diversity=diversity))
+
     # ------------------------------------------------------------------ strings -> dense -> strings
 
     @in_stage(PREPROCESS)
