@@ -60,9 +60,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", type=Path, metavar="MODEL_DIR",
                         help="beside --guesses: a smaller decoder with the same tokenizer that "
                              "guesses (default: the last tokens are looked up in the prompt)")
-    parser.add_argument("--report", type=Path, metavar="FILE",
-                        help="where the report goes when a path differs, as JSON (default: "
-                             "runs/export-NAME.json); what is exported holds its own")
     parser.add_argument("--beams", type=int, metavar="N",
                         help="of a decoder: the signature `beam`, too: the best N continuations by "
                              "beam search (docs/generation.md); 0 leaves it out")
