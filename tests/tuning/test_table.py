@@ -234,6 +234,11 @@ def test_hyper_parameters_are_what_tensorboard_reads(tmp_path: Path) -> None:
             for name, value in data.session_start_info.hparams.items()} == {
         "precision": "int8", "compile": "none", "engine": "none", "activations": "dynamic",
         "smoothing": "none", "storage": "none", "pruned": False}
+    (experiment,) = (value for event in runs[tmp_path.name] for value in event.summary.value)
+    columns = hparams.plugin_data_pb2.HParamsPluginData.FromString(
+        experiment.metadata.plugin_data.content).experiment.hparam_infos
+    assert {one.name for one in columns if one.differs} == {"precision", "engine", "activations"}
+    assert {one.name: list(one.domain_discrete) for one in columns}["engine"] == ["litert", "none"]
     ended = {run: hparams.plugin_data_pb2.HParamsPluginData.FromString(
         value.metadata.plugin_data.content).session_end_info.status
         for run, found in runs.items() for event in found for value in event.summary.value

@@ -26,11 +26,7 @@ def write(told: Mapping[str, Any], folder: Path) -> None:
         told: the summary.
         folder: for `tensorboard --logdir`; made where it does not exist.
     """
-    names = sorted({name for one in told["plans"] for name in figures(one, told["metric"])})
-    experiment = summary_v2.hparams_config_pb(
-        hparams=[summary_v2.HParam(name) for name in parameters(told["plans"][0])],
-        metrics=[summary_v2.Metric(name) for name in names])
-    _write(folder, [experiment])
+    _write(folder, [_experiment(told)])
     for one in told["plans"]:
         run = folder / _file_name(one["plan"])
         session = summary_v2.hparams_pb(parameters(one), trial_id=one["plan"])
@@ -38,6 +34,23 @@ def write(told: Mapping[str, Any], folder: Path) -> None:
                                  for name, number in figures(one, told["metric"]).items()])
         status = (api_pb2.STATUS_SUCCESS if not one["why_not"] else api_pb2.STATUS_FAILURE)
         _write(run, [session, scalars, _ended(status)])
+
+
+def _experiment(told: Mapping[str, Any]) -> Any:
+    """Return the table's columns; TensorBoard shows at first those whose values differ."""
+    rows = [parameters(one) for one in told["plans"]]
+    values = {name: sorted({row[name] for row in rows}) for name in rows[0]}
+    names = sorted({name for one in told["plans"] for name in figures(one, told["metric"])})
+    summary = summary_v2.hparams_config_pb(
+        hparams=[summary_v2.HParam(name, summary_v2.Discrete(found))
+                 for name, found in values.items()],
+        metrics=[summary_v2.Metric(name) for name in names])
+    plugin = summary.value[0].metadata.plugin_data
+    data = plugin_data_pb2.HParamsPluginData.FromString(plugin.content)
+    for column in data.experiment.hparam_infos:
+        column.differs = len(values[column.name]) > 1
+    plugin.content = data.SerializeToString()
+    return summary
 
 
 def parameters(one: Mapping[str, Any]) -> dict[str, Any]:
