@@ -74,7 +74,8 @@ def test_the_table_reads_as_text() -> None:
     below = text.split("\n\n")[1].splitlines()
     assert below == ["[1] litert int8: accuracy is 41.00 points lower, 2 are allowed",
                      "[2] plan bfloat16: plan: expected a causal_lm task",
-                     "[3] onnx int8: not tried: onnxruntime is not installed"]
+                     "[3] onnx int8: not tried: onnxruntime is not installed",
+                     "accuracy: of 80 of the 100 texts"]
     assert text.endswith("nothing else could be chosen.") or "comes next" in text
 
 
@@ -169,6 +170,9 @@ def test_the_page_holds_table_and_picture_and_nothing_from_elsewhere(kind: str) 
     assert re.search(r'<td>onnx int8</td>.*not tried <a href="#note3">\[3\]</a></td>', page)
     assert '<li id="note3">onnx int8: not tried: onnxruntime is not installed</li>' in page
     assert same_columns(page) and "agrees" not in page
+    metric = "perplexity" if kind == "loss" else kind
+    assert f"100 texts, 80 of them answered for the {metric}, 3 rounds" in page
+    assert "answered" not in picture.html(told(kind, texts=80), title="intents")
 
 
 def test_the_page_of_partly_labelled_texts_says_who_agrees() -> None:

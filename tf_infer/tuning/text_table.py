@@ -32,6 +32,8 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     if partly:
         texts.append(f"accuracy: of the {told['labelled']} labelled texts; agrees: with the "
                      f"reference, of all {told['answered']}")
+    elif told["answered"] < told["texts"]:
+        texts.append(f"{METRICS[kind]}: of {told['answered']} of the {told['texts']} texts")
     parts = [*([texts] if texts else []), [told["reason"]]]
     return [*found, *(line for part in parts for line in (
         "", *(row for text in part for row in _wrapped(text, width))))]
