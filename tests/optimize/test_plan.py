@@ -59,6 +59,8 @@ def test_a_wrong_plan_is_named(tmp_path: Path, content: str, message: str) -> No
 def test_a_name_that_is_no_plan_tells_what_there_is() -> None:
     with pytest.raises(ConfigError, match=r"one of \['bfloat16', 'float32', 'int8'\] or a .json"):
         read_plan("fp8")
+    with pytest.raises(ConfigError, match=r"got 'float16'\. GPUs compute it: --engine onnx"):
+        read_plan("float16")
 
 
 @pytest.mark.parametrize(("precision", "flags", "fine"), [

@@ -142,6 +142,8 @@ def read_plan(given: str) -> OptimizationPlan:
     for precision in NATIVE:
         if given == precision:
             return OptimizationPlan(precision=precision)
+    config.check(given != "float16", "plan", "a precision of CPUs", given,
+                 "GPUs compute it: --engine onnx --engine-precision float16 (docs/engines.md).")
     config.check(given.endswith(".json"), "plan", f"one of {sorted(NATIVE)} or a .json file", given)
     plan: OptimizationPlan = config.load(OptimizationPlan, Path(given))
     return plan
