@@ -163,22 +163,26 @@ def test_a_version_that_computes_one_run_at_a_time_does_the_next_while_callers_a
 
 
 class Crowd:
-    """More callers of one batch than are told by the worker that ran it, and one behind them.
+    """More callers of one batch than are told by the worker that ran it, and others behind them.
+
+    Args:
+        behind: how many others.
 
     Attributes:
-        next: set when the one behind them has been answered.
+        next: set when one of those behind them has been answered.
         may_end: those of the batch wait for this when they are told.
         told: for each of them whether it came.
     """
 
-    def __init__(self, server: Server, model: TextModel) -> None:
+    def __init__(self, server: Server, model: TextModel, *, behind: int = FEW + 1) -> None:
         self.next, self.may_end, self.told = threading.Event(), threading.Event(), [True]
         self._all = threading.Semaphore(0)
         asking = Asking(server, model)
         asking.hold()
         for _ in range(FEW + 1):
             self._ask(server, b"short", self._tell)
-        self._ask(server, b"x" * 200, lambda outcome: self.next.set())
+        for _ in range(behind):
+            self._ask(server, b"x" * 40, lambda outcome: self.next.set())
         model.held.set()
 
     def _ask(self, server: Server, text: bytes, done: Callable[[Any], None]) -> None:
@@ -203,7 +207,17 @@ def test_the_only_worker_runs_the_next_batch_while_many_callers_of_the_last_are_
         assert crowd.next.wait(WAIT_S)
         crowd.may_end.set()
         assert crowd.all_told()
-    assert [len(run) for run in model.runs] == [1, FEW + 1, 1]
+    assert [len(run) for run in model.runs] == [1, FEW + 1, FEW + 1]
+
+
+def test_the_worker_tells_many_callers_itself_where_fewer_wait(tmp_path: Path) -> None:
+    model = TextModel(hold=True)
+    with serving(tmp_path, model, batch_workers=1) as (server, _):
+        crowd = Crowd(server, model, behind=FEW)
+        assert not crowd.next.wait(0.1)
+        assert [len(run) for run in model.runs] in ([1], [1, FEW + 1])
+        crowd.may_end.set()
+        assert crowd.all_told() and crowd.next.wait(WAIT_S)
 
 
 def test_many_callers_are_told_though_the_scheduler_closes_meanwhile(tmp_path: Path) -> None:

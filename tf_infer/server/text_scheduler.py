@@ -5,8 +5,9 @@ free and somebody waits, and fills while all are busy. What cannot be joined wit
 noticing (an output whose width depends on the rows beside it, inputs that do not fit the manifest)
 goes to the direct scheduler, alone.
 
-To tell 32 callers takes milliseconds, in which Python computes and nothing else does. So where
-others wait for the worker, another thread tells, and the worker takes its next batch.
+To tell 32 callers takes milliseconds, in which Python computes and nothing else does. So where as
+many others wait, another thread tells, and the worker takes its next batch. Where fewer do, that
+would be a small one: callers who have been told ask again.
 """
 
 from __future__ import annotations
@@ -258,7 +259,7 @@ class TextScheduler:
 
     def _teller(self, jobs: Sequence[Job]) -> Callable[..., None] | None:
         """Return what lets another thread call a function; None where that is not worth it."""
-        return self._tellers.start if len(jobs) > FEW and self._places else None
+        return self._tellers.start if FEW < len(jobs) <= len(self._places) else None
 
 
 def _kind_of(place: _Place) -> _Kind:
