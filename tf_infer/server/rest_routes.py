@@ -6,6 +6,7 @@ counts with its query. OpenAI's routes are ones that TensorFlow Serving answers 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -50,6 +51,7 @@ def is_api(target: str) -> bool:
     return _BELOW.fullmatch(target) is not None
 
 
+@functools.lru_cache(maxsize=256)  # callers ask for the same again and again
 def route_of(method: str, target: str) -> Route:
     """Return what a request below /v1/ asks for.
 
