@@ -86,3 +86,17 @@ def test_a_file_of_more_tables_than_are_read_is_refused(monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match=f"expected at most {file.tables - 1} tables, got "
                                           f"{file.tables}. Take fewer positions, rows or chunks"):
         file.write()
+
+
+@pytest.mark.parametrize(("parts", "sizes"), [
+    (2, [2]), (3, [3]), (4, [4]), (5, [2, 4]), (6, [3, 4]), (7, [4, 4]), (8, [2, 4, 4])])
+def test_of_many_tensors_the_last_are_copied_once_into_what_they_make(
+        parts: int, sizes: list[int]) -> None:
+    """The last pages of a cache are the largest."""
+    graph = litert_file.ModelFile().graph("joined")
+    tensors = [graph.input(f"part_{number}", [1, number + 1]) for number in range(parts)]
+    joined = graph.concat(tensors, 1)
+    assert joined.shape == (1, parts * (parts + 1) // 2)
+    assert [len(one.inputs) for one in graph.subgraph.operators] == sizes
+    last = graph.subgraph.operators[-1].inputs
+    assert last[1:] == [tensor.place for tensor in tensors][1 - len(last):]

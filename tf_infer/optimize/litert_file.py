@@ -318,16 +318,20 @@ class GraphWriter:
                        schema.SliceOptionsT(), version=_MOVES[tensor.dtype], dtype=tensor.dtype)
 
     def concat(self, parts: Sequence[Tensor | Constant], axis: int) -> Tensor:
-        """Tensors one after the other; at most 4 at once are computed fast."""
+        """Tensors one after the other; at most 4 at once are computed fast.
+
+        Of more the first are joined first, as few as do, so that the last are copied once.
+        """
         first, *rest = parts
         while rest:
-            head = [first, *rest[:3]]
+            count = (len(rest) - 1) % 3 + 1
+            head = [first, *rest[:count]]
             shape = list(first.shape)
             shape[axis] = sum(one.shape[axis] for one in head)
             options = schema.ConcatenationOptionsT()
             options.axis = axis
             first, rest = self.op(Op.CONCATENATION, head, shape, options,
-                                  version=_MOVES[first.dtype], dtype=first.dtype), rest[3:]
+                                  version=_MOVES[first.dtype], dtype=first.dtype), rest[count:]
         assert isinstance(first, Tensor)
         return first
 
