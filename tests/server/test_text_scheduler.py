@@ -198,10 +198,9 @@ class Crowd:
         return all(self._all.acquire(timeout=WAIT_S) for _ in range(FEW + 1)) and all(self.told)
 
 
-@pytest.mark.parametrize("kind", [TextModel, ExclusiveModel])
 def test_the_only_worker_runs_the_next_batch_while_many_callers_of_the_last_are_told(
-        tmp_path: Path, kind: type[TextModel]) -> None:
-    model = kind(hold=True)
+        tmp_path: Path) -> None:
+    model = ExclusiveModel(hold=True)
     with serving(tmp_path, model, batch_workers=1) as (server, _):
         crowd = Crowd(server, model)
         assert crowd.next.wait(WAIT_S)
@@ -210,10 +209,12 @@ def test_the_only_worker_runs_the_next_batch_while_many_callers_of_the_last_are_
     assert [len(run) for run in model.runs] == [1, FEW + 1, FEW + 1]
 
 
-def test_the_worker_tells_many_callers_itself_where_fewer_wait(tmp_path: Path) -> None:
-    model = TextModel(hold=True)
+@pytest.mark.parametrize(("kind", "behind"), [(ExclusiveModel, FEW), (TextModel, FEW + 1)])
+def test_the_worker_tells_callers_itself_where_fewer_wait_or_another_batch_is_computed_meanwhile(
+        tmp_path: Path, kind: type[TextModel], behind: int) -> None:
+    model = kind(hold=True)
     with serving(tmp_path, model, batch_workers=1) as (server, _):
-        crowd = Crowd(server, model, behind=FEW)
+        crowd = Crowd(server, model, behind=behind)
         assert not crowd.next.wait(0.1)
         assert [len(run) for run in model.runs] in ([1], [1, FEW + 1])
         crowd.may_end.set()
@@ -221,7 +222,7 @@ def test_the_worker_tells_many_callers_itself_where_fewer_wait(tmp_path: Path) -
 
 
 def test_many_callers_are_told_though_the_scheduler_closes_meanwhile(tmp_path: Path) -> None:
-    model = TextModel(hold=True)
+    model = ExclusiveModel(hold=True)
     with serving(tmp_path, model, batch_workers=1) as (server, _):
         crowd = Crowd(server, model)
         assert crowd.next.wait(WAIT_S)

@@ -5,9 +5,10 @@ free and somebody waits, and fills while all are busy. What cannot be joined wit
 noticing (an output whose width depends on the rows beside it, inputs that do not fit the manifest)
 goes to the direct scheduler, alone.
 
-To tell 32 callers takes milliseconds, in which Python computes and nothing else does. So where as
-many others wait, another thread tells, and the worker takes its next batch. Where fewer do, that
-would be a small one: callers who have been told ask again.
+To tell 32 callers takes milliseconds, in which a version that computes one batch at a time computes
+none. So where as many others wait, another thread tells, and the worker takes its next batch. Where
+fewer do, that would be a small one: callers who have been told ask again. Versions that compute two
+batches at once are busy with the other one meanwhile.
 """
 
 from __future__ import annotations
@@ -238,7 +239,7 @@ class TextScheduler:
         if seconds is not None and len(left) == len(taken):
             _kind_of(left[0]).seen(batch.rows * batch.width, seconds)
         observed = jobs, counts, sum(counts)
-        teller = self._teller(jobs)
+        teller = self._teller(first, jobs)
         if teller is None:
             self._observe(*observed)
         else:
@@ -249,7 +250,7 @@ class TextScheduler:
         now_s = time.monotonic()
         for job in jobs:
             job.run_s = now_s - job.started_s
-        teller = self._teller(jobs)
+        teller = self._teller(first, jobs)
         if teller is not None:
             teller(_end, jobs, outcomes)
             return
@@ -257,9 +258,10 @@ class TextScheduler:
             self._let_go(first, wake=True)
         _end(jobs, outcomes)
 
-    def _teller(self, jobs: Sequence[Job]) -> Callable[..., None] | None:
+    def _teller(self, first: _Place, jobs: Sequence[Job]) -> Callable[..., None] | None:
         """Return what lets another thread call a function; None where that is not worth it."""
-        return self._tellers.start if FEW < len(jobs) <= len(self._places) else None
+        wanted = _kind_of(first).exclusive and FEW < len(jobs) <= len(self._places)
+        return self._tellers.start if wanted else None
 
 
 def _kind_of(place: _Place) -> _Kind:
