@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import resource
 import shutil
+import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -38,13 +41,14 @@ from tf_infer.manifest import (  # noqa: E402
     read_samples,
 )
 from tf_infer.prepared import PREPARED_FILE, prepared_folder, read_prepared  # noqa: E402
-from tf_infer.server import graph_pieces, loading  # noqa: E402
+from tf_infer.server import graph_pieces, loading, memory  # noqa: E402
 from tf_infer.server.config import ServerConfig  # noqa: E402
 from tf_infer.server.contracts import Servable  # noqa: E402
 from tf_infer.server.servable import load_version  # noqa: E402
 
 PASSED = Report(reference="eager", paths=(PathReport(
     path="none", atol=0.0, rtol=0.0, samples=0, seconds=0.0, differences=()),))
+ROOM_BYTES = 12_000_000  # less than one megabyte a swap
 TEXTS = strings(b"the parcel came late", b"fine thanks", b"", b"\xff", "is 中文 early".encode())
 
 
@@ -259,3 +263,25 @@ def test_a_prepared_version_that_goes_leaves_nothing_for_a_collection(exported: 
         assert held[1]() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the memory")
+def test_versions_that_come_and_go_leave_the_memory_as_it_was(
+        exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds some megabytes of graph beside its variables."""
+    def swapped(times: int) -> int:
+        for _ in range(times):
+            with loaded(exported, gently=True) as servable:
+                assert len(ids_of(servable)) == len(TEXTS)
+            del servable
+            memory.give_back()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    monkeypatch.setattr(memory, "_settled", threading.Event())
+    memory.settle()
+    try:
+        before = swapped(5)  # arenas and caches have their size
+        assert swapped(15) < before + ROOM_BYTES
+    finally:
+        gc.unfreeze()
