@@ -51,9 +51,11 @@ def next_id(logits: tf.Tensor, ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tens
         sums: [B] float32, nats, over the real ids but the first.
         counts: [B] float32, how many those are.
     """
-    real = tf.cast(mask[:, 1:], logits.dtype)
-    nats = tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=tf.where(mask, ids, 0)[:, 1:], logits=logits[:, :-1])  # [B, T - 1]
+    # Labels are moved: a slice of the logits, the largest tensor by far, is copied, and of their
+    # gradient too.
+    real = tf.pad(tf.cast(mask[:, 1:], logits.dtype), [[0, 0], [0, 1]])      # [B, T]
+    labels = tf.pad(tf.where(mask, ids, 0)[:, 1:], [[0, 0], [0, 1]])
+    nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     return tf.reduce_sum(nats * real, axis=1), tf.reduce_sum(real, axis=1)
 
 
