@@ -79,13 +79,18 @@ class Golden(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def golden() -> Golden:
+def network() -> Any:
     from tf_infer.networks import build, checkpoints
 
-    told = json.loads((FOLDER / "golden_greedy.json").read_text())
     checkpoint = checkpoints.read(FOLDER)
-    network = build.decoder(checkpoint.network, vocab_size=checkpoint.vocab_size)
-    checkpoint.assign(network)
+    made = build.decoder(checkpoint.network, vocab_size=checkpoint.vocab_size)
+    checkpoint.assign(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def golden(network: Any) -> Golden:
+    told = json.loads((FOLDER / "golden_greedy.json").read_text())
     ids = np.array([told["greedy_ids"]], np.int32)
     logits = np.asarray(network(ids, np.ones(ids.shape, bool)))[0, :TOKENS]  # [TOKENS, V]
     best = np.sort(logits, axis=-1)
@@ -235,6 +240,26 @@ def test_a_batch_tells_the_golden_story_beside_another_prompt(
     assert (whole.text, whole.finish_reason) == (golden.text, "length")
     assert golden.text.startswith(BEGINNING + rest.text)
     assert len(rest.ids) == 60
+
+
+def test_a_story_is_as_likely_as_the_network_finds_it(
+        client: Client, golden: Golden, network: Any) -> None:
+    """`score` over gRPC against rows that are read again, in float64."""
+    from tests.oracles import continuation as oracle
+
+    rest = golden.text[len(BEGINNING):][:90]
+    prompts, continuations = ["", BEGINNING, BEGINNING], [BEGINNING, rest, " xyz"]
+    found = client.score("stories", prompts, continuations)
+    for one, prompt, continuation in zip(found, prompts, continuations):
+        read = client.predict("stories", {"text": [prompt + continuation]}, signature="encode")
+        real = read["mask"][0].astype(bool)
+        ids, ends = read["ids"][0][real].tolist(), read["ends"][0][real]
+        begin = max(1, int((ends <= len(prompt)).sum()))
+        wanted = oracle.score(network, ids, begin)
+        assert len(one.token_logprobs) == len(ids) - begin
+        assert one.score == pytest.approx(wanted, abs=1e-3)
+        assert one.perplexity == pytest.approx(np.exp(-wanted / (len(ids) - begin)), rel=1e-3)
+    assert found[1].perplexity < found[2].perplexity / 10
 
 
 def test_the_golden_story_comes_in_pieces(client: Client, golden: Golden) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 CHAT = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
-def export_writer(folder: Path, *, name: str = "writer", capacity: int = 200, longest: int = 32
-                  ) -> Path:
+def export_writer(folder: Path, *, name: str = "writer", capacity: int = 200, longest: int = 32,
+                  engine: bool = False) -> Path:
     """Export a decoder whose text is noise, greedy by default.
 
     Its chats are their messages joined; its constraint "answer" lets it say yes or no.
@@ -18,6 +18,7 @@ def export_writer(folder: Path, *, name: str = "writer", capacity: int = 200, lo
         name: of the model and its folder.
         capacity: most new tokens.
         longest: most bytes of a prompt that are read, the last ones.
+        engine: with a LiteRT engine in float32.
 
     Returns:
         The model's folder, with version 1.
@@ -49,6 +50,16 @@ def export_writer(folder: Path, *, name: str = "writer", capacity: int = 200, lo
         constraints={"answer": ChoicesConfig(choices=("yes", "no"))},
         grid=ShapeGrid(rows=(1, 2), tokens=(longest,))), tokenizer_dir=tokenizer)
     golden = make_golden(task, [b"ab"], max_rows=1)
-    save(task, folder / name, name=name, golden=golden, check=lambda version: verify(
-        {"session": lambda: SessionPredictor(version)}, golden[:1], Tolerance()))
+
+    def extras(extra: Path) -> None:
+        if engine:
+            from tf_infer.cli.engine import write_engine
+            from tf_infer.optimize.litert import EngineSettings
+
+            write_engine(task, extra, EngineSettings(
+                precision="float32", rows=(1, 2, 4, 8), chunks=(16,)), [b"ab"], lambda line: None)
+
+    save(task, folder / name, name=name, golden=golden, extras=extras,
+         check=lambda version: verify({"session": lambda: SessionPredictor(version)}, golden[:1],
+                                      Tolerance()))
     return folder / name
