@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import flatbuffers
 import numpy as np
 import pytest
 
-schema = pytest.importorskip("ai_edge_litert.schema_py_generated",
-                             reason="needs LiteRT: pip install 'tf_infer[server]'")
+NEEDED = "needs LiteRT: pip install 'tf_infer[server]'"
+flatbuffers = pytest.importorskip("flatbuffers", reason=NEEDED)
+schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason=NEEDED)
 
 from flatbuffers import flexbuffers  # noqa: E402
 

@@ -10,7 +10,6 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 
-from tests.server.litekit import half_plus_two  # noqa: E402
 from tests.server.test_flags import platform_file  # noqa: E402
 from tf_infer.config import CausalLMConfig, ClassifierConfig, ShapeGrid  # noqa: E402
 from tf_infer.errors import InvalidRequest  # noqa: E402
@@ -141,6 +140,8 @@ def test_FL44_mixed_precision_reaches_the_runtime(version: Path) -> None:
 
 
 def test_FL44_prefer_tflite_model_runs_the_file_beside_the_SavedModel(version: Path) -> None:
+    from tests.server.litekit import half_plus_two  # skips without LiteRT
+
     asked, expected = config("--prefer_tflite_model"), answer(version, config())
     assert np.array_equal(answer(version, asked), expected)
     lite = version / LITE_FILE
