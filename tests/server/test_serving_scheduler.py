@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +28,9 @@ from tf_infer.server.config import ModelConfig
 from tf_infer.server.contracts import LoadTimes, Plan, Run, Servable
 from tf_infer.server.fakes import EchoServable, signature
 from tf_infer.server.pipeline import Call
+from tf_infer.server.scheduler import Job, WaitingCounts
 from tf_infer.server.serving_batching import PER_MODEL_FILE, BatchingParameters
+from tf_infer.server.serving_scheduler import ServingScheduler
 from tf_infer.server.versions import ModelRef
 from tf_infer.wire import methods, serving_pb2, tensors
 
@@ -385,3 +389,22 @@ def test_many_callers_at_once_never_get_another_ones_answer(tmp_path: Path) -> N
                  for number in range(500)}
         for number, future in asked.items():
             assert values(future) == [2.0 * (number + i) for i in range(1 + number % 8)]
+
+
+def test_a_thread_that_waits_keeps_no_version_that_nobody_else_has() -> None:
+    scheduler, gone = ServingScheduler(1, WaitingCounts()), threading.Event()
+
+    def ask() -> None:
+        model, ended = Doubler(), threading.Event()
+        weakref.finalize(model, gone.set)
+        scheduler.submit_with(Job("m", model, Run("other", {"x": np.float32([1])}, ("y",)), None,
+                                  lambda job, outcome: ended.set()), BatchingParameters())
+        assert ended.wait(WAIT_S) and model.runs
+
+    gc.disable()  # a collection may be far away
+    try:
+        ask()
+        assert gone.wait(WAIT_S)
+    finally:
+        gc.enable()
+        scheduler.close()

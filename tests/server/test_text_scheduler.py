@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +24,8 @@ from tf_infer.server.config import ModelConfig
 from tf_infer.server.contracts import LoadTimes, Plan, Run
 from tf_infer.server.fakes import EchoServable, signature
 from tf_infer.server.pipeline import Answer, Call
-from tf_infer.server.text_scheduler import FEW
+from tf_infer.server.scheduler import DirectScheduler, Job, WaitingCounts
+from tf_infer.server.text_scheduler import FEW, TextScheduler
 from tf_infer.server.versions import ModelRef
 from tf_infer.wire import methods, serving_pb2, tensors
 
@@ -410,3 +413,23 @@ def test_many_callers_at_once_never_get_another_ones_answer(tmp_path: Path) -> N
         with ThreadPoolExecutor(32) as pool:
             assert all(pool.map(one, range(600)))
     assert max(map(len, model.runs)) > 3
+
+
+def test_a_worker_that_waits_keeps_no_version_that_nobody_else_has() -> None:
+    counts, gone = WaitingCounts(), threading.Event()
+    scheduler = TextScheduler(1, counts, DirectScheduler(1, 1, counts))
+
+    def ask() -> None:
+        model, ended = TextModel(), threading.Event()
+        weakref.finalize(model, gone.set)
+        run = Run("serving_default", {"text": np.array([b"1"], object)}, ("size",))
+        scheduler.submit(Job("m", model, run, None, lambda job, outcome: ended.set()))
+        assert ended.wait(WAIT_S) and model.runs
+
+    gc.disable()  # a collection may be far away
+    try:
+        ask()
+        assert gone.wait(WAIT_S)
+    finally:
+        gc.enable()
+        scheduler.close()

@@ -127,13 +127,21 @@ class ServingScheduler:
             self._queues[key] = queue
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                found = self._wait()
-                if found is None:
-                    return
-                batch, entries = found
-            self._run(batch, entries)
+        while self._take_turn():
+            pass
+
+    def _take_turn(self) -> bool:
+        """Run the next batch when it is due; False at the end.
+
+        What a batch holds, its version too, goes with the frame of its turn: a thread that waits
+        keeps nothing, and nothing large is freed while the lock is held.
+        """
+        with self._changed:
+            found = self._wait()
+        if found is None:
+            return False
+        self._run(*found)
+        return True
 
     def _wait(self) -> tuple[QueuedBatch, dict[int, _Entry]] | None:
         """Wait for a batch that is due and take it; None at the end. Called with the lock held."""

@@ -174,23 +174,32 @@ class TextScheduler:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while (first := self._first()) is None and not (self._closed and not self._places):
-                    self._idle += 1
-                    self._changed.wait()
-                    self._idle -= 1
-                if first is None:
-                    self._working -= 1
-                    if not self._working:  # nobody has anything to tell any more
-                        self._tellers.close(wait=False)
-                    return
-                taken, batch = self._take(first)
-            self._counts.remove(first.job.model, len(taken))
-            try:
-                self._run(first, taken, batch)
-            finally:
-                self._let_go(first, wake=False)  # this thread itself takes the next batch
+        while self._take_turn():
+            pass
+
+    def _take_turn(self) -> bool:
+        """Run the next batch when there is one; False at the end.
+
+        What a batch holds, its version too, goes with the frame of its turn: a worker that waits
+        keeps nothing, and nothing large is freed while the lock is held.
+        """
+        with self._changed:
+            while (first := self._first()) is None and not (self._closed and not self._places):
+                self._idle += 1
+                self._changed.wait()
+                self._idle -= 1
+            if first is None:
+                self._working -= 1
+                if not self._working:  # nobody has anything to tell any more
+                    self._tellers.close(wait=False)
+                return False
+            taken, batch = self._take(first)
+        self._counts.remove(first.job.model, len(taken))
+        try:
+            self._run(first, taken, batch)
+        finally:
+            self._let_go(first, wake=False)  # this thread itself takes the next batch
+        return True
 
     def _first(self) -> _Place | None:
         """Return who has waited longest of those whose version takes a batch now; None for nobody.
