@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tf_infer.tuning.candidates import (
     REFERENCE_CANDIDATE,
     Candidate,
     EngineChoice,
+    asked_for,
     chosen_by,
     sensible,
 )
@@ -63,10 +65,41 @@ def test_a_plan_that_is_asked_for_is_tried_once_or_left_out_for_a_reason() -> No
     _, left_out = sensible("classifier", flags=frozenset({"avx2"}), installed=ALL, asked=(own,))
     assert left_out["plan int8 static ranges=entropy sensitive=4"] == (
         "this CPU has no arithmetic of int8")
-    twice = (own, OptimizationPlan(precision="int8", activations="static", ranges="entropy",
-                                   sensitive=4, floats="float32"))
-    with pytest.raises(ConfigError, match="--plan: expected one plan of a name, got 'plan int8 st"):
-        names("classifier", asked=twice)
+
+
+def test_plans_that_differ_in_floats_alone_are_told_apart_by_their_names() -> None:
+    own = OptimizationPlan(precision="int8", activations="static", ranges="entropy", sensitive=4)
+    asked = (own, replace(own, floats="float32"), replace(own, floats="bfloat16"),
+             OptimizationPlan(precision="int8", floats="float32"),
+             OptimizationPlan(floats="float32"))  # what None stands for beside float32
+    name = "plan int8 static ranges=entropy sensitive=4"
+    assert names("classifier", asked=asked)[12:] == [
+        name, f"{name} floats=float32", "plan int8 floats=float32"]
+    assert [one.name for one in asked_for(asked, "classifier", FLAGS)] == [
+        name, f"{name} floats=float32", name, "plan int8 floats=float32", "plan float32"]
+
+
+@pytest.mark.parametrize("asked", [
+    OptimizationPlan(precision="int8"), OptimizationPlan(precision="int8", floats="float32"),
+    OptimizationPlan(precision="int8", activations="static", smoothing=0.5)])
+def test_a_plan_asked_for_without_bfloat16_arithmetic_is_the_one_that_is_tried_there(
+        asked: OptimizationPlan) -> None:
+    flags = frozenset({"avx512_vnni"})
+    usual = sensible("classifier", flags=flags, installed=ALL)
+    assert sensible("classifier", flags=flags, installed=ALL, asked=(asked,)) == usual
+
+
+def test_a_plan_of_ones_own_keeps_float32_where_there_is_no_bfloat16() -> None:
+    own = OptimizationPlan(precision="int8", activations="static", ranges="entropy", sensitive=4)
+    name = "plan int8 static ranges=entropy sensitive=4"
+    flags = frozenset({"avx512_vnni"})
+    found, left_out = sensible("classifier", flags=flags, installed=ALL, asked=(own,))
+    assert (found[-1].name, found[-1].plan) == (name, replace(own, floats="float32"))
+    assert name not in left_out
+    found, left_out = sensible("classifier", flags=flags, installed=ALL, asked=(
+        replace(own, floats="bfloat16"),))
+    assert name not in [one.name for one in found]
+    assert left_out[name] == "this CPU has no arithmetic of bfloat16, which its floats are"
 
 
 def test_a_classifier_keeps_float32_beside_int8_where_there_is_no_bfloat16() -> None:

@@ -279,7 +279,8 @@ def _search_of(arguments: argparse.Namespace, task: ClassifierConfig | CausalLMC
     if arguments.plans:
         found, left_out = candidates.chosen_by(
             [*(word.strip() for word in arguments.plans.split(",")),
-             *(candidates.Candidate(plan=one).name for one in asked)], found, left_out)
+             *(one.name for one in candidates.asked_for(asked, task.kind, cpu_flags()))],
+            found, left_out)
     decoder = isinstance(task, CausalLMConfig)
     labels = texts.truth(examples, several=task.multi_label) if isinstance(
         task, ClassifierConfig) else None

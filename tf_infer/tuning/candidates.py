@@ -52,6 +52,8 @@ class Candidate:
         prune: settings of `optimize.prune`, as JSON has them; None cuts nothing.
         plan: None leaves the network as it was built.
         engine: None runs the SavedModel alone.
+        tells_floats: whether the name tells what the plan's floats are; set where another plan
+            differs in nothing else.
 
     All None is the reference.
     """
@@ -59,15 +61,18 @@ class Candidate:
     prune: Mapping[str, Any] | None = None
     plan: OptimizationPlan | None = None
     engine: EngineChoice | None = None
+    tells_floats: bool = False
 
     @property
     def name(self) -> str:
         """Return what a table calls it, such as "plan int8" or "prune 0a1b + litert int8"."""
         parts = []
         if self.prune is not None:
-            parts.append(f"prune {_digest(self.prune)[:4]}")
+            parts.append(f"prune {prune_word(self.prune)}")
         if self.plan is not None:
             parts.append(f"plan {_plan_name(self.plan)}")
+            if self.tells_floats:
+                parts[-1] += f" floats={self.plan.kept_in}"
         if self.engine is not None:
             parts.append(f"{self.engine.kind} {self.engine.precision}")
         return " + ".join(parts) or REFERENCE
@@ -95,10 +100,15 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def prune_word(settings: Mapping[str, Any]) -> str:
+    """Return what names settings of `optimize.prune`, such as "0a1b"."""
+    return _digest(settings)[:4]
+
+
 def _plan_name(plan: OptimizationPlan) -> str:
     """Return the precision, and every other setting that is not the usual one, such as "int8 xla".
 
-    What is not int8 is computed in what the CPU has arithmetic for (`_plans`): that is no other
+    What is not int8 is computed in what the CPU has arithmetic for (`_settled`): that is no other
     plan, and has no other name on another machine.
     """
     usual = to_json(OptimizationPlan(precision=plan.precision))
@@ -129,9 +139,6 @@ def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collect
         asked: plans that are wanted, too, whatever they are good for.
 
     The names are the same on every machine: each is tried there, or left out for a reason.
-
-    Raises:
-        ConfigError: two plans that differ would have one name.
     """
     found, left_out = [REFERENCE_CANDIDATE], {}
     whole = [Candidate(plan=plan) for plan in _plans(kind, flags)]
@@ -144,9 +151,9 @@ def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collect
             left_out[candidate.name] = reason
         else:
             found.append(candidate)
-    for candidate in (Candidate(plan=plan) for plan in asked if Candidate(plan=plan) not in found):
-        known = {one.name for one in found}
-        check(candidate.name not in known, "--plan", "one plan of a name", candidate.name)
+    for candidate in asked_for(asked, kind, flags):
+        if candidate in found:
+            continue
         reason = why_not(candidate, kind, flags=flags, installed=installed, xla=xla, small=True)
         left_out.pop(candidate.name, None)
         if reason:
@@ -156,10 +163,38 @@ def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collect
     return tuple(found), left_out
 
 
+def asked_for(plans: Sequence[OptimizationPlan], kind: TaskKind, flags: frozenset[str] | None
+              ) -> tuple[Candidate, ...]:
+    """Return the candidate of each plan that is asked for, as `sensible` has it.
+
+    One that differs from another in nothing but its floats tells them in its name.
+    """
+    known = [Candidate(plan=plan) for plan in _plans(kind, flags)]
+    found = []
+    for plan in plans:
+        candidate = Candidate(plan=_settled(plan, kind, flags))
+        if candidate not in known and candidate.name in {one.name for one in known}:
+            candidate = replace(candidate, tells_floats=True)
+        known.append(candidate)
+        found.append(candidate)
+    return tuple(found)
+
+
+def _settled(plan: OptimizationPlan, kind: TaskKind, flags: frozenset[str] | None
+             ) -> OptimizationPlan:
+    """Return a plan that says what its floats are where this CPU needs others than usual."""
+    if kind != "classifier":
+        return plan
+    usual = OptimizationPlan(precision=plan.precision, compile=plan.compile)
+    if plan.precision == "int8" and usual.kept_in == "bfloat16" and _reason(
+            OptimizationPlan(precision="bfloat16"), kind, flags):
+        return replace(plan, floats="float32") if plan.floats is None else plan
+    return replace(plan, floats=None) if plan.floats == usual.kept_in else plan
+
+
 def _plans(kind: TaskKind, flags: frozenset[str] | None) -> Iterator[OptimizationPlan]:
-    plans = {precision: OptimizationPlan(precision=precision) for precision in NATIVE}
-    if kind == "classifier" and _reason(plans["bfloat16"], kind, flags):
-        plans["int8"] = replace(plans["int8"], floats="float32")
+    plans = {precision: _settled(OptimizationPlan(precision=precision), kind, flags)
+             for precision in NATIVE}
     yield from plans.values()
     if kind == "classifier":
         yield replace(plans["int8"], smoothing=SMOOTHING)
@@ -198,10 +233,15 @@ def why_not(candidate: Candidate, kind: TaskKind, *, flags: frozenset[str] | Non
 
 
 def _reason(plan: OptimizationPlan, kind: TaskKind, flags: frozenset[str] | None) -> str:
+    lacks = "this CPU has no arithmetic of"
+    try:
+        require_native(plan, flags)
+    except ConfigError:
+        return f"{lacks} {plan.precision}"
     try:
         require_native(plan, flags, floats=kind == "classifier")
     except ConfigError:
-        return f"this CPU has no arithmetic of {plan.precision}"
+        return f"{lacks} {plan.kept_in}, which its floats are"
     return ""
 
 
