@@ -237,11 +237,14 @@ def test_hyper_parameters_are_what_tensorboard_reads(tmp_path: Path) -> None:
     assert {name: value.string_value or value.bool_value
             for name, value in data.session_start_info.hparams.items()} == {
         "precision": "int8", "compile": "none", "engine": "none", "activations": "dynamic",
-        "smoothing": "none", "storage": "none", "pruned": False}
+        "floats": "none", "keep": "[]", "ranges": "percentile", "percentile": "99.99",
+        "smoothing": "none", "sensitive": "0", "storage": "none", "atol": "none",
+        "loss_atol": "none", "prune": "none"}
     (experiment,) = (value for event in runs[tmp_path.name] for value in event.summary.value)
     columns = hparams.plugin_data_pb2.HParamsPluginData.FromString(
         experiment.metadata.plugin_data.content).experiment.hparam_infos
-    assert {one.name for one in columns if one.differs} == {"precision", "engine", "activations"}
+    assert {one.name for one in columns if one.differs} == {
+        "precision", "engine", "activations", "keep", "ranges", "percentile", "sensitive"}
     assert {one.name: list(one.domain_discrete) for one in columns}["engine"] == ["litert", "none"]
     ended = {run: hparams.plugin_data_pb2.HParamsPluginData.FromString(
         value.metadata.plugin_data.content).session_end_info.status
@@ -257,8 +260,14 @@ def test_forms_that_differ_have_hyper_parameters_that_differ() -> None:
     hparams = pytest.importorskip("tf_infer.tuning.hparams", reason="needs tensorboard")
     flags, packages = frozenset({"avx512_bf16", "avx512_vnni"}), frozenset({
         "ai_edge_litert", "onnxruntime"})
+    static = OptimizationPlan(precision="int8", activations="static")
+    asked = [static, *(replace(static, **other) for other in (
+        {"ranges": "largest"}, {"ranges": "entropy"}, {"percentile": 99.0}, {"sensitive": 4},
+        {"floats": "float32"}, {"keep": ("words",)}, {"keep": ("layers[0].inner",)},
+        {"atol": 2.0}, {"loss_atol": 2.0}))]
     for kind in ("classifier", "causal_lm"):
-        forms, _ = sensible(kind, flags=flags, installed=packages, small=True)
+        forms, _ = sensible(kind, flags=flags, installed=packages, small=True, asked=asked,
+                            prune=[{"heads": 0.5}, {"heads": 0.25}])
         told = [hparams.parameters({"candidate": to_json(one)}) for one in forms]
         assert len({tuple(sorted(one.items())) for one in told}) == len(forms) > 5
         assert len({tuple(one) for one in told}) == 1  # the same columns

@@ -6,6 +6,7 @@ needed.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,12 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from tf_infer.optimize.plan import OptimizationPlan
+from tf_infer.tuning.candidates import prune_word
+
 NONE = "none"
+PLAN_COLUMNS = tuple(one.name for one in dataclasses.fields(OptimizationPlan)
+                     if one.name != "precision")
 
 
 def write(told: Mapping[str, Any], folder: Path) -> None:
@@ -59,9 +65,9 @@ def parameters(one: Mapping[str, Any]) -> dict[str, Any]:
     plan, engine = form["plan"] or {}, form["engine"] or {}
     found = {"precision": engine.get("precision") or plan.get("precision"),
              "engine": engine.get("kind")}
-    found |= {name: plan.get(name) for name in ("compile", "activations", "smoothing", "storage")}
-    return {name: str(NONE if value is None else value) for name, value in found.items()} | {
-        "pruned": form["prune"] is not None}
+    found |= {name: plan.get(name) for name in PLAN_COLUMNS}
+    found["prune"] = None if form["prune"] is None else prune_word(form["prune"])
+    return {name: str(NONE if value is None else value) for name, value in found.items()}
 
 
 def figures(one: Mapping[str, Any], metric: str) -> dict[str, float]:
