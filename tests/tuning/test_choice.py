@@ -140,6 +140,17 @@ def test_a_tie_goes_to_the_smaller_drop_and_then_to_the_smaller_file() -> None:
     assert "the smallest drop goes first" in found.reason
 
 
+def test_a_difference_of_perplexity_that_no_table_tells_decides_no_tie() -> None:
+    trials = (trial(0, [1.5] * 6, metric=2.0), trial(1, [1.0] * 6, metric=2.0 + 3e-8),
+              trial(3, [1.005] * 6, metric=1.9995, size=1))
+    found = choice(*trials, kind="loss")
+    assert found.tied == ("plan float32", "plan int8")
+    assert found.name == "plan float32"
+    assert found.not_faster == {"plan int8": "plan float32"}
+    told = replace(trials[1], metric=2.0 + math.log(1.0002))  # 0.02 % higher
+    assert choice(trials[0], told, trials[2], kind="loss").name == "plan int8"
+
+
 def test_a_form_that_rounds_and_is_not_faster_is_told_and_not_chosen() -> None:
     found = choice(trial(0, [2.0] * 6), trial(1, [1.0] * 6), trial(2, [0.995] * 6, size=1),
                    trial(3, [1.2] * 6, size=2))

@@ -21,6 +21,7 @@ from tf_infer.tuning.trial import MetricKind, Times, Trial, drop, is_number
 SAME = 0.02        # a lead that is none: two runs of one form differ by as much
 UNSURE = 0.05      # chance that the median of a ratio lies outside its interval, at most
 ROUNDING = 1e-9    # of a drop, which is a difference of shares
+TOLD = 2           # decimals of a drop, in points or per cent
 
 BATCHES = (1, 8, 32)
 
@@ -139,7 +140,7 @@ def refusal(trial: Trial, reference: Trial, kind: MetricKind, objective: Objecti
     lost = drop(kind, reference.metric, trial.metric)
     if lost > max_drop + ROUNDING:
         what = "perplexity is" if kind == "loss" else f"{kind} is"
-        how = f"{lost:.2f} % higher" if kind == "loss" else f"{lost:.2f} points lower"
+        how = f"{lost:.{TOLD}f} % higher" if kind == "loss" else f"{lost:.{TOLD}f} points lower"
         return f"{what} {how}, {max_drop:g} are allowed"
     return ""
 
@@ -159,8 +160,8 @@ def choose(trials: Sequence[Trial], *, kind: MetricKind, objective: Objective, m
         ConfigError: the reference was not measured, or `max_drop` is no such number.
 
     Ties: the reference, where it is among them and time is the objective (a form that is not faster
-    is no gain); else the smallest drop, then float32 before forms that round, then the fewest
-    bytes, then the order given.
+    is no gain); else the smallest drop as it is told, then float32 before forms that round, then
+    the fewest bytes, then the order given.
     """
     check(0.0 <= max_drop <= 100.0, "--max-drop", "0 to 100 points", max_drop)
     reference = trials[0]
@@ -207,10 +208,13 @@ def not_faster(trials: Sequence[Trial], objective: Objective) -> dict[str, str]:
 
 
 def _lost(trial: Trial, reference: Trial, kind: MetricKind) -> float:
-    """Return its drop; a better metric than the reference's is luck, and decides nothing."""
+    """Return its drop as it is told; a better metric than the reference's is luck.
+
+    Two drops that are told alike are equal: a loss moves with the order of a sum already.
+    """
     if trial.metric is None or reference.metric is None:
         return 0.0
-    return max(0.0, round(drop(kind, reference.metric, trial.metric), 9))
+    return max(0.0, round(drop(kind, reference.metric, trial.metric), TOLD))
 
 
 def _sentence(chosen: Trial, best: Trial, tied: Sequence[str], reference: Trial,
