@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from tf_infer.server.lite_servable import LITE_FILE, LiteServable, load_lite
 from tf_infer.server.metrics import Metrics
 from tf_infer.wire import methods, serving_pb2, tensors
 
+WAIT_S = 10
 PREFERRED = ServerConfig(models=(), prefer_tflite=True, tflite_runs=2)
 
 
@@ -126,6 +129,56 @@ def test_so_many_runs_at_once_as_there_may_be_interpreters(tmp_path: Path) -> No
     asking.join(60)
     assert answers == [3.0]
     servable.close()
+
+
+def test_one_that_cannot_be_made_now_is_made_for_the_next(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(content: bytes) -> object:
+        raise RuntimeError("no memory")
+
+    servable = opened(tmp_path, half_plus_two(), most=2)
+    held = servable._taken(None)
+    with monkeypatch.context() as patched:
+        patched.setattr(lite_servable, "_Interpreter", none)
+        for _ in range(2):
+            with pytest.raises(ServerFailure, match="no memory"):
+                servable.run("serving_default", {"x": np.float32([2])}, outputs=["y"],
+                             timeout_s=WAIT_S)
+    second = servable._taken(WAIT_S)
+    assert second is not held
+    assert second.run({servable._inputs["x:0"]: np.float32([2])},
+                      [servable._outputs["y:0"]])[0].tolist() == [3.0]
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("r"), MemoryError("m"), TypeError("t")])
+def test_one_whose_run_failed_runs_no_more_and_who_waits_gets_another(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    servable, began, asked = opened(tmp_path, half_plus_two()), threading.Event(), []
+    ran: list[object] = []
+    run = lite_servable._Interpreter.run
+
+    def first_fails(one: object, *arguments: Any) -> list[np.ndarray]:
+        ran.append(one)
+        if len(ran) > 1:
+            return run(one, *arguments)  # type: ignore[arg-type]
+        began.set()
+        time.sleep(0.1)  # in which another one waits for its place
+        raise fault
+
+    monkeypatch.setattr(lite_servable._Interpreter, "run", first_fails)
+
+    def ask_too() -> None:
+        assert began.wait(WAIT_S)
+        asked.append(servable.run("serving_default", {"x": np.float32([2])}, outputs=["y"],
+                                  timeout_s=WAIT_S)["y"].tolist())
+
+    waiting = threading.Thread(target=ask_too)
+    waiting.start()
+    with pytest.raises((ServerFailure, MemoryError, TypeError)):
+        halves(servable, [2.0])
+    waiting.join(2 * WAIT_S)
+    assert asked == [[3.0]]
+    assert len({id(one) for one in ran}) == 2
 
 
 def test_what_is_no_model_fails_the_load(tmp_path: Path) -> None:

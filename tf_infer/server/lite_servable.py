@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import queue
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -85,9 +84,11 @@ class LiteServable:
     def __init__(self, path: Path, *, most: int) -> None:
         self.manifest: ModelManifest | None = None
         self._path, self._content = path, path.read_bytes()
-        self._left = most - 1
-        self._lock = threading.Lock()
-        self._free: queue.SimpleQueue[_Interpreter] = queue.SimpleQueue()
+        # Places of runs; None is one whose interpreter is still to be made. What was used last goes
+        # first, so that no more are made than run at once.
+        self._free: queue.LifoQueue[_Interpreter | None] = queue.LifoQueue()
+        for _ in range(most - 1):
+            self._free.put(None)
         first = self._made()
         self._inputs = _places(first.lite.get_input_details())
         self._outputs = _places(first.lite.get_output_details())
@@ -107,14 +108,14 @@ class LiteServable:
                                      f"{dtype_text(given)} is provided")
             fed[self._inputs[definition.inputs[name].name]] = array
         fetched = [self._outputs[definition.outputs[name].name] for name in outputs]
-        interpreter = self._taken(timeout_s)
+        interpreter, left = self._taken(timeout_s), None
         try:
             values = interpreter.run(fed, fetched)
+            left = interpreter  # of one that failed, tensors may have no memory any more
         except (ValueError, RuntimeError) as error:  # what LiteRT says names operations, no data
-            interpreter = self._made()  # of the other one, tensors may have no memory any more
             raise ServerFailure(f"Failed to run TfLite interpreter: {error}") from error
         finally:
-            self._free.put(interpreter)
+            self._free.put(left)
         return {name: np.asarray(value, object) if value.dtype.kind in "OSU" else value
                 for name, value in zip(outputs, values)}
 
@@ -134,17 +135,14 @@ class LiteServable:
 
     def _taken(self, timeout_s: float | None) -> _Interpreter:
         try:
-            return self._free.get_nowait()
-        except queue.Empty:
-            with self._lock:
-                more = self._left > 0
-                self._left -= more
-            if more:
-                return self._made()
-        try:
-            return self._free.get(timeout=timeout_s)
+            found = self._free.get(timeout=timeout_s)
         except queue.Empty:
             raise DeadlineExceeded(TIMED_OUT) from None
+        try:
+            return found or self._made()
+        except BaseException:
+            self._free.put(None)  # the next one may have more luck
+            raise
 
     # ------------------------------------------------------------------ signatures
 
