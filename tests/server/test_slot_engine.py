@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.slotkit import CAPACITY, Heard, Stand, alone, same, stand, until
+from tests.server.slotkit import CAPACITY, WAIT_S, Heard, Stand, alone, same, stand, until
 from tf_infer.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -498,18 +498,20 @@ class Prompt(bytes):
 def test_of_a_prompt_that_waits_the_ids_alone_are_held() -> None:
     gate = threading.Event()
     with stand(slots=1) as one:
-        first = one.ask(b"x", Heard(on_piece=lambda piece: gate.wait() and None),
+        first = one.ask(b"x", Heard(on_piece=lambda piece: gate.wait(WAIT_S) and None),
                         max_new_tokens=5, min_new_tokens=5)
-        first.started()
-        prompt = Prompt(b"abc")
-        prompt.mark = threading.Event()
-        mark = weakref.ref(prompt.mark)
-        second = one.ask(prompt, max_new_tokens=3)
-        assert one.engine.counts() == (1, 1)
-        del prompt
-        gc.collect()
-        held = mark() is not None
-        gate.set()
+        try:
+            first.started()
+            prompt = Prompt(b"abc")
+            prompt.mark = threading.Event()
+            mark = weakref.ref(prompt.mark)
+            second = one.ask(prompt, max_new_tokens=3)
+            assert one.engine.counts() == (1, 1)
+            del prompt
+            gc.collect()
+            held = mark() is not None
+        finally:
+            gate.set()
         same(second.answer(), alone(b"abc", max_new_tokens=3))
     assert not held
 
