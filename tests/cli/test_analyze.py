@@ -35,6 +35,8 @@ def predict(request: Any, context: grpc.ServicerContext) -> Any:
         if request.model_spec.name == "foreign":
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such signature")
         if request.model_spec.name == "pairs":
+            if "text_pair" not in request.inputs:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "text_pair: expected")
             texts = [f"{text} {other.decode()}" for text, other in zip(
                 texts, tensors.to_array(request.inputs["text_pair"]))]
         rows = [text.replace("\x00", "").split() for text in texts]
@@ -49,6 +51,7 @@ def predict(request: Any, context: grpc.ServicerContext) -> Any:
     else:
         warm = np.array(["sun" in text for text in texts])
         scores = np.stack([np.where(warm, 0.2, 0.8), np.where(warm, 0.8, 0.2)], axis=1)
+        scores[["nan" in text for text in texts]] = np.nan
         outputs = {"label": np.array([CLASSES[int(one)].encode() for one in warm], object),
                    "score": scores.max(axis=1), "scores": scores,
                    "classes": np.array([name.encode() for name in CLASSES], object)}
@@ -142,6 +145,39 @@ def test_what_is_not_known_is_null_in_json_and_a_gap_on_the_page(
     told = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
     assert told["worst"][0]["truth_score"] is None
     assert "nan" not in _Page((texts.parent / "errors.html").read_text()).words
+
+
+def test_a_score_that_is_no_number_is_null_in_json(server: FakeServer, texts: Path) -> None:
+    rows = [("nan sun", "cold"), *ROWS, ("nan", "cold")]
+    texts.write_text("\n".join(json.dumps({"text": text, "label": label}) for text, label in rows))
+    path = texts.parent / "errors.json"
+    assert analyze(server, texts, "--json", str(path)) == 0
+    told = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
+    wrong = {one["text"]: one for one in told["worst"]}
+    assert (wrong["nan sun"]["score"], wrong["nan sun"]["truth_score"]) == (None, None)
+    assert wrong["sun over ice"]["score"] == pytest.approx(0.8)
+    assert [one["text"] for one in told["worst"]][-1] == "nan sun"  # nothing is sure of it
+    assert told["rows"] == 7
+    assert told["calibration_error"] == pytest.approx(0.2)  # 3 of 5 right, each sure by 0.8
+    assert sum(rows for rows, _, _ in told["bins"]) == 5
+    assert {one["text"] for one in told["label_errors"]} == {"sun over ice", HOSTILE}
+    texts.write_text('{"text": "nan", "label": "cold"}')
+    assert analyze(server, texts, "--json", str(path)) == 0
+    told = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert told["calibration_error"] is None and told["accuracy"] == 1.0
+
+
+def test_unknown_ids_of_pairs_are_counted_where_the_first_row_is_none(
+        server: FakeServer, tmp_path: Path) -> None:
+    rows = [{"text": "the sun is up", "label": "cold"},
+            {"text": "frost", "text_pair": "a sun x", "label": "cold"}]
+    path = tmp_path / "test.jsonl"
+    for order, batch in ((rows, "2"), (rows, "1"), (rows[::-1], "1")):
+        path.write_text("\n".join(map(json.dumps, order)))
+        assert analyze(server, path, "--json", str(tmp_path / "errors.json"), "--rows", batch,
+                       model="pairs") == 0
+        told = json.loads((tmp_path / "errors.json").read_text())
+        assert told["unknown_rate"] == pytest.approx(1 / 8)
 
 
 def test_a_foreign_model_has_no_unknown_ids(server: FakeServer, texts: Path) -> None:

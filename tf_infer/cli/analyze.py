@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tf_infer.cli import connection, texts
 from tf_infer.errors import BackendMissing, ConfigError, DataError, ServingError
@@ -84,10 +85,20 @@ def run(arguments: argparse.Namespace) -> int:
         f"{ref} at {arguments.address} on {arguments.texts.name}")), encoding="utf-8")
     if arguments.json:
         arguments.json.write_text(
-            json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False), encoding="utf-8")
+            json.dumps(_finite(dataclasses.asdict(found)), indent=1, allow_nan=False),
+            encoding="utf-8")
     print("\n".join(_lines(found)))
     print(f"written: {arguments.output} (it holds texts of the data)")
     return 0
+
+
+def _finite(value: Any) -> Any:
+    """Return what JSON can hold: null for a number that is none, wherever it stands."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rows(examples: Sequence[Example]) -> list[tuple[str, str, frozenset[str]]]:
@@ -105,6 +116,8 @@ def _items(arguments: argparse.Namespace, examples: Sequence[Example]
     from tf_infer.verify.error_analysis import Item
 
     ref = connection.reference(arguments)
+    if any(example.text_pair is not None for example in examples):  # then the model reads pairs
+        examples = [example._replace(text_pair=example.text_pair or "") for example in examples]
     found: list[Item] = []
     classes: tuple[str, ...] = ()
     with connection.connect(arguments) as client:

@@ -122,7 +122,8 @@ class ErrorAnalysis:
         confusions: (truth, answer, count) of the wrong ones, most first.
         worst: wrong answers, the surest first.
         slices: of every kind.
-        calibration_error: expected; bins: the reliability diagram.
+        calibration_error: expected; bins: the reliability diagram; both of the rows whose score is
+            a number, NaN where there is none.
         label_errors: rows whose label the model doubts with reason.
         duplicates: see `NearDuplicate`; None where no training texts were given.
         unknown_rate: share of unknown ids among all; None where nobody told.
@@ -170,6 +171,7 @@ def analyse(items: Sequence[Item], classes: Sequence[str], *, worst: int = WORST
     single = all(len(item.truth) == len(item.answer) == 1 for item in items)
     confusion = (targets.T.astype(int) @ found.astype(int)) if single else np.zeros((0, 0), int)
     scores = np.clip([item.score for item in items], 0.0, 1.0)
+    known = ~np.isnan(scores)
     low, high = wilson(int(right.sum()), len(items))
     tokens = sum(item.tokens for item in items)
     return ErrorAnalysis(
@@ -177,8 +179,9 @@ def analyse(items: Sequence[Item], classes: Sequence[str], *, worst: int = WORST
         per_class=tuple(zip(names, metrics.per_class(found, targets, len(names)))),
         confusion=tuple(map(tuple, confusion.tolist())), confusions=_confusions(confusion, names),
         worst=_worst(items, index, worst), slices=tuple(slices(items)),
-        calibration_error=metrics.calibration_error(scores, right),
-        bins=tuple(metrics.reliability(scores, right)),
+        calibration_error=(metrics.calibration_error(scores[known], right[known]) if known.any()
+                           else math.nan),
+        bins=tuple(metrics.reliability(scores[known], right[known])),
         label_errors=label_errors(items, told, most=worst) if single else (),
         duplicates=None if duplicates is None else tuple(duplicates),
         unknown_rate=sum(item.unknown for item in items) / tokens if tokens else None)
@@ -207,7 +210,8 @@ def _row(item: Item, index: dict[str, int]) -> WorstRow:
 
 
 def _worst(items: Sequence[Item], index: dict[str, int], most: int) -> tuple[WorstRow, ...]:
-    wrong = sorted((item for item in items if not item.right), key=lambda item: -item.score)
+    wrong = sorted((item for item in items if not item.right),
+                   key=lambda item: (math.isnan(item.score), -item.score))
     return tuple(_row(item, index) for item in wrong[:most])
 
 
@@ -294,7 +298,7 @@ def label_errors(items: Sequence[Item], classes: Sequence[str], *, most: int = W
     """
     index = {name: place for place, name in enumerate(classes)}
     usable = [item for item in items if len(item.probabilities) == len(classes)
-              and next(iter(item.truth)) in index]
+              and next(iter(item.truth)) in index and np.isfinite(item.probabilities).all()]
     if not usable:
         return ()
     shares = np.array([item.probabilities for item in usable])               # [N, C]
