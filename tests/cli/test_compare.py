@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.fakes.serving import FakeServer
+from tf_infer.cli import texts
 from tf_infer.cli.main import main
 from tf_infer.wire import messages, methods, tensors
 
@@ -116,6 +117,17 @@ def test_of_plain_text_each_line_is_a_text(
     path.write_text("\n  \n")
     assert compare(server, str(path), *versions(1, 3)) == 1
     assert "day.txt: expected at least one text, got none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_lines_end_as_they_do_for_a_bench(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "day.txt"
+    path.write_bytes(f"one{end}{end} two {end}three\u2028four".encode())
+    found = texts.examples(path)
+    assert [one.text for one in found] == ["one", " two ", "three\u2028four"]
+    assert [one.place for one in found] == ["day.txt:1", "day.txt:3", "day.txt:4"]
+    assert [one.text for one in found] == [
+        line for line in texts.read_texts(str(path), option="--texts") if line]
 
 
 def test_of_partly_labelled_texts_accuracy_is_of_those_and_agreement_of_all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,8 +88,9 @@ def examples(path: Path) -> list[Example]:
     found = data.read(path)
     if not path.name.endswith((".txt", ".txt.gz")):
         return found
-    lines = [data.Example(line, place=f"{path.name}:{number}") for one in found
-             for number, line in enumerate(one.text.split("\n"), start=1) if line.strip()]
+    lines = [data.Example(line.rstrip("\n"), place=f"{path.name}:{number}") for one in found
+             for number, line in enumerate(io.StringIO(one.text, newline=None), start=1)
+             if line.strip()]
     if not lines:
         raise DataError(f"{path}: expected at least one text, got none.")
     return lines
