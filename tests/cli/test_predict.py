@@ -176,6 +176,7 @@ def test_complex_outputs_are_shown(server: FakeServer, capsys: pytest.CaptureFix
     (["intents", "--file", "/nowhere"], "cannot be read: No such file"),
     (["intents", "secret", "--rows", "0"], "--rows: expected at least 1"),
     (["writer", "secret", "--regex", "secret"], "--regex, --json-schema: expected --stream"),
+    (["writer", "secret", "--regex", ""], "--regex, --json-schema: expected --stream"),
     (["writer", "secret", "--choice", "secret"], "got ['choices']"),
     (["intents", "secret", "--pair", "a", "--pair", "b"], "--pair: expected 1"),
     (["intents", "secret", "--model-version", "-1"], "ModelRef.version"),

@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stream and (arguments.inputs or arguments.pair or arguments.signature):
         raise ConfigError("--stream: expected texts for a decoder, and no --input, --pair or "
                           "--signature beside it. Leave it out.")
-    if not arguments.stream and (arguments.regex or arguments.json_schema):
+    if not arguments.stream and not (arguments.regex is None and arguments.json_schema is None):
         raise ConfigError("--regex, --json-schema: expected --stream beside it. Add it, or export "
                           "the model with --constraints and name one by --constraint.")
     if arguments.inputs and (arguments.texts or arguments.file):
