@@ -71,6 +71,7 @@ def test_the_last_column_says_what_the_program_does() -> None:
         assert (row.there == "–") is (flag.status == "ours"), flag.name
         assert row.changes, flag.name
 
+
 def test_the_flags_that_README_names_are_flags() -> None:
     text = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
     serving = text.split("\n## Serving\n")[1].split("\n## ")[0]
