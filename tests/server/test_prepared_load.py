@@ -28,7 +28,7 @@ from tensorflow.core.protobuf import meta_graph_pb2  # noqa: E402
 
 from tests.fakes.word_task import GRID, strings, word_task  # noqa: E402
 from tf_infer import config as configs  # noqa: E402
-from tf_infer.errors import ExportError  # noqa: E402
+from tf_infer.errors import ExportError, InvalidRequest  # noqa: E402
 from tf_infer.export import saved_model  # noqa: E402
 from tf_infer.manifest import (  # noqa: E402
     EXTRA_FOLDER,
@@ -157,6 +157,30 @@ def test_what_an_export_writes_runs_prepared_and_answers_bit_for_bit_the_same(
     assert len(found) > 15
 
 
+def test_a_signature_that_names_an_operation_is_refused_as_that_of_the_saved_model_pb_is(
+        exported: Path) -> None:
+    def said(servable: Servable, name: str) -> str:
+        with pytest.raises(InvalidRequest) as caught:
+            servable.run(name, {}, outputs=[name], timeout_s=None)
+        return caught.value.details
+
+    with loaded(exported) as prepared, loaded(exported, settings=plain()) as usual:
+        (name,) = [name for name, one in usual.signatures.items() if not one.inputs]
+        (info,) = usual.signatures[name].outputs.values()
+        assert info.name and ":" not in info.name
+        assert said(prepared, name) == said(usual, name)
+
+
+def test_one_whose_operation_has_no_such_output_is_passed_over(
+        version: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rewritten(version, lambda graph: setattr(
+        graph.signature_def["encode"].outputs["ids"], "name",
+        graph.signature_def["encode"].outputs["ids"].name.partition(":")[0] + ":7"))
+    with caplog.at_level(logging.WARNING), loaded(version) as servable:
+        assert "passed_over" in caplog.text
+        assert len(ids_of(servable)) == len(TEXTS)
+
+
 def test_it_is_the_prepared_graph_that_answers(version: Path) -> None:
     """One whose logits are called scores answers so, though saved_model.pb knows better."""
     def exchanged(graph: Any) -> None:
@@ -252,12 +276,12 @@ def test_a_version_without_one_loads_as_it_did(
 
 
 def test_a_prepared_version_that_goes_leaves_nothing_for_a_collection(exported: Path) -> None:
-    with loaded(exported, gently=True) as servable:
-        assert len(ids_of(servable)) == len(TEXTS)
-        gc.collect()
-        gc.disable()
-        held = [weakref.ref(servable._session.graph), weakref.ref(servable._session)]
     try:
+        with loaded(exported, gently=True) as servable:
+            assert len(ids_of(servable)) == len(TEXTS)
+            gc.collect()
+            gc.disable()
+            held = [weakref.ref(servable._session.graph), weakref.ref(servable._session)]
         assert [one() is None for one in held] == [True, False]  # the session frees the graph
         del servable
         assert held[1]() is None

@@ -137,7 +137,9 @@ def load_prepared(session: Any, path: Path, data: bytes, behind: Behind | None) 
     graph.run(_init_name(meta_graph), behind, get_asset_tensors(str(path), meta_graph))
     names = {info.name for signature in meta_graph.signature_def.values()
              for side in (signature.inputs, signature.outputs) for info in side.values()}
-    return Loaded(meta_graph, {name: graph.tensor(name) for name in names if name}.__getitem__)
+    # Nor does Python's call take a signature's operation for a tensor.
+    return Loaded(meta_graph, {name: graph.tensor(name)
+                               for name in names if ":" in name}.__getitem__)
 
 
 def _init_name(meta_graph: Any) -> str:
@@ -202,6 +204,8 @@ class BareGraph:
         source, _, output = name.partition(":")
         found = c_api.TF_Output()
         found.oper, found.index = self._operations[source], int(output or 0)
+        if not 0 <= found.index < c_api.TF_OperationNumOutputs(found.oper):
+            raise KeyError(name)
         return found
 
     def run(self, operation: str, behind: Behind | None, feeds: Mapping[str, bytes]) -> None:
