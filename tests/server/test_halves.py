@@ -95,7 +95,23 @@ def test_two_halves_run_at_once_and_give_the_rows_in_their_order(halves: Halves,
     found, wanted = halves.run(inputs, order, run), measured(inputs)
     assert found is not None and sorted(seen) == [count // 2, count - count // 2]
     for name, array in wanted.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(found[0][name], array)
+
+
+def test_what_the_second_thread_computes_is_told(halves: Halves) -> None:
+    inputs = {"text": texts(*range(LEAST_ROWS)), "number": np.arange(LEAST_ROWS, dtype=np.float32)}
+    least_s, caller = 0.02, threading.get_ident()
+
+    def run(half: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        end_s = time.thread_time() + least_s * (threading.get_ident() != caller)
+        while time.thread_time() < end_s:
+            pass
+        return measured(half)
+
+    order = order_of(inputs)
+    assert order is not None
+    found = halves.run(inputs, order, run)
+    assert found is not None and found[1] >= least_s
 
 
 @pytest.mark.parametrize("bad", [0, 1])

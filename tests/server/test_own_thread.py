@@ -143,6 +143,11 @@ def test_a_batch_of_one_who_is_alone_is_done_in_two_halves_once_it_is_sure(
 
     one.halves.wanted = True
     assert [counted() for _ in range(4)] == [1, 1, 2, 2]  # the first two are the pool's
+    halves, busy_s = one.halves.run, 100.0
+    with monkeypatch.context() as patched:  # a deadline is met by what both threads compute
+        patched.setattr(one.halves, "run", lambda *given: (halves(*given)[0], busy_s))
+        assert counted() == 2
+    assert one._slowest_s["serving_default"] >= busy_s
     with one.halves.entered():
         assert counted() == 1
     one.halves.wanted = False

@@ -8,6 +8,7 @@ few hundred operations. A row's answer does not depend on the rows beside it, so
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -90,8 +91,8 @@ class Halves:
                 self._running -= 1
 
     def run(self, inputs: Mapping[str, np.ndarray], order: np.ndarray,
-            run: Callable[[Mapping[str, np.ndarray]], Arrays]) -> Arrays | None:
-        """Run two halves at once, and return what the whole gives.
+            run: Callable[[Mapping[str, np.ndarray]], Arrays]) -> tuple[Arrays, float] | None:
+        """Run two halves at once.
 
         Args:
             inputs: of the whole.
@@ -99,25 +100,31 @@ class Halves:
             run: inputs -> outputs, each with a row for each row.
 
         Returns:
-            None where a half is refused: what is wrong is to be said of the whole, whose rows have
-            other numbers.
+            What the whole gives, and the seconds for which the second thread computed. None where a
+            half is refused: what is wrong is to be said of the whole, whose rows have other
+            numbers.
 
         Raises:
             ServingError: a half failed otherwise; both have ended.
         """
         first, second = order[::2], order[1::2]
-        other = self._other.submit(run, {name: array[second] for name, array in inputs.items()})
+
+        def timed(half: Mapping[str, np.ndarray]) -> tuple[Arrays, float]:
+            began_s = time.thread_time()
+            return run(half), time.thread_time() - began_s
+
+        other = self._other.submit(timed, {name: array[second] for name, array in inputs.items()})
         try:
             try:
                 mine = run({name: array[first] for name, array in inputs.items()})
             finally:
                 wait([other])
-            theirs = other.result()
+            theirs, seconds = other.result()
         except InvalidRequest:
             return None
         back = np.empty(len(order), np.int64)
         back[np.concatenate([first, second])] = np.arange(len(order))
-        return {name: np.concatenate([mine[name], theirs[name]])[back] for name in mine}
+        return {name: np.concatenate([mine[name], theirs[name]])[back] for name in mine}, seconds
 
     def close(self) -> None:
         """End the second thread."""

@@ -207,12 +207,13 @@ class SavedModelServable:
         options = _run_options(milliseconds, here=here) if milliseconds or here else None
         own_s = time.thread_time() if own else 0.0
         with self.halves.entered() as alone:
-            found = self._in_halves(signature, inputs, outputs, options, whole=whole) if (
+            cut = self._in_halves(signature, inputs, outputs, options, whole=whole) if (
                 alone and bounded and here) else None
-            if found is None:
-                found = self._run(signature, inputs, outputs, options, whole=whole)
-        # What a thread waits for while others compute is no time of its run.
-        took_s = time.thread_time() - own_s if own else time.monotonic() - began_s
+            found, other_s = cut or (
+                self._run(signature, inputs, outputs, options, whole=whole), 0.0)
+        # What a thread waits for while others compute is no time of its run; what another one
+        # computes for it is, since the next run may have to be done without that one.
+        took_s = time.thread_time() - own_s + other_s if own else time.monotonic() - began_s
         if bounded:
             self._slowest_s[signature] = slowest(self._slowest_s.get(signature), took_s)
         if kind is not None:
@@ -222,8 +223,8 @@ class SavedModelServable:
         return found
 
     def _in_halves(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str],
-                   options: _Options | None, *, whole: bool) -> Arrays | None:
-        """Run a batch in two halves; None where that cannot be, or one of them is refused."""
+                   options: _Options | None, *, whole: bool) -> tuple[Arrays, float] | None:
+        """Run a batch in two halves where that can be; see `Halves.run`."""
         if not self.halves.wanted or not divisible(self.manifest, signature, outputs):
             return None
         order = order_of(inputs)
