@@ -109,6 +109,26 @@ def test_the_runs_of_a_load_give_way_to_others_only_when_it_shall_and_the_thread
     assert set(seen) == {max(usual, 10) if gently else usual}
 
 
+@pytest.mark.parametrize("fails", ["_is_fragile", "QuickCalls"])
+def test_a_load_that_fails_anywhere_leaves_no_session_and_no_thread(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    """Though the error is still at hand, whose traceback holds all that there was."""
+    save(tmp_path / "1", "none")
+    freed: list[Any] = []
+    free = servable.free
+
+    def fault(*arguments: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(servable, "free", lambda session: (freed.append(session), free(session)))
+    monkeypatch.setattr(servable, fails, fault)
+    with pytest.raises(MemoryError) as caught:
+        servable.SavedModelServable(tmp_path / "1", gently=True)
+    assert caught.tb is not None
+    assert [session._closed for session in freed] == [True]
+    assert not [one for one in threading.enumerate() if one.name.startswith("tf-infer-behind")]
+
+
 def test_functions_are_imported_in_pieces_and_the_version_answers_as_before(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "1", "none")

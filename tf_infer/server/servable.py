@@ -95,8 +95,8 @@ class SavedModelServable:
         tags: of the meta graph.
         settings: ConfigProto of the session; None takes that of a server without flags.
         metrics: is told of every run.
-        gently: others are being answered meanwhile. A thread that gives way to theirs does all
-            runs itself, until `loaded`.
+        gently: others are being answered meanwhile. A thread that gives way to theirs does the
+            runs until `loaded`, but for those of QuickCalls, which whoever asks does.
         prepared: the graph to be run in place of saved_model.pb's; None runs that.
 
     Raises:
@@ -108,33 +108,32 @@ class SavedModelServable:
     def __init__(self, path: Path, *, tags: Sequence[str] = ("serve",), settings: Any = None,
                  metrics: Metrics | None = None, gently: bool = False,
                  prepared: bytes | None = None) -> None:
-        self._metrics = metrics or Metrics(page=False)
-        self._behind = cpus.Behind() if gently else None
         if not any((Path(path) / name).is_file()
                    for name in ("saved_model.pb", "saved_model.pbtxt")):
             raise ModelNotFound(
                 "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
                 f"{path}. Is the export or the copy still running, or was it interrupted?")
+        self._metrics = metrics or Metrics(page=False)
+        self._ends: dict[str, _Ends] = {}
+        self._slowest_s: dict[str, float] = {}  # by signature, of runs within the grid
+        self._few_cpus = cpus.usable() <= FEW_CPUS
+        self.halves = Halves()
+        self.manifest: ModelManifest | None = None
+        self._behind = cpus.Behind() if gently else None
         self._session = (functools.partial(GentleSession, self._behind) if self._behind
                          else tf.compat.v1.Session)(
             graph=tf.Graph(), config=settings or session_config(ServerConfig(models=())))
-        self._fragile = _is_fragile(Path(path))
         try:
+            self._fragile = _is_fragile(Path(path))
             meta_graph, self._tensor = self._load(Path(path), tags, prepared)
+            self.signatures: Mapping[str, serving_pb2.SignatureDef] = {
+                name: serving_pb2.SignatureDef.FromString(definition.SerializeToString())
+                for name, definition in meta_graph.signature_def.items()}
+            self._quick, self._calls = QuickRuns(), QuickCalls(self._session)
         except BaseException:
             free(self._session)
             self.loaded()
             raise
-        self._session._extend_graph()
-        self.signatures: Mapping[str, serving_pb2.SignatureDef] = {
-            name: serving_pb2.SignatureDef.FromString(definition.SerializeToString())
-            for name, definition in meta_graph.signature_def.items()}
-        self._ends: dict[str, _Ends] = {}
-        self._slowest_s: dict[str, float] = {}  # by signature, of runs within the grid
-        self._quick, self._calls = QuickRuns(), QuickCalls(self._session)
-        self._few_cpus = cpus.usable() <= FEW_CPUS
-        self.halves = Halves()
-        self.manifest: ModelManifest | None = None
 
     def loaded(self) -> None:
         """Do the runs from now on where those who ask for them are."""
@@ -144,9 +143,11 @@ class SavedModelServable:
 
     def _load(self, path: Path, tags: Sequence[str], prepared: bytes | None) -> Loaded:
         try:
-            if prepared is not None:
-                return load_prepared(self._session, path, prepared, self._behind)
-            return load(self._session, path, tags, gently=self._behind is not None)
+            found = (load(self._session, path, tags, gently=self._behind is not None)
+                     if prepared is None
+                     else load_prepared(self._session, path, prepared, self._behind))
+            self._session._extend_graph()
+            return found
         except tf.errors.OpError as error:
             raise _translated(error) from error
         except Exception as error:  # the loader raises OSError, ValueError, RuntimeError, ...
@@ -395,9 +396,9 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         config: how to load it.
         metrics: is told of the load, the warm-up and every run.
         settings: ConfigProto of the session; None takes what `config` asks for.
-        gently: others are being answered meanwhile. This thread gives way to theirs, and one row
-            of each record runs where rows are no shapes: of a version of ours that is not
-            compiled.
+        gently: others are being answered meanwhile. The graph's runs give way to theirs; this
+            thread, which holds the interpreter lock, does not. One row of each record runs where
+            rows are no shapes: of a version of ours that is not compiled.
 
     Raises:
         ServingError, ConfigError, ExportError: any of these fails; the version is closed again.
@@ -413,7 +414,6 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         check_files(path, manifest)
     widened = []
     with ExitStack() as opened:
-        # Before the graph, whose first run gives way: threads begin with their maker's priority.
         engine = engine_of(path, manifest, config.classifier_engine)
         if engine is not None:
             opened.callback(engine.close)
