@@ -105,7 +105,7 @@ FILES: dict[str, set[str]] = {
     "server/loading.py": {"tensorflow"},
     "server/lite_servable.py": {"ai_edge_litert", "flatbuffers"},
     "server/quick_graph.py": {"tensorflow"},
-    "server/http_server.py": {"aiohttp"},
+    "server/http_server.py": {"aiohttp", "uvloop"},
     "server/chat.py": {"jinja2"},
     "server/reflection.py": {"grpc_reflection"},
     "server/session_config.py": {"tensorflow"},

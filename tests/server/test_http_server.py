@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -285,6 +288,30 @@ def test_a_thousand_idle_connections_hold_nobody_up(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_without_a_descriptor_left_callers_wait_until_there_is_one(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(http_server, "ACCEPT_AGAIN_S", 0.02)
+    tries: list[float] = []
+    open_port = http_server.listen
+
+    class Scarce(socket.socket):
+        """A socket that has no descriptor for a connection the first three times."""
+
+        def accept(self) -> tuple[socket.socket, Any]:
+            tries.append(time.monotonic())
+            if len(tries) <= 3:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    monkeypatch.setattr(http_server, "listen", lambda host, port: [
+        Scarce(fileno=one.detach()) for one in open_port(host, port)])
+    with serving(tmp_path) as rest:
+        assert answered(rest)
+    assert len(tries) > 3
+    assert min(after - before for before, after in pairwise(tries[:4])) > 0.01
+    assert caplog.text.count("http_fault error=OSError") == 3
+
+
 def test_many_callers_get_their_own_answers(tmp_path: Path) -> None:
     def calls(rest: Rest, caller: int) -> list[Any]:
         other = rest.other()
@@ -297,6 +324,28 @@ def test_many_callers_get_their_own_answers(tmp_path: Path) -> None:
         answers = list(callers.map(lambda caller: calls(rest, caller), range(16)))
     assert answers == [[(caller * 100 + place) / 2 + 2 for place in range(30)]
                        for caller in range(16)]
+
+
+# ---------------------------------------------------------------------------- the loop
+
+
+def loop_of(rest: Rest) -> str:
+    return type(rest.server._rest._http._loop).__module__  # type: ignore[union-attr]
+
+
+def test_the_loop_is_uvloops_where_that_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("uvloop", reason="it is tested without uvloop, too")
+    with serving(tmp_path) as rest:
+        assert loop_of(rest) == "uvloop"
+        assert answered(rest)
+
+
+def test_without_uvloop_the_loop_is_asyncios(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)  # an import of it fails
+    with serving(tmp_path) as rest:
+        assert loop_of(rest) == "asyncio.unix_events"
+        assert answered(rest)
 
 
 # ---------------------------------------------------------------------------- the end
@@ -384,6 +433,29 @@ def test_a_server_that_never_started_can_be_stopped() -> None:
 
     server = http_server.HttpServer(handler, host="localhost", port=free_port())
     assert server.stop(1.0).result(1) is True
+
+
+def test_a_connection_that_comes_with_the_end_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handler(request: Any) -> http_server.Reply:
+        raise AssertionError
+
+    open_port = http_server.listen
+
+    class Last(socket.socket):
+        """A socket whose first connection comes when the server is told to stop."""
+
+        def accept(self) -> tuple[socket.socket, Any]:
+            made = super().accept()
+            http_server._settle(cast(Any, server._ending), 1.0)
+            return made
+
+    monkeypatch.setattr(http_server, "listen", lambda host, port: [
+        Last(fileno=one.detach()) for one in open_port(host, port)])
+    server = http_server.HttpServer(handler, host="localhost", port=(port := free_port()))
+    server.start()
+    with socket.create_connection(("localhost", port), timeout=20) as caller:
+        assert read_all(caller) == b""
+    assert server.stop(1.0).result(5) is True
 
 
 def test_a_name_that_is_none_cannot_be_listened_on() -> None:

@@ -6,17 +6,20 @@
 
 aiohttp: as fast as uvicorn with httptools (docs/runtime.md), and it alone keeps the target as it
 was sent and bounds the size of headers. An idle connection costs 6 KB, and nothing waits for it;
-one that never sends a request is closed after `IDLE_S`.
+one that never sends a request is closed after `IDLE_S`. It runs on uvloop where that is installed.
+Connections are accepted here, on either loop: where no descriptor is left, libuv would throw away
+all that wait, and here they wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import errno
 import logging
 import socket
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, NamedTuple
 
@@ -35,6 +38,8 @@ HALF_CLOSED_S = 0.2  # how long an answer may still take once its caller has end
 LINGER_S = 2.0  # how long an unread body is still taken, so that the answer arrives
 CLOSING_S, CUTTING_S = 1.0, 0.1  # at the end, for answers that are being sent, and for others
 BACKLOG = 4096
+ACCEPT_AGAIN_S = 1.0  # once neither descriptors nor memory were left for a connection
+_NONE_LEFT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 EVERYWHERE = ("", "0.0.0.0", "::", "[::]")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_HEADERS: Mapping[str, str] = {}
@@ -131,6 +136,7 @@ class HttpServer:
         self._ended: concurrent.futures.Future[bool] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="tf-infer-http", daemon=True)
         self._sockets: list[socket.socket] = []
+        self._coming: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending: asyncio.Future[float] | None = None
         self._inside = 0
@@ -163,7 +169,7 @@ class HttpServer:
 
     def _run(self) -> None:
         try:
-            self._ended.set_result(asyncio.run(self._serve()))
+            self._ended.set_result(_runner()(self._serve()))
         except BaseException as error:
             self._ended.set_exception(error)
         finally:
@@ -175,22 +181,47 @@ class HttpServer:
         loop.set_exception_handler(_log_fault)
         self._ending = loop.create_future()
         connections = _Connections(self._answer, handler_cancellation=True)
-        servers = [await loop.create_server(connections, sock=one, backlog=BACKLOG)
-                   for one in self._sockets]
+        for one in self._sockets:
+            self._listen(one, connections)
         self._listening.set()
         drain_s = await self._ending
         for one in self._sockets:
             loop.remove_reader(one)
-        for _ in range(3):  # what has been accepted becomes a connection: else it would hang
-            await asyncio.sleep(0)
-        for server in servers:
-            server.close()
+            one.close()
+        if self._coming:  # what has been accepted becomes a connection: else it would hang
+            await asyncio.wait(self._coming)
         for connection in connections.connections:
             if isinstance(connection, _Connection) and connection.request is None:
                 connection.force_close()
         drained = await self._drained(drain_s)
         await connections.shutdown(CLOSING_S if drained else CUTTING_S)
         return drained
+
+    def _listen(self, listening: socket.socket, connections: _Connections) -> None:
+        assert self._loop is not None and self._ending is not None
+        if not self._ending.done():
+            self._loop.add_reader(listening, self._accept, listening, connections)
+
+    def _accept(self, listening: socket.socket, connections: _Connections) -> None:
+        """Take all connections that wait; without a descriptor for them, try again later."""
+        loop = self._loop
+        assert loop is not None
+        for _ in range(BACKLOG):
+            try:
+                made, _ = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _NONE_LEFT:
+                    raise
+                _log_fault(loop, {"exception": error})
+                loop.remove_reader(listening)
+                loop.call_later(ACCEPT_AGAIN_S, self._listen, listening, connections)
+                return
+            made.setblocking(False)
+            coming = loop.create_task(_connected(loop, connections, made))
+            self._coming.add(coming)
+            coming.add_done_callback(self._coming.discard)
 
     async def _drained(self, drain_s: float) -> bool:
         if self._inside:
@@ -243,6 +274,23 @@ class HttpServer:
                 chunk = await anext(chunks, None)
             await response.write_eof()
         return response
+
+
+def _runner() -> Callable[[Coroutine[Any, Any, bool]], bool]:
+    """Return what runs a coroutine on a loop of its own: uvloop's, or asyncio's without it."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run
+    return uvloop.run
+
+
+async def _connected(loop: asyncio.AbstractEventLoop, connections: _Connections,
+                     made: socket.socket) -> None:
+    try:
+        await loop.connect_accepted_socket(connections, made)
+    except OSError:  # it has gone already
+        made.close()
 
 
 def _headers(reply: Reply | Streamed) -> dict[str, str]:
