@@ -46,6 +46,8 @@ def model(task: CausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--beam-groups", "2"], "--beam-groups, --beam-diversity: expected --beams N beside them"),
+    (["--beam-groups", "0"], "--beam-groups, --beam-diversity: expected --beams N beside them"),
+    (["--beam-diversity", "0"], "--beam-groups, --beam-diversity: expected --beams N beside them"),
     (["--beams", "-1"], "CausalLMConfig.beams: expected >= 0, got -1"),
     (["--beams", "4", "--beam-groups", "3"], "beam_groups: expected a divisor of beams = 4"),
     (["--beams", "4", "--beam-diversity", "-1"], "beam_diversity: expected a number >= 0"),

@@ -85,7 +85,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export; return 0, or 1 when a path differs (nothing is written then)."""
+    """Export; return 0, or 1 when a path differs (nothing is exported; its report is kept)."""
     from tf_infer.cli.engine import settings_of
     from tf_infer.cli.proof import Progress, export_task, read_texts, tolerance_of
     from tf_infer.config import ConstraintConfig
@@ -116,7 +116,8 @@ def run(arguments: argparse.Namespace) -> int:
                               f"{task.config.kind!r}"
                               f"{f' and one of kind {draft.config.kind!r}' if draft else ''}.")
         task = task.speculating(arguments.guesses, draft)
-    if arguments.beams is None and (arguments.beam_groups or arguments.beam_diversity):
+    if arguments.beams is None and not (
+            arguments.beam_groups is None and arguments.beam_diversity is None):
         raise ConfigError("--beam-groups, --beam-diversity: expected --beams N beside them. Try "
                           "--beams 4.")
     if arguments.beams is not None:
