@@ -27,6 +27,7 @@ PATIENCE_S = 240
 
 
 @pytest.mark.process
+@pytest.mark.timeout(600)
 def test_no_request_meets_a_shape_that_was_not_compiled_at_load(tmp_path: Path) -> None:
     (tmp_path / "task").mkdir()
     task = word_task(tmp_path / "task").recompiled("xla")
