@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tensorflow.python.framework import op_def_registry
 from tf_infer.export import prepared
 from tf_infer.export.prepared import in_order, prepare, write_prepared
 from tf_infer.prepared import prepared_folder, source_of
+from tf_infer.server import graph_pieces, loading
 
 
 class Doubling(tf.Module):
@@ -81,16 +83,28 @@ def test_it_runs_with_TensorFlows_optimiser_left_out(tmp_path: Path) -> None:
                 session.run(ends.outputs["y"].name, {ends.inputs["x"].name: np.float32([100.0])})
 
 
-def test_nothing_waits_for_a_node_that_gives_nothing_but_one_that_stands_behind_it(
-        tmp_path: Path) -> None:
-    nodes = prepare(saved(tmp_path)).graph_def.node
+def test_it_runs_as_well_when_each_node_comes_in_a_piece_of_its_own(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for loops. Some wait for a check, which gives nothing that they could read."""
+    after = prepare(saved(tmp_path))
+    nodes = after.graph_def.node
     silent = {node.name for node in nodes if not op_def_registry.get(node.op).output_arg}
-    waiting = [(node.op, name[1:]) for node in nodes for name in node.input
-               if name.startswith("^") and name[1:] in silent]
-    assert any(node.op == "Assert" for node in nodes)
-    assert waiting
-    assert {op for op, _ in waiting} == {"Const"}
-    assert len(waiting) == len(set(waiting))
+    assert any(name[1:] in silent for node in nodes for name in node.input if name.startswith("^"))
+    monkeypatch.setattr(loading, "pieces", functools.partial(graph_pieces.pieces, nodes=1))
+    ends = after.signature_def["serving_default"]
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        tensor = loading.load_prepared(session, tmp_path, after.SerializeToString(), None).tensor
+        session._extend_graph()
+
+        def double(x: list[float]) -> list[float]:
+            (found,) = session._call_tf_sessionrun(
+                None, {tensor(ends.inputs["x"].name): np.float32(x)},
+                [tensor(ends.outputs["y"].name)], [], None)
+            return list(found)
+
+        assert double([1.0, 2.0]) == [9.0, 17.0]
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            double([100.0])
 
 
 def test_what_TensorFlows_optimiser_cannot_read_is_left_as_it_is_and_told(tmp_path: Path) -> None:
@@ -112,15 +126,6 @@ def test_no_fault_of_the_optimiser_ends_an_export(
     monkeypatch.setattr(prepared, "prepare", broken)
     assert write_prepared(tmp_path).endswith(f"ended with {type(fault).__name__}")
     assert not prepared_folder(tmp_path).exists()
-
-
-def test_an_operation_that_TensorFlow_does_not_know_may_give_nothing() -> None:
-    graph = graph_pb2.GraphDef()
-    graph.node.add(name="theirs", op="NobodysOperation")
-    graph.node.add(name="ours", op="Const", input=["^theirs"])
-    prepared._let_wait(graph, {"ours"})
-    assert [(node.name, list(node.input)) for node in graph.node] == [
-        ("theirs", []), ("ours", ["^theirs/end"]), ("theirs/end", ["^theirs"])]
 
 
 def test_only_a_loop_reads_what_stands_behind_it(tmp_path: Path) -> None:

@@ -7,14 +7,13 @@ names of the SavedModel's.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import node_def_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
-from tensorflow.python.framework import op_def_registry
 from tensorflow.python.grappler import tf_optimizer
 from tensorflow.python.saved_model.loader_impl import get_asset_tensors
 
@@ -64,11 +63,8 @@ def prepare(meta_graph: Any) -> Any:
     """
     placed = _placed(meta_graph)
     graph = tf_optimizer.OptimizeGraph(config_pb2.ConfigProto(), placed, verbose=False)
-    needed = {info.name.partition(":")[0] for signature in placed.signature_def.values()
-              for side in (signature.inputs, signature.outputs) for info in side.values()}
     _clean(graph, {node.name: node for node in meta_graph.graph_def.node
                    if node.op == "Placeholder"})
-    _let_wait(graph, needed)
     _rename(graph)
     kept = [node_def_pb2.NodeDef.FromString(node.SerializeToString()) for node in in_order(graph)]
     del graph.node[:]
@@ -94,37 +90,10 @@ def _clean(graph: Any, placeholders: Mapping[str, Any]) -> None:
             node.device = ""
 
 
-def _let_wait(graph: Any, needed: Collection[str]) -> None:
-    """Let nodes wait for such alone that give something: they may stand in another piece.
-
-    A constant waits like any node. It takes the place of a NoOp, and stands behind an Assert.
-    """
-    awaited = {name[1:] for node in graph.node for name in node.input if name.startswith("^")}
-    ends: dict[str, str] = {}
-    for node in list(graph.node):
-        if node.op == "NoOp" and node.name not in needed:
-            _make_constant(node)
-        elif node.name in awaited and not getattr(
-                op_def_registry.get(node.op), "output_arg", ()):  # None of one that is not known
-            ends[node.name] = f"{node.name}/end"
-    for node in graph.node:
-        node.input[:] = [f"^{ends[name[1:]]}" if name.startswith("^") and name[1:] in ends else name
-                         for name in node.input]
-    for name, end in ends.items():
-        _make_constant(graph.node.add(name=end, input=[f"^{name}"]))
-
-
-def _make_constant(node: Any) -> None:
-    node.op = "Const"
-    node.attr["dtype"].type = tf.bool.as_datatype_enum
-    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(True))
-
-
 def _rename(graph: Any) -> None:
     """Let no name begin with that of another node and a slash.
 
-    Else TensorFlow gives the latter another name when it comes in a later piece. `stages` knows of
-    the points.
+    Else TensorFlow refuses that node when it comes in a later piece. `stages` knows of the points.
     """
     new = {node.name: "" for node in graph.node}
     for name in new:
