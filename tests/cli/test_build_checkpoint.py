@@ -21,6 +21,8 @@ from tf_infer.networks import checkpoints
 from tf_infer.tasks import build
 from tf_infer.tasks.base import Task
 
+pytestmark = pytest.mark.whole
+
 SHARED = Path(os.environ.get(
     "TF_INFER_SHARED", Path(__file__).resolve().parent.parent.parent.parent / "shared"))
 ATOL = 1e-4  # of transformers' outputs: the promise of networks.checkpoints

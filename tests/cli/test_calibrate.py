@@ -18,6 +18,8 @@ from tf_infer.config import ClassifierConfig, EmbeddingBagConfig
 from tf_infer.tasks import build
 from tf_infer.train import data
 
+pytestmark = pytest.mark.whole
+
 CLASSES = ("a", "b", "c")
 CONFIG = ClassifierConfig(
     classes=CLASSES, packing=small.PACKING, grid=small.GRID, temperature=0.25,

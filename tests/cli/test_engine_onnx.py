@@ -38,6 +38,8 @@ from tf_infer.server.servable import SavedModelServable, load_version
 from tf_infer.tasks import build
 from tf_infer.tasks.base import Task
 
+pytestmark = pytest.mark.whole
+
 pytest.importorskip("onnx", reason="needs the extra `onnx`")
 pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
 

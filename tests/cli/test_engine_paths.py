@@ -29,6 +29,8 @@ from tf_infer.tasks.build import build
 from tf_infer.verify.parity import fill
 from tf_infer.verify.predictors import GraphPredictor, Outputs, Predictor
 
+pytestmark = pytest.mark.whole
+
 pytest.importorskip("ai_edge_litert", reason="needs the extra `server`")
 
 

@@ -37,6 +37,8 @@ from tf_infer.tasks.base import Signature
 from tf_infer.tasks.causal_lm import CausalLM
 from tf_infer.wire.messages import ModelRef
 
+pytestmark = pytest.mark.whole
+
 GRID = ShapeGrid(rows=(1, 2), tokens=(8, 16))
 BAG = EmbeddingBagConfig(width=16, hash_buckets=500)  # a transformer takes three times as long
 NETWORK = SmallTransformerConfig(width=16, layers=1, heads=2, hidden=32, max_positions=32)

@@ -31,6 +31,8 @@ from tf_infer.tasks import build
 from tf_infer.tasks.base import Signature, Task
 from tf_infer.tasks.causal_lm import CausalLM
 
+pytestmark = pytest.mark.whole
+
 GRID = ShapeGrid(rows=(1, 2), tokens=(8, 16))
 NETWORK = SmallTransformerConfig(width=64, layers=2, heads=2, hidden=64, max_positions=32)
 PRECISIONS = ("float32", "bfloat16", "int8")

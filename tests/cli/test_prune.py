@@ -23,6 +23,8 @@ from tf_infer.config import (
 from tf_infer.optimize.prune import PruneSettings
 from tf_infer.tasks.build import build, load, save
 
+pytestmark = pytest.mark.whole
+
 WORDS = [*"abcdefghijklmnopqrstuvwxyz0123456789", "my", "parcel", "is", "late", "want", "euros",
          "back", "never", "seen", "words", "here"]
 CONFIG = ClassifierConfig(

@@ -24,6 +24,8 @@ from tf_infer.config import (
 )
 from tf_infer.tasks.build import build, save
 
+pytestmark = pytest.mark.whole
+
 CONFIG = ClassifierConfig(
     classes=("parcel", "refund"), packing=PackingConfig(max_tokens=32),
     grid=ShapeGrid(tokens=(16, 32)), network=EmbeddingBagConfig(width=8, hash_buckets=300))

@@ -39,6 +39,8 @@ from tf_infer.tasks.build import load as load_task
 from tf_infer.tasks.build import save as save_task
 from tf_infer.verify.predictors import SavedModelPredictor, SessionPredictor
 
+pytestmark = pytest.mark.whole
+
 PASSED = Report(reference="eager", paths=(PathReport(
     path="none", atol=0.0, rtol=0.0, samples=0, seconds=0.0, differences=()),))
 FAILED = Report(reference="eager", paths=())

@@ -23,6 +23,8 @@ from tf_infer.processor import cpu_flags
 from tf_infer.tasks.base import Task
 from tf_infer.tasks.build import build
 
+pytestmark = pytest.mark.whole
+
 TEXTS = [f"parcel {number} ist nicht da, 支付 {number * 7}"[:number % 27 + 3].encode()
          for number in range(40)]
 NAMES = [f"layers[{layer}].{part}" for layer in range(2)

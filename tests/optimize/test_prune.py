@@ -39,6 +39,8 @@ from tf_infer.optimize.texts import Text
 from tf_infer.tasks.base import Task
 from tf_infer.tasks.build import build, load, save
 
+pytestmark = pytest.mark.whole
+
 GOLDEN = Path(__file__).resolve().parent.parent / "golden/text/sentencepiece"
 LETTERS, PIECES = "abcdefghijklmnopqrstuvwxyz", [f"{a}{b}" for a in "aeiou" for b in "lmnrst"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS, *(f"##{char}" for char in LETTERS),

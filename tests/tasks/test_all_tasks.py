@@ -12,6 +12,8 @@ from tests.tasks import small, suite
 from tests.tasks.suite import Paths
 from tf_infer.tasks.build import load, save
 
+pytestmark = pytest.mark.whole
+
 # Each node takes time to trace, to load, to run first.
 # 5,120: of one layer and bytes for a tokenizer; a new option costs some dozens of nodes.
 MOST_NODES = 5_200

@@ -34,6 +34,8 @@ from tf_infer.errors import ConfigError
 from tf_infer.tasks.build import build
 from tf_infer.tasks.causal_lm import CausalLM
 
+pytestmark = pytest.mark.whole
+
 pytest.importorskip("outlines_core", reason="needs pip install 'tf-infer[constraints]'")
 
 DATE = r"\d{4}-(0[1-9]|1[0-2])"

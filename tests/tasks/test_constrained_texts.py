@@ -31,6 +31,8 @@ from tf_infer.config import (
 from tf_infer.tasks.build import build
 from tf_infer.text.learning import learn_sentencepiece
 
+pytestmark = pytest.mark.whole
+
 jsonschema = pytest.importorskip("jsonschema", reason="needs pip install jsonschema")
 pytest.importorskip("outlines_core", reason="needs pip install 'tf-infer[constraints]'")
 

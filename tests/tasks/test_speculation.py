@@ -17,6 +17,8 @@ from tf_infer.tasks import options
 from tf_infer.tasks.build import build
 from tf_infer.tasks.causal_lm import CausalLM
 
+pytestmark = pytest.mark.whole
+
 GUESSES = 3
 CONFIG = replace(small.SHALLOW_DECODER, capacity=12, guesses=GUESSES, end_ids=(2, *range(240, 259)),
                  network=replace(small.SHALLOW_DECODER.network, max_positions=48),

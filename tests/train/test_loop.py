@@ -28,6 +28,8 @@ from tf_infer.train import checkpoint
 from tf_infer.train.data import Example
 from tf_infer.train.loop import best_epoch, differences, evaluate, fit, ran_out
 
+pytestmark = pytest.mark.whole
+
 GRID = ShapeGrid(rows=(1, 4), tokens=(8, 16, 32))
 NETWORK = SmallTransformerConfig(width=16, layers=1, heads=2, hidden=16, max_positions=40)
 # A bag is traced in a second, a transformer in five; dropout draws in both.
