@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,17 @@ from tf_infer.server.versions import Lease, ModelRef, Versions
 from tf_infer.wire import methods, serving_pb2
 
 _given: set[int] = set()
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, what still holds itself stays: no garbage is collected, which may be far away."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def free_port() -> int:

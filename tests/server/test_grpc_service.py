@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import socket
 import threading
 import time
@@ -22,6 +21,7 @@ from tests.server.serverkit import (
     predict_request,
     refused,
     running,
+    uncollected,
     wait_until,
 )
 from tf_infer.errors import Code, InvalidRequest, ServerUnavailable
@@ -602,17 +602,12 @@ def test_arrays_of_a_request_go_with_its_answer_and_wait_for_no_collection(tmp_p
             arrays_seen.extend(map(weakref.ref, (*inputs.values(), *made.values())))
             return made
 
-    with running(models, lambda path: (Noting(), LoadTimes())) as (_, channel):
-        gc.collect()
-        gc.disable()
-        try:
-            call(channel, PREDICT, predict_request(text=[b"x"]))
-            end = time.monotonic() + 10
-            while any(seen() is not None for seen in arrays_seen) and time.monotonic() < end:
-                time.sleep(0.01)
-            assert [seen() is None for seen in arrays_seen] == [True, True]
-        finally:
-            gc.enable()
+    with running(models, lambda path: (Noting(), LoadTimes())) as (_, channel), uncollected():
+        call(channel, PREDICT, predict_request(text=[b"x"]))
+        end = time.monotonic() + 10
+        while any(seen() is not None for seen in arrays_seen) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert [seen() is None for seen in arrays_seen] == [True, True]
 
 
 def test_LI07_what_a_call_still_uses_is_freed_when_it_ends(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 import weakref
@@ -21,6 +20,7 @@ from tests.server.serverkit import (
     queued,
     refused,
     running,
+    uncollected,
 )
 from tf_infer.errors import DeadlineExceeded, InvalidRequest, ServingError
 from tf_infer.server.app import Server
@@ -401,10 +401,9 @@ def test_a_thread_that_waits_keeps_no_version_that_nobody_else_has() -> None:
                                   lambda job, outcome: ended.set()), BatchingParameters())
         assert ended.wait(WAIT_S) and model.runs
 
-    gc.disable()  # a collection may be far away
     try:
-        ask()
-        assert gone.wait(WAIT_S)
+        with uncollected():
+            ask()
+            assert gone.wait(WAIT_S)
     finally:
-        gc.enable()
         scheduler.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 import weakref
@@ -15,7 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.server.serverkit import call, make_versions, predict_request, refused, running
+from tests.server.serverkit import (
+    call,
+    make_versions,
+    predict_request,
+    refused,
+    running,
+    uncollected,
+)
 from tf_infer.config import BytesConfig, ClassifierConfig, ShapeGrid
 from tf_infer.errors import Cancelled, Code, InvalidRequest
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
@@ -430,10 +436,9 @@ def test_a_worker_that_waits_keeps_no_version_that_nobody_else_has() -> None:
         scheduler.submit(Job("m", model, run, None, lambda job, outcome: ended.set()))
         assert ended.wait(WAIT_S) and model.runs
 
-    gc.disable()  # a collection may be far away
     try:
-        ask()
-        assert gone.wait(WAIT_S)
+        with uncollected():
+            ask()
+            assert gone.wait(WAIT_S)
     finally:
-        gc.enable()
         scheduler.close()
