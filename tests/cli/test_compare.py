@@ -22,14 +22,19 @@ SECRET = "a secret "
 
 
 def predict(request: Any, context: grpc.ServicerContext) -> Any:
-    """Say yes to texts that end in an even number; version 2 errs on every fifth, 3 on one."""
+    """Say yes to texts that end in an even number; version 2 errs on every fifth, 3 on one.
+
+    Version 4 has no scores, only NaN.
+    """
     version = request.model_spec.version.value or 1
     if version == 9:
         context.abort(grpc.StatusCode.NOT_FOUND, "no such version")
     numbers = [int(text.split()[-1]) for text in tensors.to_array(request.inputs["text"])]
-    wrong = {1: lambda n: False, 2: lambda n: n % 5 == 0, 3: lambda n: n == 7}[version]
+    wrong = {1: lambda n: False, 2: lambda n: n % 5 == 0, 3: lambda n: n == 7,
+             4: lambda n: n == 8}[version]
     yes = np.array([(n % 2 == 0) != wrong(n) for n in numbers])
     scores = np.stack([np.where(yes, 0.1, 0.9), np.where(yes, 0.9, 0.1)], axis=1)
+    scores[:] = np.nan if version == 4 else scores
     outputs = {"label": np.array([CLASSES[int(one)].encode() for one in yes], object),
                "score": scores.max(axis=1).astype(np.float32),
                "scores": scores.astype(np.float32),
@@ -142,6 +147,15 @@ def test_of_partly_labelled_texts_accuracy_is_of_those_and_agreement_of_all(
     assert (told["rows"], told["labelled"], told["agreement"]) == (100, 40, 0.8)
     assert [flip["right"] for flip in told["flips"]] == 8 * ["first"] + 12 * [""]
     assert sum(rows for rows, _, _ in told["calibration"][0]["bins"]) == 40
+
+
+def test_a_score_that_is_no_number_is_null_in_JSON(
+        server: FakeServer, files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    compare(server, files["bare"], *versions(1, 4), "--json")
+    told = capsys.readouterr().out
+    (flip,) = json.loads(told, parse_constant=lambda word: word)["flips"]
+    assert (flip["row"], flip["scores"][1]) == (8, None)
+    assert flip["scores"][0] == pytest.approx(0.9)
 
 
 def test_two_servers_are_asked_in_turns_and_each_about_every_text(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tf_infer.cli import connection, texts
+from tf_infer.cli.json_text import json_text
 from tf_infer.errors import BackendMissing, ConfigError, DataError, ServingError
 
 if TYPE_CHECKING:
@@ -84,21 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.output.write_text(html(found, title=str(ref), source=(
         f"{ref} at {arguments.address} on {arguments.texts.name}")), encoding="utf-8")
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps(_finite(dataclasses.asdict(found)), indent=1, allow_nan=False),
-            encoding="utf-8")
+        arguments.json.write_text(json_text(dataclasses.asdict(found), indent=1),
+                                  encoding="utf-8")
     print("\n".join(_lines(found)))
     print(f"written: {arguments.output} (it holds texts of the data)")
     return 0
-
-
-def _finite(value: Any) -> Any:
-    """Return what JSON can hold: null for a number that is none, wherever it stands."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rows(examples: Sequence[Example]) -> list[tuple[str, str, frozenset[str]]]:

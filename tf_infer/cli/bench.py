@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer.cli import connection, texts
+from tf_infer.cli.json_text import json_text
 from tf_infer.errors import BackendMissing, ConfigError
 
 if TYPE_CHECKING:
@@ -77,14 +77,14 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         transport.close()
     if arguments.json:
-        print(json.dumps(found.to_json()))
+        print(json_text(found.to_json()))
     else:
         print("\n".join(bench.lines(found)))
     if earlier is not None:
         print("\n".join(bench.compared(found, earlier)),
               file=sys.stderr if arguments.json else sys.stdout)
     if arguments.output:
-        _write(arguments.output, json.dumps(found.to_json(), indent=1) + "\n")
+        _write(arguments.output, json_text(found.to_json(), indent=1) + "\n")
     answered = [load for load in found.loads if len(load.latencies_s)]
     if answered and arguments.hgrm:
         _write(arguments.hgrm, "\n".join(bench.distribution(answered[-1])) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer import config as configs
+from tf_infer.cli.json_text import json_text
 from tf_infer.config import (
     BytesConfig,
     CausalLMConfig,
@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     if notes:
         told["notes"] = notes
         print(*(f"note: {note}" for note in notes), sep="\n", file=sys.stderr)
-    print(json.dumps(told) if arguments.json else _describe(told))
+    print(json_text(told) if arguments.json else _describe(told))
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer import config as configs
+from tf_infer.cli.json_text import json_text
 from tf_infer.errors import BackendMissing, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         _draw(found, arguments.plot)
     if arguments.json:
-        print(json.dumps({"model": str(folder), **dataclasses.asdict(found)}))
+        print(json_text({"model": str(folder), **dataclasses.asdict(found)}))
     else:
         print("\n".join(_lines(found, config, folder)))
     return 0

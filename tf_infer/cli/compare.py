@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tf_infer.cli import connection, texts
+from tf_infer.cli.json_text import json_text
 from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
     names = [_name(side) for side in sides]
     fault = _fault(found, arguments)
     if arguments.json:
-        print(json.dumps({"first": names[0], "second": names[1], "passed": not fault,
-                          "reason": fault,
-                          "p50_call_s": [_median(one) for one in seconds],
-                          **dataclasses.asdict(found)}))
+        print(json_text({"first": names[0], "second": names[1], "passed": not fault,
+                         "reason": fault,
+                         "p50_call_s": [_median(one) for one in seconds],
+                         **dataclasses.asdict(found)}))
     else:
         print("\n".join(_lines(found, names, seconds, fault)))
     return 1 if fault else 0

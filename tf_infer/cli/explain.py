@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tf_infer.cli import connection
+from tf_infer.cli.json_text import json_text
 from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     with connection.connect(arguments) as client:
         found = _asked(client, arguments)
     for one in found:
-        print(json.dumps(dataclasses.asdict(one)) if arguments.json else "\n".join(_lines(one)))
+        print(json_text(dataclasses.asdict(one)) if arguments.json else "\n".join(_lines(one)))
     if arguments.html:
         arguments.html.write_text(PAGE.format(
             title=f"tf-infer explain {arguments.model}".replace("<", "&lt;"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from tf_infer.cli.json_text import json_text
 
 EPILOG = """what is checked before anything stands under the version's number: graph, XLA, the
 reloaded SavedModel, the session loader that TensorFlow Serving uses, and a server asked over gRPC
@@ -178,10 +179,10 @@ def _print(arguments: argparse.Namespace, report: object, folder: Path | None) -
 
     assert isinstance(report, Report)
     if arguments.json:
-        print(json.dumps({"passed": report.passed, "path": str(folder) if folder else None,
-                          "version": int(folder.name) if folder else None,
-                          "size_bytes": _size_bytes(folder) if folder else None,
-                          "report": to_json(report)}, indent=2))
+        print(json_text({"passed": report.passed, "path": str(folder) if folder else None,
+                         "version": int(folder.name) if folder else None,
+                         "size_bytes": _size_bytes(folder) if folder else None,
+                         "report": to_json(report)}, indent=2))
     else:
         print(format_report(report))
 

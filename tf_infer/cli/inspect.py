@@ -6,12 +6,12 @@ Needs no TensorFlow: saved_model.pb is read by our own messages.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer.cli import connection
+from tf_infer.cli.json_text import json_text
 from tf_infer.errors import ConfigError, InvalidRequest, TfInferError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         data = _read_folder(*_find_version(Path(arguments.model)))
     if arguments.json:
-        print(json.dumps(data, ensure_ascii=False))
+        print(json_text(data, ensure_ascii=False))
     else:
         print("\n".join(_lines(data)))
     return 1 if data.get("faults") else 0
@@ -178,7 +178,7 @@ def _signature_lines(data: Mapping[str, Any]) -> list[str]:
 
 
 def _shown(default: Any) -> str:
-    return "unknown" if default is None else json.dumps(default, ensure_ascii=False)
+    return "unknown" if default is None else json_text(default, ensure_ascii=False)
 
 
 def _shape(shape: list[int | None] | None) -> str:

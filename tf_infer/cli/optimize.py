@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tf_infer import config as configs
 from tf_infer.cli import texts
+from tf_infer.cli.json_text import json_text
 from tf_infer.config import CausalLMConfig, ClassifierConfig, TaskConfig, check
 from tf_infer.errors import BackendMissing, ConfigError, DataError
 
@@ -156,7 +157,7 @@ def _run(arguments: argparse.Namespace, output: Path) -> int:
             told["exported"] = str(_exported(arguments, folder, search, chosen, choice, told,
                                              given.order, bar))
     if arguments.json:
-        print(json.dumps(told))
+        print(json_text(told))
         return 0
     print("\n".join(lines(told)))
     print("\n".join(f"written: {path}" for path in written))
@@ -394,7 +395,7 @@ def _write(told: dict[str, Any], output: Path, draw: Any, board: Any,
     """Write table, picture, page and hyper-parameters, each whole or not at all; return the files.
     """
     written = [output / SUMMARY]
-    configs.write_whole(f"{json.dumps(told, indent=1)}\n".encode(), written[0])
+    configs.write_whole(f"{json_text(told, indent=1)}\n".encode(), written[0])
     if draw is not None:
         configs.write_whole(draw.png(told), output / PICTURE)
         configs.write_whole(draw.html(told, title=_name(arguments)).encode(), output / PAGE)

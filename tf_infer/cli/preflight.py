@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tf_infer.cli.json_text import json_text
 from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _as_json(path: Path, release: Release, verdict: Verdict) -> str:
-    return json.dumps({
+    return json_text({
         "path": str(path), "server": {"release": release.name, **release.linked._asdict()},
         "runs": not verdict.stops, "flags": list(verdict.flags),
         "findings": [dataclasses.asdict(one) for one in verdict.findings]})

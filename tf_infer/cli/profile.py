@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tf_infer.cli import connection, texts
+from tf_infer.cli.json_text import json_text
 from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         if load is not None:
             load.close()
     if arguments.json:
-        print(json.dumps(summary.to_json(found, top=arguments.top)))
+        print(json_text(summary.to_json(found, top=arguments.top)))
     else:
         print("\n".join(summary.lines(found, top=arguments.top)))
     nothing = found.load is not None and not len(found.load.latencies_s)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer import config as configs
+from tf_infer.cli.json_text import json_text
 from tf_infer.cli.texts import check_pairs
 from tf_infer.cli.train import value_of
 from tf_infer.config import CausalLMConfig, check
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = {"model": str(arguments.model_dir), "output": str(arguments.output),
               "settings": configs.to_json(settings), "kept": told_of(kept),
               "before": found[0], "after": found[1]}
-    print(json.dumps(result) if arguments.json else describe(result))
+    print(json_text(result) if arguments.json else describe(result))
     return 0
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer.cli.backend import collect_seldom, load_tensorflow, require_models
+from tf_infer.cli.json_text import json_text
 from tf_infer.cli.main import interrupt
 from tf_infer.errors import ConfigError, ServerFailure
 
@@ -261,7 +262,7 @@ def _server(output: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     with tempfile.TemporaryDirectory(prefix="tf-infer-") as folder:
         models = Path(folder) / "models.config"
         models.write_text("model_config_list {\n" + "".join(
-            f"  config {{ name: '{name}' base_path: {json.dumps(str((output / name).resolve()))} "
+            f"  config {{ name: '{name}' base_path: {json_text(str((output / name).resolve()))} "
             "model_platform: 'tensorflow' }\n" for name in (INTENTS, WRITER)) + "}\n",
             encoding="utf-8")
         process = subprocess.Popen(

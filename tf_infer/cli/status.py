@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 
 from tf_infer.cli import connection
+from tf_infer.cli.json_text import json_text
 
 EPILOG = """examples:
   tf-infer status intents
@@ -37,8 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
             found = client.status(ref)
     if arguments.json:
         versions = [dataclasses.asdict(one) for one in found.versions]
-        print(json.dumps({"model": ref.name, "available": list(found.available),
-                          "versions": versions}))
+        print(json_text({"model": ref.name, "available": list(found.available),
+                         "versions": versions}))
     else:
         for one in found.versions:
             reason = f"\t{one.error_code}: {one.error_message}" if one.error_code != "OK" else ""

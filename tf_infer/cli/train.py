@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_infer import config as configs
+from tf_infer.cli.json_text import json_text
 from tf_infer.config import DistillConfig, TrainConfig
 from tf_infer.errors import ConfigError
 
@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _say_how_to_resume(arguments, run_dir)
         return 130
-    print(json.dumps(result) if arguments.json else describe(result))
+    print(json_text(result) if arguments.json else describe(result))
     return 0
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tf_infer.cli.json_text import json_text
 from tf_infer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.junit:
         _write_junit(report, arguments)
     if arguments.json:
-        print(json.dumps({"passed": report.passed, "report": to_json(report)}, indent=2))
+        print(json_text({"passed": report.passed, "report": to_json(report)}, indent=2))
     else:
         print(format_report(report))
     return 0 if report.passed else 1
