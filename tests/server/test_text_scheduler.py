@@ -23,7 +23,7 @@ from tests.server.serverkit import (
     uncollected,
 )
 from tf_infer.config import BytesConfig, ClassifierConfig, ShapeGrid
-from tf_infer.errors import Cancelled, Code, InvalidRequest
+from tf_infer.errors import Cancelled, Code, InvalidRequest, ServingError
 from tf_infer.manifest import ModelManifest, SignatureSpec, TensorSpec
 from tf_infer.server.app import Server
 from tf_infer.server.config import ModelConfig
@@ -423,6 +423,67 @@ def test_many_callers_at_once_never_get_another_ones_answer(tmp_path: Path) -> N
         with ThreadPoolExecutor(32) as pool:
             assert all(pool.map(one, range(600)))
     assert max(map(len, model.runs)) > 3
+
+
+class Failing(TextModel):
+    """Fails as `fault` does."""
+
+    def __init__(self, fault: Callable[[], None]) -> None:
+        super().__init__(hold=True)
+        self.fault = fault
+
+    def run(self, *arguments: Any, **more: Any) -> dict[str, np.ndarray]:
+        try:
+            return super().run(*arguments, **more)
+        except InvalidRequest:
+            self.fault()
+            raise
+
+
+def translated() -> None:
+    try:
+        raise KeyError("text")
+    except KeyError as error:
+        raise InvalidRequest("text: expected good ones.") from error
+
+
+def broken() -> None:
+    raise ValueError
+
+
+@pytest.mark.parametrize("fault", [lambda: None, translated, broken])
+@pytest.mark.parametrize("texts", [(BAD,), (b"good", BAD), (BAD, b"good", b"good", BAD, BAD)])
+def test_what_a_failed_batch_held_goes_though_its_callers_keep_the_error(
+        texts: tuple[bytes, ...], fault: Callable[[], None]) -> None:
+    model, counts, ended = Failing(fault), WaitingCounts(), threading.Semaphore(0)
+    scheduler = TextScheduler(1, counts, DirectScheduler(1, 1, counts))
+    told: list[Any] = []
+    held: list[weakref.ref[Any]] = []
+
+    def tell(job: Job, outcome: Any) -> None:
+        told.append(outcome)
+        ended.release()
+
+    def ask(text: bytes) -> None:
+        run = Run("serving_default", {"text": np.array([text], object)}, ("size",))
+        held.append(weakref.ref(run.inputs["text"]))
+        scheduler.submit(Job("m", model, run, None, tell))
+
+    try:
+        with uncollected():
+            ask(b"first")
+            assert model.entered.wait(WAIT_S)
+            for text in texts:
+                ask(text)
+            model.held.set()
+            assert all(ended.acquire(timeout=WAIT_S) for _ in held)
+            end_s = time.monotonic() + WAIT_S
+            while any(one() is not None for one in held) and time.monotonic() < end_s:
+                time.sleep(0.01)
+            assert [one() for one in held] == [None] * len(held)
+    finally:
+        scheduler.close()
+    assert sum(isinstance(one, ServingError) for one in told) == texts.count(BAD)
 
 
 def test_a_worker_that_waits_keeps_no_version_that_nobody_else_has() -> None:

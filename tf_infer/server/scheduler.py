@@ -120,14 +120,32 @@ def run_for(jobs: Sequence[Job], inputs: Mapping[str, np.ndarray], timeout_s: fl
 
 
 def as_serving_error(error: BaseException, what: str) -> ServingError:
-    """Return the error that goes back to the caller.
+    """Return the error that goes back to the caller; it forgets where it was raised.
 
     One that is none of ours is logged by type and place: its text may hold the caller's data.
     """
-    if isinstance(error, ServingError):
-        return error
-    event("fault", logging.ERROR, where=what, error=type(error).__name__, at=place(error))
-    return ServerFailure(f"{type(error).__name__} in the server; see its log.")
+    found = error if isinstance(error, ServingError) else ServerFailure(
+        f"{type(error).__name__} in the server; see its log.")
+    if found is not error:
+        event("fault", logging.ERROR, where=what, error=type(error).__name__, at=place(error))
+    _forget_frames(error)
+    return found
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Let go of the frames that an error, and what it came from, went through.
+
+    They hold the jobs of a batch and their texts, and are held by what they hold: all of it would
+    stay until a collection.
+    """
+    chain: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while chain:
+        one = chain.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            chain += [one.__cause__, one.__context__]
 
 
 def quick_run(job: Job) -> Callable[[], Arrays] | None:
