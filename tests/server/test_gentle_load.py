@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,13 @@ from tensorflow_serving.apis import prediction_log_pb2  # noqa: E402
 from tests.server.serverkit import lent, running, wait_until  # noqa: E402
 from tf_infer import config as configs  # noqa: E402
 from tf_infer.config import ClassifierConfig, ShapeGrid  # noqa: E402
-from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, ModelManifest  # noqa: E402
+from tf_infer.manifest import (  # noqa: E402
+    EXTRA_FOLDER,
+    MANIFEST_FILE,
+    ModelManifest,
+    hash_files,
+    read_manifest,
+)
 from tf_infer.server import loading, servable  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
 from tf_infer.server.cpus import ShortTurns  # noqa: E402
@@ -76,6 +83,26 @@ def test_only_where_rows_are_no_shapes_a_swap_warms_up_with_one_row_of_each_reco
         assert wait_until(server.versions, lambda: any(
             row.state.name == "AVAILABLE" for row in server.versions.status("m", 2)), 60)
         assert warmed_rows(server, 2) == rows
+
+
+def test_warm_up_takes_a_file_for_intact_only_where_the_manifest_has_its_digest(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(servable, "warm_up", lambda *_, intact, **options: (
+        seen.append(intact), 0)[1])
+
+    def load() -> None:
+        load_version(tmp_path / "1", ServerConfig(models=()))[0].close()
+
+    save(tmp_path / "1", "foreign")
+    load()
+    save(tmp_path / "1", "none")
+    load()
+    manifest = read_manifest(tmp_path / "1")
+    configs.dump(replace(manifest, files=hash_files(tmp_path / "1")),
+                 tmp_path / "1" / EXTRA_FOLDER / MANIFEST_FILE)
+    load()
+    assert seen == [False, False, True]
 
 
 def in_a_thread(act: Callable[[], object]) -> int:

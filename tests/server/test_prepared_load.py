@@ -130,14 +130,17 @@ def answers(servable: Servable, version: Path) -> list[bytes]:
     return found
 
 
-@pytest.mark.parametrize("gently", [False, True])
+@pytest.mark.parametrize(("gently", "unlocked"), [(False, True), (True, True), (True, False)])
 def test_what_an_export_writes_runs_prepared_and_answers_bit_for_bit_the_same(
         exported: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
-        gently: bool) -> None:
+        gently: bool, unlocked: bool) -> None:
+    """Whether TensorFlow's C library imports it or, where that cannot be had, Python's binding."""
+    if not unlocked:
+        monkeypatch.setattr(loading, "unlocked_import", lambda session, folder: None)
     imported: list[int] = []
     usual_add = loading.BareGraph.add
-    monkeypatch.setattr(loading.BareGraph, "add", lambda graph, piece: (
-        imported.append(len(piece.names)), usual_add(graph, piece)))
+    monkeypatch.setattr(loading.BareGraph, "add", lambda graph, piece, behind: (
+        imported.append(len(piece.names)), usual_add(graph, piece, behind)))
     monkeypatch.setattr(loading, "pieces", functools.partial(graph_pieces.pieces, nodes=30))
     rests: list[float] = []
     monkeypatch.setattr(loading, "time", SimpleNamespace(

@@ -14,7 +14,7 @@ from google.protobuf import text_format
 from tf_infer.config import ShapeGrid
 from tf_infer.errors import Code, ConfigError, InvalidRequest, NotOffered, ServerFailure
 from tf_infer.manifest import EXTRA_FOLDER, Sample, write_samples
-from tf_infer.server import tf_serving
+from tf_infer.server import tf_serving, warmup
 from tf_infer.server.config import (
     ModelConfig,
     Monitoring,
@@ -60,6 +60,20 @@ def test_records_come_back_and_every_damage_is_found(tmp_path: Path) -> None:
     path.write_bytes(whole[:-1])
     with pytest.raises(ServerFailure, match="cut short"):
         list(read_records(path))
+
+
+def test_of_a_file_that_is_as_it_was_written_no_record_is_summed_up(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "records"
+    path.write_bytes(record(b"one") + record(b"x" * 1000))
+    summed: list[int] = []
+    monkeypatch.setattr(warmup, "masked_crc32c", lambda data: (
+        summed.append(len(data)), masked_crc32c(data))[1])
+    assert [len(data) for data in read_records(path, intact=True)] == [3, 1000]
+    assert summed == [8, 8]  # the lengths, on which hangs how much is read
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ServerFailure, match="cut short"):
+        list(read_records(path, intact=True))
 
 
 def test_warm_up_runs_each_record_as_often_as_asked(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -67,18 +67,59 @@ class Behind:
     """Does what it is given in a thread of its own that gives way; for what holds no lock.
 
     Whoever holds Python's lock must not: others wait for it, the longer the less it gets to run.
+    So that thread runs next to nothing in Python, not even an executor's few lines.
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "tf-infer-behind", initializer=give_way)
+        self._asked: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="tf-infer-behind")
+        self._thread.start()
 
     def __call__(self, act: Callable[[], T]) -> T:
-        """Return what `act` returns, or raise what it raises."""
-        return self._thread.submit(act).result()
+        """Return what `act` returns, or raise what it raises; not after `close`."""
+        job = _Job(act)
+        self._asked.put(job)
+        job.done.acquire()
+        return job.result()
+
+    def _work(self) -> None:
+        give_way()
+        while (job := self._asked.get()) is not None:
+            job()
+            del job  # and with it what it holds, until the next one comes
 
     def close(self) -> None:
         """End the thread."""
-        self._thread.shutdown()
+        self._asked.put(None)
+        self._thread.join()
+
+
+class _Job(Generic[T]):
+    """What a thread is asked to do; `done` can be had when it is."""
+
+    __slots__ = ("_act", "_error", "_found", "done")
+
+    def __init__(self, act: Callable[[], T]) -> None:
+        self.done = threading.Lock()
+        self.done.acquire()
+        self._act = act
+        self._error: BaseException | None = None
+
+    def __call__(self) -> None:
+        try:
+            self._found = self._act()
+        except BaseException as error:
+            self._error = error
+        self.done.release()
+
+    def result(self) -> T:
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+            return self._found
+        finally:
+            del error  # whose traceback has this frame
 
 
 class ShortTurns:

@@ -29,6 +29,7 @@ from tf_infer.server.cpus import Behind
 from tf_infer.server.graph_pieces import Piece, apart, in_lists, pieces
 from tf_infer.server.logs import event
 from tf_infer.server.quick_graph import CALLERS_THREAD
+from tf_infer.server.unlocked_import import unlocked_import
 
 T = TypeVar("T")
 PREPARED = "prepared graph"  # in the log
@@ -127,7 +128,7 @@ def load_prepared(session: Any, path: Path, data: bytes, behind: Behind | None) 
     graph = BareGraph(session)
     began_s = time.monotonic()
     for piece in pieces(whole):
-        graph.add(piece)
+        graph.add(piece, behind)
         time.sleep((REST if behind else 0.0) * (time.monotonic() - began_s))
         began_s = time.monotonic()
     saver = meta_graph.saver_def
@@ -163,15 +164,22 @@ class BareGraph:
 
     def __init__(self, session: Any) -> None:
         self._session = session
+        self._unlocked = unlocked_import(session, tf.sysconfig.get_lib())
         self._operations: dict[str, Any] = {}
+        self._seen = 0  # how far `operation` has looked
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Piece, behind: Behind | None) -> None:
         """Import a piece.
 
         Raises:
             tf.errors.OpError: it is no graph.
             KeyError: a node reads from one that is in no piece so far.
         """
+        if self._unlocked is not None:
+            code, text = self._unlocked.add(piece.data, piece.earlier, behind or _at_once)
+            if code:
+                raise tf.compat.v1.errors.exception_type_from_error_code(code)(None, None, text)
+            return
         options = c_api.TF_NewImportGraphDefOptions()
         data = c_api.TF_NewBufferFromString(piece.data)
         try:
@@ -179,21 +187,31 @@ class BareGraph:
             for name in piece.earlier:
                 if name.startswith("^"):
                     c_api.TF_ImportGraphDefOptionsRemapControlDependency(
-                        options, name[1:], self._operations[name[1:]])
+                        options, name[1:], self.operation(name[1:]))
                 else:
                     tensor = self.tensor(name)
                     c_api.TF_ImportGraphDefOptionsAddInputMapping(
                         options, source_of(name), tensor.index, tensor)
-            for name in piece.names:
-                c_api.TF_ImportGraphDefOptionsAddReturnOperation(options, name)
             with self._session.graph._c_graph.get() as held:
-                results = c_api.TF_GraphImportGraphDefWithResults(held, data, options)
+                c_api.TF_DeleteImportGraphDefResults(
+                    c_api.TF_GraphImportGraphDefWithResults(held, data, options))
         finally:
             c_api.TF_DeleteBuffer(data)
             c_api.TF_DeleteImportGraphDefOptions(options)
-        found = c_api.TF_ImportGraphDefResultsReturnOperations(results)
-        c_api.TF_DeleteImportGraphDefResults(results)
-        self._operations.update(zip(piece.names, found))
+
+    def operation(self, name: str) -> Any:
+        """Return the C handle of an operation.
+
+        Raises:
+            KeyError: there is none.
+        """
+        while name not in self._operations:
+            with self._session.graph._c_graph.get() as held:
+                found, self._seen = c_api.TF_GraphNextOperation(held, self._seen)
+            if found is None:
+                raise KeyError(name)
+            self._operations[c_api.TF_OperationName(found)] = found
+        return self._operations[name]
 
     def tensor(self, name: str) -> Any:
         """Return the C handle of a tensor, "name" or "name:1".
@@ -203,7 +221,7 @@ class BareGraph:
         """
         source, _, output = name.partition(":")
         found = c_api.TF_Output()
-        found.oper, found.index = self._operations[source], int(output or 0)
+        found.oper, found.index = self.operation(source), int(output or 0)
         if not 0 <= found.index < c_api.TF_OperationNumOutputs(found.oper):
             raise KeyError(name)
         return found
@@ -221,7 +239,7 @@ class BareGraph:
             KeyError, ValueError: one of these is not in the graph.
         """
         fed = {self.tensor(name): np.asarray(value, object) for name, value in feeds.items()}
-        target = self._operations[source_of(operation)]
+        target = self.operation(source_of(operation))
         options = c_api.TF_NewBufferFromString(
             _in_this_thread().SerializeToString()) if behind else None
 

@@ -32,6 +32,7 @@ from tf_infer.errors import (
 from tf_infer.manifest import (
     EXTRA_FOLDER,
     MANIFEST_FILE,
+    WARMUP_FILE,
     ModelManifest,
     check_files,
     read_manifest,
@@ -433,7 +434,8 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         loaded = time.perf_counter()
         few = gently and manifest is not None and manifest.compiled == "none"
         records = warm_up(servable, path, iterations=config.warmup_iterations, metrics=metrics,
-                          most_rows=1 if few else None) if config.warmup else 0
+                          most_rows=1 if few else None, intact=_has_digest(
+                              manifest, WARMUP_FILE)) if config.warmup else 0
         warm = time.perf_counter()
         samples = replay_golden(servable, path, *widened) if config.golden_replay else 0
         proven = time.perf_counter()
@@ -447,6 +449,10 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
     return servable, LoadTimes(load_s=loaded - started, warmup_records=records,
                                warmup_s=warm - loaded, golden_samples=samples,
                                golden_s=proven - warm)
+
+
+def _has_digest(manifest: ModelManifest | None, name: str) -> bool:
+    return manifest is not None and f"{EXTRA_FOLDER}/{name}" in manifest.files
 
 
 def _graph_of(path: Path, manifest: ModelManifest | None, tags: Sequence[str], settings: Any,

@@ -61,8 +61,12 @@ def masked_crc32c(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def read_records(path: Path) -> Iterator[bytes]:
+def read_records(path: Path, *, intact: bool = False) -> Iterator[bytes]:
     """Yield the records of an uncompressed TFRecord file.
+
+    Args:
+        path: the file.
+        intact: it is known to be as it was written; 0.1 us for each byte are saved.
 
     Raises:
         ServerFailure: DATA_LOSS, the file is none, is cut short, or a checksum differs (WU09).
@@ -81,13 +85,14 @@ def read_records(path: Path) -> Iterator[bytes]:
             data, tail = file.read(length), file.read(4)
             if len(data) < length or len(tail) < 4:
                 raise broken("a record is cut short")
-            if masked_crc32c(data) != struct.unpack("<I", tail)[0]:
+            if not intact and masked_crc32c(data) != struct.unpack("<I", tail)[0]:
                 raise broken("a record has a wrong checksum")
             yield data
 
 
 def warm_up(servable: Servable, version_dir: Path, *, iterations: int = 1,
-            most_rows: int | None = None, metrics: Metrics | None = None) -> int:
+            most_rows: int | None = None, metrics: Metrics | None = None,
+            intact: bool = False) -> int:
     """Run the warm-up records of a version; return how many were read, 0 when there is no file.
 
     Args:
@@ -96,6 +101,7 @@ def warm_up(servable: Servable, version_dir: Path, *, iterations: int = 1,
         iterations: how often each record runs.
         most_rows: of a record that run, where every input has rows; None for all.
         metrics: is told how it ended (WU15).
+        intact: the file is as the manifest says.
 
     Raises:
         ServingError: a record is broken, of an unknown kind, or fails (WU07 to WU12).
@@ -110,20 +116,20 @@ def warm_up(servable: Servable, version_dir: Path, *, iterations: int = 1,
             metrics.warmup(str(version_dir), code, seconds, read)
 
     with counted(tell):
-        for record in read_log(path):
+        for record in read_log(path, intact=intact):
             read += 1
             for _ in range(max(1, iterations)):
                 _run_record(servable, record, most_rows)
     return read
 
 
-def read_log(path: Path) -> Iterator[serving_pb2.PredictionLog]:
-    """Yield the warm-up records of a file.
+def read_log(path: Path, *, intact: bool = False) -> Iterator[serving_pb2.PredictionLog]:
+    """Yield the warm-up records of a file; `intact` as of `read_records`.
 
     Raises:
         ServingError: a record is broken, or there are too many (WU08 to WU10).
     """
-    for number, data in enumerate(read_records(path), start=1):
+    for number, data in enumerate(read_records(path, intact=intact), start=1):
         if number > MAX_RECORDS:
             raise InvalidRequest(f"Number of warmup records exceeds the maximum ({MAX_RECORDS})")
         try:
