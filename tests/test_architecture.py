@@ -106,6 +106,7 @@ FILES: dict[str, set[str]] = {
     "server/lite_servable.py": {"ai_edge_litert", "flatbuffers"},
     "server/quick_graph.py": {"tensorflow"},
     "server/http_server.py": {"aiohttp", "uvloop"},
+    "server/http_short.py": {"aiohttp"},
     "server/chat.py": {"jinja2"},
     "server/reflection.py": {"grpc_reflection"},
     "server/session_config.py": {"tensorflow"},

@@ -21,7 +21,7 @@ from aiohttp import web
 
 from tests.server.restkit import Rest, read_all, serving
 from tests.server.serverkit import free_port
-from tf_infer.server import http_server
+from tf_infer.server import http_server, http_short
 from tf_infer.server.config import Monitoring
 
 PREDICT = "/v1/models/m:predict"
@@ -120,9 +120,10 @@ def test_a_connection_without_a_request_is_closed_in_the_end(
 def test_a_body_may_not_be_larger_than_a_grpc_message(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert http_server.MAX_BODY_BYTES == 2**31 - 1
-    monkeypatch.setattr(http_server, "MAX_BODY_BYTES", 1000)
+    most = 2 * http_short.SHORT_BYTES
+    monkeypatch.setattr(http_server, "MAX_BODY_BYTES", most)
     with serving(tmp_path) as rest, rest.socket() as one:
-        one.sendall(request(b" " * 1001))
+        one.sendall(request(b" " * (most + 1)))
         assert read_all(one).startswith(b"HTTP/1.1 413")
         assert answered(rest)
 

@@ -248,8 +248,10 @@ def test_rp25_every_kind_of_number_is_written_as_the_rule_says(dtype: type) -> N
     short = np.round(rng.standard_normal(3000), 4) * 10.0 ** rng.integers(-30, 30, 3000)
     tiny = rng.integers(0, 5000, 1000, dtype=bits[0]).view(bits[1])
     whole = rng.integers(-2**31, 2**31, 3000)
+    nearly = (rng.integers(100_000, 1_000_000, 9000) + rng.integers(-80, 80, 9000) / 1000  # short
+              ) * 10.0 ** rng.integers(-9, -2, 9000) * rng.choice([-1, 1], 9000)
     values = np.concatenate([part.astype(dtype) for part in (
-        anything[np.isfinite(anything)], short, tiny, whole, np.arange(-50, 50))])
+        anything[np.isfinite(anything)], short, tiny, whole, nearly, np.arange(-50, 50))])
     narrow = dtype is np.float32
     expected = [slowly(value, narrow) for value in values.tolist()]
     assert rest_json.numbers(values) == expected

@@ -8,7 +8,7 @@ aiohttp: as fast as uvicorn with httptools (docs/runtime.md), and it alone keeps
 was sent and bounds the size of headers. An idle connection costs 6 KB, and nothing waits for it;
 one that never sends a request is closed after `IDLE_S`. It runs on uvloop where that is installed.
 Connections are accepted here, on either loop: where no descriptor is left, libuv would throw away
-all that wait, and here they wait.
+all that wait, and here they wait. Small requests take a shorter way: http_short.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
+from tf_infer.server.http_short import ShortConnection, Whole
 from tf_infer.server.logs import event
 from tf_infer.server.logs import log as server_log
 from tf_infer.server.mailbox import Mailbox
@@ -79,20 +80,15 @@ class BodyFault(Exception):
 
 
 Handler = Callable[[web.BaseRequest], Awaitable["Reply | Streamed"]]
+Short = Callable[[str], "Callable[[Whole], None] | None"]  # see http_short.House
 
 
-class _Connection(web.RequestHandler):
-    """One connection.
+def none_short(target: str) -> None:
+    """Answer no request in the short way."""
 
-    Attributes:
-        request: that is being answered, None between two.
-    """
 
-    __slots__ = ("request",)
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.request: web.BaseRequest | None = None
+class _Connection(ShortConnection):
+    __slots__ = ()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Hear that the caller sends no more: he has gone, or waits for his last answer.
@@ -111,9 +107,14 @@ class _Connection(web.RequestHandler):
 
 
 class _Connections(web.Server):
+    def __init__(self, house: HttpServer) -> None:
+        super().__init__(house.answer, handler_cancellation=True)
+        self._house = house
+
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, keepalive_timeout=IDLE_S, access_log=None,
-                           logger=_silent, auto_decompress=False, lingering_time=LINGER_S)
+        return _Connection(self._house, self, loop=self._loop, keepalive_timeout=IDLE_S,
+                           access_log=None, logger=_silent, auto_decompress=False,
+                           lingering_time=LINGER_S)
 
 
 class HttpServer:
@@ -123,6 +124,7 @@ class HttpServer:
         handler: answers one request, on the loop; it is cancelled when the caller has gone.
         host: address to listen on; one of `EVERYWHERE` for all, IPv6 too where there is any (RS23).
         port: > 0.
+        short: what may answer small requests; see `http_short.House`.
 
     Attributes:
         mailbox: of its loop; there is one as soon as requests are taken.
@@ -130,8 +132,10 @@ class HttpServer:
 
     mailbox: Mailbox
 
-    def __init__(self, handler: Handler, *, host: str, port: int) -> None:
+    def __init__(self, handler: Handler, *, host: str, port: int, short: Short = none_short,
+                 ) -> None:
         self._handler, self._host, self._port = handler, host, port
+        self.short = short
         self._listening = threading.Event()
         self._ended: concurrent.futures.Future[bool] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="tf-infer-http", daemon=True)
@@ -180,7 +184,7 @@ class HttpServer:
         self.mailbox = Mailbox(loop)
         loop.set_exception_handler(_log_fault)
         self._ending = loop.create_future()
-        connections = _Connections(self._answer, handler_cancellation=True)
+        connections = _Connections(self)
         for one in self._sockets:
             self._listen(one, connections)
         self._listening.set()
@@ -229,11 +233,27 @@ class HttpServer:
             await asyncio.wait([self._left], timeout=drain_s)
         return not self._inside
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    @property
+    def closing(self) -> bool:
+        """Whether no connection shall have another request."""
+        return self._ending is not None and self._ending.done()
+
+    def enter(self) -> None:
+        """Count a request that is being answered."""
+        self._inside += 1
+
+    def leave(self) -> None:
+        """Count one that is not any more."""
+        self._inside -= 1
+        if self._left is not None and not self._inside:
+            _settle(self._left, None)
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request that takes aiohttp's way."""
         connection = request.protocol
         assert isinstance(connection, _Connection)
         connection.request = request
-        self._inside += 1
+        self.enter()
         try:
             reply = await self._handler(request)
             if isinstance(reply, Streamed):
@@ -242,19 +262,17 @@ class HttpServer:
             reply = Reply(fault.status, str(fault).encode(), "text/plain")
             connection.close()
         finally:
-            self._inside -= 1
+            self.leave()
             connection.request = None
-            if self._left is not None and not self._inside:
-                _settle(self._left, None)
         response = web.Response(status=reply.status, body=reply.body, headers=_headers(reply))
-        if self._ending is not None and self._ending.done():
+        if self.closing:
             response.force_close()
         return response
 
     async def _send(self, request: web.BaseRequest, reply: Streamed) -> web.StreamResponse:
         """Send what comes, as fast as the caller takes it."""
         response = web.StreamResponse(headers={**_headers(reply), "Cache-Control": "no-store"})
-        if self._ending is not None and self._ending.done():
+        if self.closing:
             response.force_close()
         transport = request.transport
 
@@ -294,7 +312,17 @@ async def _connected(loop: asyncio.AbstractEventLoop, connections: _Connections,
 
 
 def _headers(reply: Reply | Streamed) -> dict[str, str]:
-    return {"Content-Type": reply.content_type, "Server": "tf-infer", **reply.headers}
+    return _named(reply.content_type, reply.headers)
+
+
+def _named(content_type: str, headers: Mapping[str, str]) -> dict[str, str]:
+    return {"Content-Type": content_type, "Server": "tf-infer", **headers}
+
+
+def fields(content_type: str, headers: Mapping[str, str]) -> bytes:
+    """Return the header lines of a `Reply`, for `Whole.answer`."""
+    return "".join(f"{name}: {value}\r\n"
+                   for name, value in _named(content_type, headers).items()).encode()
 
 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:

@@ -2,19 +2,21 @@
 
 Statements RS03, RS04, RS12 to RS25, FL15, FL16 and MO01 of TensorFlow Serving's observed behaviour.
 Nothing is held while a request waits or runs. Small bodies are read on the loop, larger ones by
-workers, so that no caller waits for another's megabytes. /healthz and /readyz are our own.
+workers, so that no caller waits for another's megabytes. Small requests for a model's answer take
+the short way (http_short.py), to the same end. /healthz and /readyz are our own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import json
 import logging
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -23,7 +25,8 @@ from tf_infer.server import gauges, logs
 from tf_infer.server.config import Monitoring, ServerConfig
 from tf_infer.server.generation import Generators
 from tf_infer.server.grpc_service import Service
-from tf_infer.server.http_server import HttpServer, Reply, Streamed, read_body
+from tf_infer.server.http_server import HttpServer, Reply, Streamed, fields, read_body
+from tf_infer.server.http_short import Whole
 from tf_infer.server.mailbox import Mailbox
 from tf_infer.server.metrics import REST, respond
 from tf_infer.server.openai_service import MAX_BODY_BYTES, OpenAIService
@@ -51,6 +54,7 @@ CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Methods": "POS
 MAX_INFLATED_BYTES = 100 * 2**20  # RS18
 INLINE_BYTES = 32 * 1024  # a larger body is read by a worker
 INLINE_ELEMENTS = 10_000  # a larger answer is written by a worker
+GONE = "The caller has gone."
 OUR_FAULT = frozenset({Code.UNKNOWN, Code.INTERNAL, Code.DATA_LOSS})
 
 Outcome = Union[bytes, ServingError]
@@ -79,7 +83,7 @@ class _Record:
     """What metrics and log want to know of a request below /v1/."""
 
     started_s: float
-    request_id: str | None
+    headers: Mapping[str, str]
     route: Route | None = None
     size: int = 0
     progress: Progress = field(default_factory=Progress)
@@ -92,46 +96,45 @@ class _Exchange:
         submit: hands a call to the pipeline.
         workers: read what is large, and write it.
         record: hears of the progress.
-        mailbox: of the loop.
+        mailbox: of the loop, on whose thread this is made.
+        told: gets the body of the answer, or the failure that goes back to the caller; on the loop,
+            once.
     """
 
+    __slots__ = ("_ended", "_mailbox", "_record", "_submit", "_thread", "_ticket", "_told",
+                 "_workers")
+
     def __init__(self, submit: Callable[..., Ticket], workers: concurrent.futures.Executor,
-                 record: _Record, mailbox: Mailbox) -> None:
+                 record: _Record, mailbox: Mailbox, told: Callable[[Outcome], None]) -> None:
         self._submit, self._workers, self._record = submit, workers, record
-        self._loop, self._mailbox = asyncio.get_running_loop(), mailbox
+        self._mailbox, self._told = mailbox, told
         self._thread = threading.get_ident()
-        self._outcome: asyncio.Future[Outcome] = self._loop.create_future()
+        self._ended = False
         self._ticket: Ticket | None = None
 
-    async def run(self, begin: Callable[[], RestCall | bytes], *, large: bool,
-                  timeout_s: float | None) -> bytes:
-        """Return the body of the answer.
+    def begin(self, begin: Callable[[], RestCall | bytes], *, large: bool) -> None:
+        """Begin to answer.
 
         Args:
             begin: reads the request.
             large: whether that takes long.
-            timeout_s: RS24.
-
-        Raises:
-            ServingError: the failure that goes back to the caller.
         """
-        timer = None if timeout_s is None else self._loop.call_later(
-            timeout_s, self._give_up, DeadlineExceeded(TIMED_OUT))
-        try:
-            if large:
-                self._workers.submit(self._begin, begin)
-            else:
-                self._begin(begin)
-            outcome = await self._outcome
-        except asyncio.CancelledError:
-            self._give_up(Cancelled("The caller has gone."))
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-        if isinstance(outcome, ServingError):
-            raise outcome
-        return outcome
+        if large:
+            self._workers.submit(self._begin, begin)
+        else:
+            self._begin(begin)
+
+    def give_up(self, error: ServingError) -> None:
+        """Answer with an error unless there is an answer; on the loop."""
+        if self._ticket is not None:
+            self._ticket.give_up(error)  # a scheduler may have its own words for it (BA17)
+        self._settle(error)
+
+    def leave(self, error: ServingError) -> None:
+        """Hear that the caller has gone: what waits is given up, and nobody told; on the loop."""
+        self._ended = True
+        if self._ticket is not None:
+            self._ticket.give_up(error)
 
     def _begin(self, begin: Callable[[], RestCall | bytes]) -> None:
         try:
@@ -141,7 +144,7 @@ class _Exchange:
                 return
             self._record.progress = begun.call.progress
             self._ticket = self._submit(begun.call, lambda outcome: self._done(begun, outcome))
-            if self._outcome.done():  # given up meanwhile
+            if self._ended:  # given up meanwhile
                 self._ticket.give_up()
         except Exception as error:
             self._tell(as_serving_error(error, "a REST request"))
@@ -167,13 +170,9 @@ class _Exchange:
             self._mailbox.put(self._settle, outcome)
 
     def _settle(self, outcome: Outcome) -> None:
-        if not self._outcome.done():
-            self._outcome.set_result(outcome)
-
-    def _give_up(self, error: ServingError) -> None:
-        if self._ticket is not None:
-            self._ticket.give_up(error)  # a scheduler may have its own words for it (BA17)
-        self._settle(error)
+        if not self._ended:
+            self._ended = True
+            self._told(outcome)
 
 
 class RestServer:
@@ -201,7 +200,9 @@ class RestServer:
         self._workers = ElasticExecutor(1, max(1, threads - 1), name="tf-infer-rest")
         self._openai = OpenAIService(generators, pipeline.metrics, self._workers,
                                      timeout_s=timeout_s, headers=self._headers)
-        self._http = HttpServer(self.answer, host=host, port=port)
+        self._short_route = functools.lru_cache(maxsize=256)(self._find_short_route)
+        self._fields = fields(JSON, self._headers)
+        self._http = HttpServer(self.answer, host=host, port=port, short=self._short)
 
     def start(self) -> None:
         """Open the port.
@@ -254,37 +255,95 @@ class RestServer:
     # ------------------------------------------------------------------ below /v1/
 
     async def _api(self, request: Any, target: str) -> Reply:
-        record = _Record(time.monotonic(), request.headers.get("X-Request-Id"))
-        code = Code.OK
+        record = _Record(time.monotonic(), request.headers)
+        code = Code.CANCELLED  # the caller has gone, or his body does not come
         try:
-            body = await self._body_of(request, target, record)
-        except ServingError as error:
-            code, body = error.code, rest_json.error_json(error.details)
-            error.with_traceback(None)  # its frames hold the body
-        except BaseException:
-            code = Code.CANCELLED  # the caller has gone, or his body does not come
-            raise
+            code, body = _written(await self._outcome_of(request, target, record))
         finally:
             self._finish(record, code)
         return Reply(http_status(code), body, JSON, self._headers)
 
-    async def _body_of(self, request: Any, target: str, record: _Record) -> bytes:
-        if request.method == "OPTIONS":
-            if is_preflight(request.method, request.headers.get("Origin")):
-                return b""
-            raise malformed(request.method, target)
-        record.route = route = route_of(request.method, target)
+    async def _outcome_of(self, request: Any, target: str, record: _Record) -> Outcome:
+        try:
+            if request.method == "OPTIONS":
+                if is_preflight(request.method, request.headers.get("Origin")):
+                    return b""
+                raise malformed(request.method, target)
+            record.route = route_of(request.method, target)
+        except ServingError as error:
+            return error
         content = await read_body(request) if request.method == "POST" else b""
-        record.size = len(content)
         encoding = request.headers.get("Content-Encoding", "")
-        deadline = None if self._timeout_s is None else record.started_s + self._timeout_s
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        exchange = self._exchange(record, lambda told: _fulfil(outcome, told))
+        timer = self._begin(exchange, record, content, encoding)
+        try:
+            return await outcome
+        except asyncio.CancelledError:
+            exchange.leave(Cancelled(GONE))
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
 
-        def begin() -> RestCall | bytes:
-            return self._service.begin(route, inflate(content, encoding), deadline)
+    def _exchange(self, record: _Record, told: Callable[[Outcome], None]) -> _Exchange:
+        return _Exchange(self._pipeline.submit, self._workers, record, self._http.mailbox, told)
 
-        exchange = _Exchange(self._pipeline.submit, self._workers, record, self._http.mailbox)
-        return await exchange.run(begin, large=len(content) > INLINE_BYTES or bool(encoding),
-                                  timeout_s=self._timeout_s)
+    def _begin(self, exchange: _Exchange, record: _Record, content: bytes, encoding: str,
+               ) -> asyncio.TimerHandle | None:
+        """Begin to answer a request, and return what ends that after the limit (RS24)."""
+        route, service = record.route, self._service
+        assert route is not None
+        record.size, limit_s = len(content), self._timeout_s
+        deadline = None if limit_s is None else record.started_s + limit_s
+        timer = None if limit_s is None else asyncio.get_running_loop().call_later(
+            limit_s, _late, exchange)
+        exchange.begin(lambda: service.begin(route, inflate(content, encoding), deadline),
+                       large=len(content) > INLINE_BYTES or bool(encoding))
+        return timer
+
+    # ------------------------------------------------------------------ the short way
+
+    def _short(self, target: str) -> Callable[[Whole], None] | None:
+        """See `http_short.House`: those are short that ask a model for an answer."""
+        route = self._short_route(target)
+        return None if route is None else functools.partial(self._answer_short, route)
+
+    def _find_short_route(self, sent: str) -> Route | None:
+        target = path_and_query(sent)
+        page = self._monitoring.enabled and target.partition("?")[0] == self._monitoring.path
+        if page or openai_route("POST", target) is not None or not is_api(target):
+            return None
+        try:
+            return route_of("POST", target)
+        except ServingError:  # its caller is told by `answer`
+            return None
+
+    def _answer_short(self, route: Route, whole: Whole) -> None:
+        """Answer a request as `_api` does."""
+        record = _Record(time.monotonic(), whole.headers, route)
+        timer: asyncio.TimerHandle | None = None
+        ended = False
+
+        def told(outcome: Outcome) -> None:
+            nonlocal ended
+            ended, whole.gone = True, None  # which would hold the request until a collection
+            if timer is not None:
+                timer.cancel()
+            code, body = _written(outcome)
+            self._finish(record, code)
+            whole.answer(http_status(code), self._fields, body)
+
+        def gone() -> None:
+            if timer is not None:
+                timer.cancel()
+            self._finish(record, Code.CANCELLED)
+            exchange.leave(Cancelled(GONE))
+
+        exchange, whole.gone = self._exchange(record, told), gone
+        timer = self._begin(exchange, record, whole.body, "")
+        if ended and timer is not None:
+            timer.cancel()
 
     def _finish(self, record: _Record, code: Code) -> None:
         """Tell metrics and log of a request that is answered."""
@@ -302,7 +361,24 @@ class RestServer:
                        version=record.progress.version,
                        signature=record.progress.signature or None,
                        rows=record.progress.rows, bytes=record.size,
-                       request_id=logs.request_id(record.request_id))
+                       request_id=logs.request_id(record.headers.get("X-Request-Id")))
+
+
+def _written(outcome: Outcome) -> tuple[Code, bytes]:
+    """Return the code and the body that an outcome is told by."""
+    if isinstance(outcome, ServingError):
+        outcome.with_traceback(None)  # its frames hold the request's body
+        return outcome.code, rest_json.error_json(outcome.details)
+    return Code.OK, outcome
+
+
+def _late(exchange: _Exchange) -> None:
+    exchange.give_up(DeadlineExceeded(TIMED_OUT))
+
+
+def _fulfil(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    if not future.done():
+        future.set_result(outcome)
 
 
 def opened(config: ServerConfig, service: Service, pipeline: Pipeline, generators: Generators

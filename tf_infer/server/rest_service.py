@@ -15,9 +15,11 @@ from tf_infer.errors import InvalidRequest
 from tf_infer.server import predict
 from tf_infer.server.contracts import Arrays, Plan, Run, Signatures
 from tf_infer.server.grpc_service import Asked, Deadline, Service, model_ref
+from tf_infer.server.known_bodies import KnownBodies
 from tf_infer.server.metrics import REST
 from tf_infer.server.pipeline import Answer, Call
 from tf_infer.server.rest_routes import Route
+from tf_infer.server.versions import ModelRef
 from tf_infer.wire import messages, rest, rest_examples, serving_pb2
 
 
@@ -49,6 +51,7 @@ class RestService:
     def __init__(self, service: Service, *, check_method_names: bool = False) -> None:
         self._service = service
         self._check = check_method_names
+        self._known = KnownBodies()
 
     def begin(self, route: Route, content: bytes, deadline: Deadline) -> Begun:
         """Return the call of a request, or its answer at once.
@@ -61,9 +64,9 @@ class RestService:
         Raises:
             ServingError: the body is not as it should be; the model is looked up later (RP18).
         """
-        spec = messages.model_spec(route.model)
         if route.kind == "predict":
-            return self._predict(spec, content, deadline)
+            return self._predict(route.model, content, deadline)
+        spec = messages.model_spec(route.model)
         if route.kind == "status":
             return rest_examples.status_json(self._service.status(
                 serving_pb2.GetModelStatusRequest(model_spec=spec), deadline))
@@ -80,27 +83,41 @@ class RestService:
             model_spec=spec, input=examples), deadline),
             lambda response: rest_examples.regression_json(response.result))
 
-    def _predict(self, spec: serving_pb2.ModelSpec, content: bytes, deadline: Deadline) -> RestCall:
-        body = rest.read_body(content)
+    def _predict(self, asked: messages.ModelRef, content: bytes, deadline: Deadline) -> RestCall:
+        found = self._known.find(asked, content)
+        if found is not None:
+            known = found.known
 
-        def plan(signatures: Signatures) -> Plan[Formed]:
-            return self._plan(body, signatures)
+            def plan(signatures: Signatures) -> Plan[Formed]:
+                if signatures is known.signatures:
+                    return found.plan()
+                self._known.forget(known)
+                return self._plan(asked, known.ref, content, rest.read_body(content), signatures)
 
-        def written(answer: Answer[Formed]) -> bytes:
-            return rest.write_outputs(answer.value.outputs, answer.value.form)
+            return RestCall(Call("Predict", known.ref, plan, deadline, REST), _written)
+        body, ref = rest.read_body(content), model_ref(messages.model_spec(asked))
+        return RestCall(Call("Predict", ref, lambda signatures: self._plan(
+            asked, ref, content, body, signatures), deadline, REST), _written)
 
-        return RestCall(Call("Predict", model_ref(spec), plan, deadline, REST), written)
-
-    def _plan(self, body: rest.Body, signatures: Signatures) -> Plan[Formed]:
+    def _plan(self, asked: messages.ModelRef, ref: ModelRef, content: bytes, body: rest.Body,
+              signatures: Signatures) -> Plan[Formed]:
         name = body.signature or messages.SERVING_DEFAULT
         if name not in signatures:
             raise InvalidRequest(
                 f'Serving signature name: "{name}" not found in signature def')
-        inputs, form = rest.read_inputs(body, signatures[name].inputs)
+        taken = signatures[name].inputs
+        inputs, form = rest.read_inputs(body, taken)
         signature = predict.find(signatures, name, check_method_name=self._check)
         predict.check_inputs(signature, inputs)
         outputs = tuple(predict.choose_outputs(signature, ()))
-        return Plan((Run(name, inputs, outputs),), lambda found: Formed(found[0], form))
+        plan = Plan((Run(name, inputs, outputs),), lambda found: Formed(found[0], form))
+        self._known.keep(asked, ref, content, lambda other: rest.read_inputs(
+            rest.read_body(other), taken), signatures, plan)
+        return plan
+
+
+def _written(answer: Answer[Formed]) -> bytes:
+    return rest.write_outputs(answer.value.outputs, answer.value.form)
 
 
 def _over(asked: Asked, written: Callable[[Any], bytes]) -> RestCall:

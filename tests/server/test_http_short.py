@@ -1,0 +1,268 @@
+"""Short requests are answered as aiohttp's way answers them; what is not short takes that way."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.server.restkit import Rest, read_all, serving
+from tests.server.test_http_server import GOOD, PREDICT, WAITS, answered, eventually, request
+from tf_infer.server import http_server, http_short
+from tf_infer.server.config import Monitoring
+
+_DATE = re.compile(rb"Date: [A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT\r\n")
+
+
+class Shorts:
+    """Counts the requests of a server that are short."""
+
+    def __init__(self, rest: Rest) -> None:
+        self.count = 0
+        http = rest.server._rest._http  # type: ignore[union-attr]
+        self._short, http.short = http.short, self
+
+    def __call__(self, target: str) -> Callable[[http_short.Whole], None] | None:
+        begin = self._short(target)
+        self.count += begin is not None
+        return begin
+
+
+def ready(rest: Rest, one: socket.socket) -> Shorts:
+    """Return what counts the requests of a server, once a connection takes the short way.
+
+    Its task may not be waiting yet when the first request comes, or the one behind a long one.
+    """
+    shorts = Shorts(rest)
+    until_short(shorts, one)
+    shorts.count = 0
+    while rest.model.started.acquire(blocking=False):
+        pass
+    return shorts
+
+
+def until_short(shorts: Shorts, one: socket.socket) -> None:
+    for _ in range(1000):
+        assert asked(one, request(GOOD)).endswith(b"[3.0]}")
+        if shorts.count:
+            return
+    raise AssertionError("no request was short")
+
+
+def asked(one: socket.socket, sent: bytes) -> bytes:
+    """Send a request, and return its whole answer, all but the date."""
+    one.sendall(sent)
+    return answer_on(one)
+
+
+def answer_on(one: socket.socket) -> bytes:
+    found = b""
+    while (whole := _whole(found)) is None:
+        part = one.recv(65536)
+        assert part, found
+        found += part
+    return whole
+
+
+def _whole(found: bytes) -> bytes | None:
+    head, _, body = found.partition(b"\r\n\r\n")
+    length = re.search(rb"Content-Length: (\d+)", head)
+    if length is None or len(body) < int(length[1]):
+        return None
+    assert len(body) == int(length[1]) and len(_DATE.findall(found)) == 1
+    return _DATE.sub(b"", found)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[socket.socket, Shorts]]]:
+    """Two connections: to a server with the short way, and to one without it."""
+    with ExitStack() as stack:
+        found = []
+        for short in (True, False):
+            rest = stack.enter_context(serving(
+                tmp_path_factory.mktemp("models"), monitoring=Monitoring(enabled=True)))
+            if not short:
+                rest.server._rest._http.short = http_server.none_short  # type: ignore[union-attr]
+            one = stack.enter_context(rest.socket())
+            found.append((one, ready(rest, one) if short else Shorts(rest)))
+        yield found
+
+
+TEXTS = st.one_of(st.text(max_size=30), st.sampled_from(
+    ['"', "\\u0041", "\\", "\x00", "\\ud800", "é" * 20, "1e999", '"]}', "\ufeff"]))
+BODIES = st.one_of(
+    st.builds('{{"signature_name": "text", "instances": ["{}"]}}'.format, TEXTS).map(
+        lambda text: text.encode("utf-8", "surrogatepass")),
+    st.builds(lambda body, cut: body[:cut], st.sampled_from([GOOD, b'{"inputs": [1, 2e5]}']),
+              st.integers(1, 40)),
+    st.binary(min_size=1, max_size=30),
+    st.sampled_from([
+        b'{"signature_name": "fails", "instances": [1]}', b'{"inputs": {"x": [0.1, 1e9]}}',
+        b'{"signature_name": "breaks", "instances": [1]}', b'{"signature_name": "no"}',
+        b'{"signature_name": "half", "inputs": [1]}', b"[" * 5000, b'{"instances": [1e999]}',
+        b'{"signature_name": "two", "instances": [{"a": "x", "b": 1}, {"a": {"b64": "eA"}}]}',
+        b'{"signature_name": "classify", "examples": [{"x": 1}]}', b"x" * 40000]))
+TARGETS = st.sampled_from([
+    PREDICT, PREDICT, PREDICT, PREDICT, "/v1/models/n:predict", "/v1/models/m/versions/1:predict",
+    "/v1/models/m/labels/no:predict", "/v1/models/m:classify", "/v1/models/m:regress",
+    "/v1/models/m:Predict", "/v1/models/m:predict?x", "/v1/models/%6d:predict",
+    "http://h/v1/models/m:predict", "/v1/models/m", "/v1/completions", "/nowhere",
+    "/monitoring/prometheus/metrics?x", "/v1/models/m/versions/99999999999999999999:predict"])
+
+
+@given(target=TARGETS, body=BODIES)
+@settings(deadline=None, max_examples=150)
+def test_the_short_way_answers_what_aiohttps_answers(
+        both: list[tuple[socket.socket, Shorts]], target: str, body: bytes) -> None:
+    (short, _), (long, _) = both
+    sent = request(body, target=target)
+    assert asked(short, sent) == asked(long, sent)
+
+
+def test_one_server_has_a_short_way_and_one_has_none(
+        both: list[tuple[socket.socket, Shorts]]) -> None:
+    (short, counted), (long, none) = both
+    counted.count = 0
+    until_short(counted, short)
+    for _ in range(3):
+        assert asked(long, request(GOOD)).endswith(b"[3.0]}")
+    assert none.count == 0
+
+
+@pytest.mark.parametrize("headers", [
+    ["Content-Encoding: br"], ["Expect: 100-continue"], ["Connection: close"],
+    ["Connection: Upgrade", "Upgrade: websocket"]],
+    ids=["encoded", "continue", "close", "upgrade"])
+def test_what_wants_more_than_an_answer_is_not_short(tmp_path: Path, headers: list[str]) -> None:
+    with serving(tmp_path) as rest, rest.socket() as one:
+        shorts = ready(rest, one)
+        one.sendall(request(GOOD, *headers))
+        found = one.recv(65536)
+        while b"[3.0]" not in found:
+            found += one.recv(65536)
+        assert b"HTTP/1.1 200 OK" in found
+        assert shorts.count == 0
+
+
+def test_other_requests_are_not_short_and_a_body_in_chunks_is(tmp_path: Path) -> None:
+    chunks = (f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+              f"5\r\n{{\"ins\r\nd\r\ntances\": [2]}}\r\n0\r\n\r\n").encode()
+    with serving(tmp_path) as rest, rest.socket() as one:
+        shorts = ready(rest, one)
+        for sent in (request(GOOD + b" " * http_short.SHORT_BYTES),
+                     b"GET /v1/models/m HTTP/1.1\r\nHost: x\r\n\r\n", request(b"")):
+            assert asked(one, sent)
+        one.sendall(request(GOOD)[:-3])
+        assert eventually(lambda: rest.server._rest._http._inside == 1)  # type: ignore[union-attr]
+        assert asked(one, GOOD[-3:]).endswith(b"[3.0]}")
+        old = request(GOOD).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+        with rest.socket() as other:
+            other.sendall(old)
+            assert read_all(other).endswith(b"[3.0]}")
+        assert shorts.count == 0
+        until_short(shorts, one)
+        assert asked(one, chunks).endswith(b"[3.0]}")
+        assert shorts.count == 2
+
+
+def test_where_aiohttp_is_not_as_we_know_it_no_request_is_short(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert http_short.KNOWN
+    monkeypatch.setattr(http_short, "KNOWN", False)
+    with serving(tmp_path) as rest:
+        shorts = Shorts(rest)
+        assert answered(rest)
+        assert shorts.count == 0
+
+
+def numbered(*numbers: int) -> bytes:
+    return b"".join(request(b'{"instances": [%d]}' % number) for number in numbers)
+
+
+def test_requests_behind_a_short_one_are_answered_behind_it(tmp_path: Path) -> None:
+    with serving(tmp_path) as rest, rest.socket() as one:
+        shorts = ready(rest, one)
+        one.sendall(request(WAITS))
+        assert rest.model.started.acquire(timeout=30)
+        one.sendall(numbered(10, 12))
+        time.sleep(0.05)
+        one.sendall(numbered(14) + request(GOOD, "Connection: close"))
+        assert not rest.model.started.acquire(timeout=0.1)  # they wait
+        rest.model.release.set()
+        told = re.findall(rb'\{"predictions": \[(.*?)\]\}', read_all(one))
+        assert told == [b"3.0", b"7.0", b"8.0", b"9.0", b"3.0"]
+        assert shorts.count == 1
+
+
+def test_an_answer_may_take_longer_than_a_connection_may_be_idle(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "IDLE_S", 0.2)
+    with serving(tmp_path) as rest, rest.socket() as one:
+        one.sendall(request(WAITS))
+        assert rest.model.started.acquire(timeout=30)
+        time.sleep(0.5)
+        rest.model.release.set()
+        assert one.recv(65536).endswith(b'{"predictions": [3.0]}')
+        assert read_all(one) == b""  # it is idle now
+
+
+def test_while_a_caller_takes_no_answers_his_requests_wait_as_aiohttps_do(tmp_path: Path) -> None:
+    told: list[http_short.Whole] = []
+    with serving(tmp_path) as rest, rest.socket() as one:
+        shorts = ready(rest, one)
+        http: Any = rest.server._rest._http  # type: ignore[union-attr]
+        http.short = lambda target: told.append
+
+        def later(act: Callable[..., None], *arguments: Any) -> None:
+            http._loop.call_soon_threadsafe(act, *arguments)
+
+        one.sendall(request(GOOD))
+        assert eventually(lambda: len(told) == 1)
+        connection = told[0]._connection
+        later(connection.pause_writing)
+        later(told[0].answer, 200, b"", b"1")
+        assert answer_on(one).endswith(b"1")
+        assert asked(one, request(GOOD)).endswith(b"[3.0]}")
+        assert len(told) == 1
+        later(connection.resume_writing)
+        http.short = shorts
+        until_short(shorts, one)
+
+
+def test_a_caller_who_ends_sending_is_answered_and_let_go(tmp_path: Path) -> None:
+    with serving(tmp_path) as rest, rest.socket() as one:
+        shorts = ready(rest, one)
+        one.sendall(request(WAITS))
+        assert rest.model.started.acquire(timeout=30)
+        one.shutdown(socket.SHUT_WR)
+        time.sleep(3 * http_server.BEGINNING_S)
+        rest.model.release.set()
+        assert read_all(one).endswith(b'{"predictions": [3.0]}')
+        assert shorts.count == 1
+
+
+def test_who_is_gone_hears_nothing_and_his_request_holds_nothing(tmp_path: Path) -> None:
+    told: list[Any] = []
+    with serving(tmp_path) as rest:
+        http = rest.server._rest._http  # type: ignore[union-attr]
+        with rest.socket() as one:
+            ready(rest, one)
+            http.short = lambda target: told.append
+            one.sendall(request(GOOD))
+            assert eventually(lambda: told)
+            whole, = told
+            gone: list[bool] = []
+            whole.gone = lambda: gone.append(True)
+        assert eventually(lambda: gone)
+        assert (whole.gone, http._inside) == (None, 0)
+        http._loop.call_soon_threadsafe(whole.answer, 200, b"", b"late")
+        http.short = http_server.none_short
+        assert answered(rest)
