@@ -12,15 +12,17 @@ token it leaves with `processors.BANNED` is not taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tf_infer.decoding import staged
 from tf_infer.decoding.contracts import Cache, Hypotheses, Limits, Processor, Start, StepFn
 from tf_infer.decoding.loop import with_shapes_of
 from tf_infer.decoding.processors import BANNED
 from tf_infer.decoding.score import finite
+from tf_infer.decoding.shared import Shared
 from tf_infer.stages import DECODING
 
 VOID = -1e30  # sum of a place that holds no hypothesis; float32 holds it, and what is added to it
@@ -51,17 +53,24 @@ class _Table(NamedTuple):
 
 
 class _State(NamedTuple):
-    """The loop's variables; `count` [] int32 is the number of tokens of every live hypothesis."""
+    """The loop's variables, B rows first."""
 
-    count: tf.Tensor
-    going: tf.Tensor      # [B] bool, the row still searches
+    count: tf.Tensor      # [B] int32, tokens of every live hypothesis
+    live: tf.Tensor       # [B] bool, the row still searches
+    tokens: tf.Tensor     # [B, G, K] int32, the last ones
     ids: tf.Tensor        # [B, G, K, L] int32, live
     sums: tf.Tensor       # [B, G, K] float32, live
     done: _Table
-    states: tuple[Any, ...]  # what each processor remembers of each live hypothesis
 
 
-class _Rules(NamedTuple):
+class _Held(NamedTuple):
+    """What there is of each live hypothesis; B x G x K rows first."""
+
+    cache: Cache
+    states: tuple[Any, ...]  # what each processor remembers
+
+
+class Rules(NamedTuple):
     """What a search is held to, the same in every step."""
 
     limits: Limits
@@ -97,33 +106,81 @@ def search(step: StepFn, start: Start, limits: Limits, options: BeamOptions, *, 
     """
     if beams < 1 or groups < 1 or beams % groups:
         raise ValueError(f"beams: expected a multiple of groups = {groups}, got {beams}.")
-    shape = (groups, beams // groups)
-    rules = _Rules(limits, options, processors)
-    state, cache = _first(start, rules, shape)
+    rules = Rules(limits, options, processors)
+    none, held, logits = _begun(start, rules, (groups, beams // groups))
 
-    def going(state: _State, cache: Cache) -> tf.Tensor:
-        del cache
-        return tf.reduce_any(state.going)
+    def advance(state: _State, states: Any, logits: tf.Tensor) -> Any:
+        return _advance(state, states, logits, rules)
 
-    def once(state: _State, cache: Cache) -> tuple[_State, Cache]:
-        place = tf.minimum(state.count, limits.capacity) - 1
-        tokens = tf.gather(state.ids, place, axis=-1)                        # [B, G, K]
-        live = state.going[:, None, None] & (state.sums > VOID / 2)
-        logits, moved = step(tf.reshape(tokens, [-1]), tf.reshape(live, [-1]), cache)
-        moved = with_shapes_of(moved, cache)
-        with tf.name_scope(DECODING):
-            logits = tf.reshape(logits, tf.concat([tf.shape(tokens), [tf.shape(logits)[1]]], 0))
-            # Places that are not live may hold anything, NaN included.
-            logits = tf.where(live[..., None], logits, 0.0)
-            after, parents = _advance(state, logits, rules)
-            return with_shapes_of(after, state), _gathered(moved, parents)
+    def going(state: _State, held: _Held) -> tf.Tensor:
+        del held
+        return tf.reduce_any(state.live)
 
-    state, _ = tf.while_loop(going, once, (state, cache))
+    def once(state: _State, held: _Held) -> tuple[_State, _Held]:
+        return _turn(step, state, held, advance)
+
+    with tf.name_scope(DECODING):
+        first, states, _ = advance(none, held.states, logits)
+    state, _ = tf.while_loop(going, once, (first, held._replace(states=states)))
     return _best_first(state.done)
 
 
-def _first(start: Start, rules: _Rules, shape: tuple[int, int]) -> tuple[_State, Cache]:
-    """Spread each row over its hypotheses and let them take their first tokens."""
+def search_in_stages(step: StepFn, start: Start, options: Any, rules: Callable[[Any], Rules], *,
+                     beams: int, groups: int = 1, width: Any, grown: staged.Grown,
+                     prepared: Callable[[Any], Any] = lambda options: options) -> Hypotheses:
+    """Do what `search` does, in a graph whose rows and positions are free; see `staged.stages`.
+
+    Args:
+        step: as of `search`; it may write into the cache that it is given.
+        start: what prefill gave, B rows; its cache need have no room.
+        options: a nest of tensors, B rows first.
+        rules: what `prepared` gives of the options of some rows -> what these are held to.
+        beams, groups: as of `search`.
+        width, grown: as of `staged.run`.
+        prepared: as of `staged.stages`.
+    """
+    made = prepared(options)
+    none, held, logits = _begun(start, rules(made), (groups, beams // groups))
+    specs = staged.specs_of((made, none, held.states, logits))
+    advanced = Shared(DECODING, lambda made, state, states, logits: _advance(
+        state, states, logits, rules(made)), specs, copied=True)
+    # As in `staged.run`.
+    first, states, _ = Shared(DECODING, advanced, specs)(made, none, held.states, logits)
+
+    def turn(made: Any, state: _State, held: _Held) -> tuple[_State, _Held]:
+        return _turn(step, state, held,
+                     lambda state, states, logits: advanced(made, state, states, logits))
+
+    def of(rows: tf.Tensor, held: _Held) -> _Held:
+        every = rows[:, None] * beams + tf.range(beams)
+        found: _Held = staged.rows_of(tf.reshape(every, [-1]), held)
+        return found
+
+    done, _ = staged.stages(
+        turn, first, options, held._replace(states=states), lambda options, state: state.done,
+        width=width, grown=lambda held, room: held._replace(cache=grown(held.cache, room)),
+        prepared=prepared, of=of)
+    return _best_first(done)
+
+
+def _turn(step: StepFn, state: _State, held: _Held, advance: Callable[..., Any]
+          ) -> tuple[_State, _Held]:
+    """Read the last token of every live hypothesis, and let it take the next."""
+    live = state.live[:, None, None] & (state.sums > VOID / 2)               # [B, G, K]
+    logits, moved = step(tf.reshape(state.tokens, [-1]), tf.reshape(live, [-1]), held.cache)
+    moved = with_shapes_of(moved, held.cache)
+    with tf.name_scope(DECODING):
+        logits = tf.reshape(logits, tf.concat([tf.shape(live), [tf.shape(logits)[1]]], 0))
+        # Places that are not live may hold anything, NaN included.
+        logits = tf.where(live[..., None], logits, 0.0)
+        after, states, parents = advance(state, held.states, logits)
+        return with_shapes_of(after, state), _Held(
+            _gathered(moved, parents), with_shapes_of(states, held.states))
+
+
+def _begun(start: Start, rules: Rules, shape: tuple[int, int]
+           ) -> tuple[_State, _Held, tf.Tensor]:
+    """Spread each row over its hypotheses: state without a token, what it holds, first logits."""
     limits = rules.limits
     with tf.name_scope(DECODING):
         logits = tf.convert_to_tensor(start.logits)
@@ -142,16 +199,16 @@ def _first(start: Start, rules: _Rules, shape: tuple[int, int]) -> tuple[_State,
         def repeated(nest: Any) -> Any:
             return tf.nest.map_structure(lambda leaf: tf.repeat(leaf, groups * width, axis=0), nest)
 
-        state = _State(tf.constant(0), allowed > 0, ids, root, done,
-                       tuple(repeated(processor.state) for processor in rules.processors))
-        spread = tf.broadcast_to(logits[:, None, None, :],
-                                 tf.concat([tf.shape(nothing), [tf.shape(logits)[1]]], 0))
-        state, _ = _advance(state, spread, rules)
-        return state, repeated(start.cache)
+        state = _State(tf.zeros_like(allowed), allowed > 0, nothing, ids, root, done)
+        held = _Held(repeated(start.cache),
+                     tuple(repeated(processor.state) for processor in rules.processors))
+        return state, held, tf.broadcast_to(
+            logits[:, None, None, :], tf.concat([tf.shape(nothing), [tf.shape(logits)[1]]], 0))
 
 
-def _advance(state: _State, logits: tf.Tensor, rules: _Rules) -> tuple[_State, tf.Tensor]:
-    """Let every live hypothesis take one token: new state, and parents [B, G, K] int32.
+def _advance(state: _State, states: tuple[Any, ...], logits: tf.Tensor, rules: Rules
+             ) -> tuple[_State, tuple[Any, ...], tf.Tensor]:
+    """Let every live hypothesis take one token: new state, states, and parents [B, G, K] int32.
 
     A parent is the place 0 .. K - 1 within the group that a live hypothesis continues.
     """
@@ -159,38 +216,40 @@ def _advance(state: _State, logits: tf.Tensor, rules: _Rules) -> tuple[_State, t
     log_probs = tf.nn.log_softmax(finite(logits))                            # [B, G, K, V]
     sums = tf.maximum(state.sums[..., None] + log_probs, VOID)
     if processors:
-        sums = tf.where(_allowed(state, logits, processors), sums, VOID)
-    count = state.count + 1
+        produced = tf.repeat(state.count, sums.shape[1] * sums.shape[2])     # [B * G * K]
+        sums = tf.where(_allowed(produced, states, logits, processors), sums, VOID)
+    count = state.count + 1                                                  # [B]
     done = state.done
     if limits.end_ids:
         done = _merged(done, _ended(state, sums, limits, options))
     chosen, parents, tokens = _chosen(state, sums, limits, options)
-    here = tf.range(limits.capacity) == count - 1
+    here = tf.range(limits.capacity) == count[:, None, None, None] - 1
     ids = tf.gather(state.ids, parents, batch_dims=2)                        # [B, G, K, L]
     ids = tf.where(here, tokens[..., None], ids)
     allowed = tf.minimum(limits.max_new_tokens, limits.capacity)             # [B]
     full = (allowed == count)[:, None, None]
-    whole = _Table(ids, tf.zeros_like(tokens) + count, tf.where(full, chosen, VOID),
+    whole = _Table(ids, tf.zeros_like(tokens) + count[:, None, None], tf.where(full, chosen, VOID),
                    tf.where(full & (chosen > VOID / 2), _rank(chosen, count, options), VOID),
                    tf.zeros_like(tokens, tf.bool))
     done = _merged(done, whole)
-    held = state.going[:, None, None]
+    held = state.live[:, None, None]
     done = _Table(*(tf.where(held[..., None] if new.shape.rank == 4 else held, new, old)
                     for new, old in zip(done, state.done)))
-    going = state.going & (count < allowed) & _can_improve(chosen, done, count, allowed, options)
+    going = state.live & (count < allowed) & _can_improve(chosen, done, count, allowed, options)
     taken, live = tf.reshape(tokens, [-1]), tf.reshape(held & (chosen > VOID / 2), [-1])
     states = tuple(processor.accept(before, taken, live) for processor, before
-                   in zip(processors, _gathered(state.states, parents), strict=True))
+                   in zip(processors, _gathered(states, parents), strict=True))
     # A row that has ended keeps its ids; what its places read is not looked at.
-    return _State(count, going, tf.where(held[..., None], ids, state.ids),
-                  tf.where(held, chosen, state.sums), done, states), parents
+    return _State(tf.where(state.live, count, state.count), going, tokens,
+                  tf.where(held[..., None], ids, state.ids), tf.where(held, chosen, state.sums),
+                  done), states, parents
 
 
-def _allowed(state: _State, logits: tf.Tensor, processors: Sequence[Processor]) -> tf.Tensor:
+def _allowed(produced: tf.Tensor, states: tuple[Any, ...], logits: tf.Tensor,
+             processors: Sequence[Processor]) -> tf.Tensor:
     """[B, G, K, V] bool: what no processor bans to a live hypothesis."""
     flat = tf.reshape(finite(logits), [-1, tf.shape(logits)[-1]])            # [B * G * K, V]
-    produced = tf.fill([tf.shape(flat)[0]], state.count)
-    for processor, remembered in zip(processors, state.states, strict=True):
+    for processor, remembered in zip(processors, states, strict=True):
         flat = processor.change(flat, produced, remembered)
     return tf.reshape(flat, tf.shape(logits)) > BANNED / 2
 
@@ -203,7 +262,7 @@ def _ended(state: _State, sums: tf.Tensor, limits: Limits, options: BeamOptions)
     ids = tf.repeat(state.ids, len(limits.end_ids), axis=2)
     count = state.count + 1
     ranks = tf.where(sums > VOID / 2, _rank(sums, count, options), VOID)
-    return _Table(ids, tf.zeros_like(sums, tf.int32) + state.count, sums, ranks,
+    return _Table(ids, tf.zeros_like(sums, tf.int32) + state.count[:, None, None], sums, ranks,
                   tf.ones_like(sums, tf.bool))
 
 

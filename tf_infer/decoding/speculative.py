@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
+from tf_infer.decoding import staged
 from tf_infer.decoding.contracts import (
     Cache,
     Hypotheses,
@@ -35,9 +36,11 @@ from tf_infer.decoding.loop import (
     in_rows,
     with_shapes_of,
 )
+from tf_infer.decoding.shared import Shared
 from tf_infer.stages import DECODING
 
 State: TypeAlias = Any  # what a proposer remembers: tensors with the rows first, or an empty tuple
+Advance: TypeAlias = Callable[[Progress, tf.Tensor], Progress]  # with the logits [N, V] of a place
 
 
 class Target(NamedTuple):
@@ -91,13 +94,24 @@ class _State(NamedTuple):
     guessing: Guessing
 
 
-class _Rules(NamedTuple):
+class _Rows(NamedTuple):
+    """How far rows have come, and how well their guesses did."""
+
+    progress: Progress
+    guessing: Guessing
+
+    @property
+    def live(self) -> tf.Tensor:
+        return self.progress.live
+
+
+class Rules(NamedTuple):
     """What decides a token, the same in every round."""
 
     limits: Limits
     choose: Choose
-    processors: Sequence[Processor]
-    watchers: Sequence[Watcher]
+    processors: Sequence[Processor] = ()
+    watchers: Sequence[Watcher] = ()
 
 
 def decode(target: Target, start: Start, limits: Limits, choose: Choose, proposer: Proposer,
@@ -121,24 +135,74 @@ def decode(target: Target, start: Start, limits: Limits, choose: Choose, propose
     takes at most n - 1 rounds, and n / (1 + width) when every guess is right. A batch goes on
     until its last row has ended.
     """
-    rules = _Rules(limits, choose, processors, watchers)
+    rules = Rules(limits, choose, processors, watchers)
     first = advance(begin(limits, processors, watchers), start.logits, *rules)
-    none = tf.zeros_like(first.lengths)
-    state = _State(first, start.cache, proposer.state, Guessing(none, none, none))
+    state = _State(first, start.cache, proposer.state, _nobody(first))
 
     def going(state: _State) -> tf.Tensor:
         return tf.reduce_any(state.progress.live)
 
     def once(state: _State) -> tuple[_State]:
-        return (with_shapes_of(_round(target, state, rules, proposer), state),)
+        return (with_shapes_of(_round(
+            target, state, limits, lambda progress, logits: advance(progress, logits, *rules),
+            proposer), state),)
 
     (state,) = tf.while_loop(going, once, (state,))
     return hypotheses(state.progress), state.guessing
 
 
-def _round(target: Target, state: _State, rules: _Rules, proposer: Proposer) -> _State:
+def decode_in_stages(
+        target: Target, start: Start, state: State, options: Any, rules: Callable[[Any], Rules],
+        proposer: Callable[[Any], Proposer], *, width: Any,
+        grown: Callable[[Cache, State, tf.Tensor], tuple[Cache, State]],
+        ) -> tuple[Hypotheses, Guessing]:
+    """Do what `decode` does, in a graph whose rows and positions are free; see `staged.stages`.
+
+    Args:
+        target: as of `decode`; it may write into the cache that it is given.
+        start: what its prefill gave, B rows; its cache need have no room.
+        state: what the proposer remembers before the first round.
+        options: a nest of tensors, B rows first.
+        rules: options of some rows -> what decides their tokens.
+        proposer: options of some rows -> who guesses for them; its `state` is not looked at.
+        width: as of `staged.run`, of both caches.
+        grown: as of `staged.run`, of the target's cache and of what the proposer remembers.
+    """
+    given = rules(options)
+    none = begin(given.limits, given.processors, given.watchers)
+    logits = tf.convert_to_tensor(start.logits)
+    specs = staged.specs_of((options, none, logits))
+    advanced = Shared(DECODING, lambda options, progress, logits: with_shapes_of(
+        advance(progress, logits, *rules(options)), progress), specs, copied=True)
+    first = Shared(DECODING, advanced, specs)(options, none, logits)  # as in `staged.run`
+
+    def turn(options: Any, rows: _Rows, held: tuple[Cache, State]) -> Any:
+        cache, remembered = held
+        after = _round(
+            target, _State(rows.progress, cache, remembered, rows.guessing), rules(options).limits,
+            lambda progress, own: advanced(options, progress, with_shapes_of(own, logits)),
+            proposer(options))
+        return _Rows(after.progress, after.guessing), (after.cache, after.proposer)
+
+    (progress, guessing), _ = staged.stages(
+        turn, _Rows(first, _nobody(first)), options, (start.cache, state),
+        lambda options, rows: rows, width=width,
+        grown=lambda held, room: grown(held[0], held[1], room),
+        reach=1 + proposer(options).width,
+        used=lambda before, rows: tf.reduce_max(rows.progress.lengths))
+    return hypotheses(progress), guessing
+
+
+def _nobody(progress: Progress) -> Guessing:
+    """Return that nothing was guessed."""
+    none = tf.zeros_like(progress.lengths)
+    return Guessing(none, none, none)
+
+
+def _round(target: Target, state: _State, limits: Limits, advanced: Advance,
+           proposer: Proposer) -> _State:
     """Guess, read, choose at every place, keep what fits."""
-    before, limits = state.progress, rules.limits
+    before = state.progress
     with tf.name_scope(DECODING):
         guesses, counts, remembered = proposer.propose(before, state.proposer)
         # The last token of a row is never read, so no more than that need be guessed.
@@ -148,7 +212,7 @@ def _round(target: Target, state: _State, rules: _Rules, proposer: Proposer) -> 
     logits, cache = target.extend(
         tf.concat([before.tokens[:, None], guesses], axis=1), reads, state.cache)
     with tf.name_scope(DECODING):
-        progress, written = _written(before, logits, guesses, counts, rules)
+        progress, written = _written(before, logits, guesses, counts, advanced)
         guessing = Guessing(
             state.guessing.rounds + tf.cast(before.live, tf.int32),
             state.guessing.proposed + counts,
@@ -159,7 +223,7 @@ def _round(target: Target, state: _State, rules: _Rules, proposer: Proposer) -> 
 
 
 def _written(before: Progress, logits: tf.Tensor, guesses: tf.Tensor, counts: tf.Tensor,
-             rules: _Rules) -> tuple[Progress, tf.Tensor]:
+             advanced: Advance) -> tuple[Progress, tf.Tensor]:
     """Choose place by place while the guesses are what was chosen: progress, tokens written [N]."""
     progress, follows = before, before.live
     written = tf.zeros_like(before.lengths)
@@ -167,7 +231,7 @@ def _written(before: Progress, logits: tf.Tensor, guesses: tf.Tensor, counts: tf
     for place in range(width + 1):
         # Places beyond a row's reads hold no logits of its own.
         own = tf.where(follows[:, None], logits[:, place], 0.0)
-        progress = in_rows(follows, advance(progress, own, *rules), progress)
+        progress = in_rows(follows, advanced(progress, own), progress)
         written += tf.cast(follows, tf.int32)
         if place < width:
             follows &= (progress.live & (place < counts)

@@ -4,7 +4,8 @@ A step costs what its rows and the positions of its cache cost. So a stage has r
 positions, and ends as soon as so few rows are left that a smaller number of SIZES holds them. How
 much room a row's cache has depends on the number of the step and on the width of the prompts, never
 on which rows are left. That the width changes nothing either is up to `grown`, which may give more
-room than it is asked for.
+room than it is asked for. Where rows differ in how far a turn takes them (`stages` with `used`), it
+is up to `grown` as well that those who are further change nothing.
 """
 
 from __future__ import annotations
@@ -29,38 +30,42 @@ Advance = Callable[[Any, Progress, tf.Tensor], Progress]
 # positions leave the room that there is
 Grown = Callable[[Cache, tf.Tensor], Cache]
 Told = TypeVar("Told")  # a nest of tensors, rows first
+# options, progress and cache of some rows -> progress and cache behind one turn of the loop
+Turn = Callable[[Any, Any, Cache], tuple[Any, Cache]]
 
 
 class _Stage(NamedTuple):
     """What stands between two stages; N rows of B.
 
     Attributes:
-        steps: [] int32, how many there were.
+        steps: [] int32, positions behind the prompts that a row has used, at most.
         rows: [N] int32, which rows they are.
-        progress: of these rows.
+        progress: of these rows, with its `live` [N] bool.
         cache: of these rows.
         told: what is to be told of all B rows, of each when it was last here.
     """
 
     steps: tf.Tensor
     rows: tf.Tensor
-    progress: Progress
+    progress: Any
     cache: Cache
     told: Any
 
 
 class _Parts(NamedTuple):
-    """What every stage needs of `run`'s arguments."""
+    """What every stage needs of `stages`' arguments."""
 
-    step: StepFn
+    turn: Turn
     rows: tf.Tensor
     options: Any
-    advance: Advance
-    logits: tf.Tensor
-    tell: Callable[[tf.Tensor, Any, Progress], Any]
+    tell: Callable[[tf.Tensor, Any, Any], Any]
     width: Any
     grown: Grown
     together: tf.Tensor
+    reach: int
+    used: Callable[[tf.Tensor, Any], tf.Tensor]
+    prepared: Callable[[Any], Any]
+    of: Callable[[tf.Tensor, Cache], Cache]
 
 
 def run(step: StepFn, start: Start, options: Any, none: Progress, advance: Advance,
@@ -84,21 +89,52 @@ def run(step: StepFn, start: Start, options: Any, none: Progress, advance: Advan
         there: all, where they stay together.
     """
     logits = tf.convert_to_tensor(start.logits)
-    rows = tf.range(tf.size(none.tokens))
-    specs = tf.nest.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype),
-                                  (options, none, logits))
+    specs = specs_of((options, none, logits))
     held = Shared(DECODING, lambda options, progress, logits: with_shapes_of(
         advance(options, progress, logits), progress), specs, copied=True)
-    told = Shared(DECODING, lambda rows, options, progress: tell(_of(rows, options), progress),
-                  (tf.TensorSpec([None], tf.int32), *specs[:2]))
-    parts = _Parts(step, rows, options, held, logits, told, width, grown,
-                   tf.convert_to_tensor(together))
+
+    def turn(options: Any, progress: Progress, cache: Cache) -> tuple[Progress, Cache]:
+        found, moved = step(progress.tokens, progress.live, cache)
+        return held(options, progress, with_shapes_of(found, logits)), moved
+
     # Not copied here, too: it would be optimised a second time, for one call.
     first = Shared(DECODING, held, specs)(options, none, logits)
+    return stages(turn, first, options, start.cache, tell, width=width, grown=grown,
+                  together=together)
+
+
+def stages(turn: Turn, first: Any, options: Any, cache: Cache, tell: Callable[[Any, Any], Told], *,
+           width: Any, grown: Grown, together: tf.Tensor | bool = False, reach: int = 1,
+           used: Callable[[tf.Tensor, Any], tf.Tensor] = lambda before, progress: before + 1,
+           prepared: Callable[[Any], Any] = lambda options: options,
+           of: Callable[[tf.Tensor, Cache], Cache] | None = None) -> tuple[Told, Cache]:
+    """Let rows take turns until none of them is live.
+
+    Args:
+        turn: lets every live row of some go on; it may write into the cache that it is given.
+        first: progress of B rows, a nest of tensors with the rows first; `live` [B] bool of it says
+            which rows go on.
+        options: a nest of tensors, B rows first.
+        cache: of B rows, with room for their prompts.
+        tell, width, grown, together: as of `run`.
+        reach: positions that a turn fills, at most.
+        used: those that were used before it, progress behind a turn -> positions behind `width`
+            that a row has used, at most.
+        prepared: what turns need of the options of some rows; made once a stage.
+        of: rows [M] int32, cache -> the cache of these rows; None where its leaves have rows first.
+
+    Returns:
+        As of `run`.
+    """
+    rows = tf.range(tf.size(first.live))
+    told = Shared(DECODING, lambda rows, options, progress: tell(rows_of(rows, options), progress),
+                  (tf.TensorSpec([None], tf.int32), *specs_of((options, first))))
+    parts = _Parts(turn, rows, options, told, width, grown, tf.convert_to_tensor(together), reach,
+                   used, prepared, of or rows_of)
     last = _Stage(*tf.while_loop(
         lambda *stage: tf.reduce_any(_Stage(*stage).progress.live),
         lambda *stage: _next(_Stage(*stage), parts),
-        _Stage(tf.constant(0), rows, first, start.cache, told(rows, options, first)),
+        _Stage(tf.constant(0), rows, first, cache, told(rows, options, first)),
         parallel_iterations=1))
     found: Told = _written(last, parts)
     return found, last.cache
@@ -110,17 +146,20 @@ def _next(stage: _Stage, parts: _Parts) -> _Stage:
     here = with_shapes_of(
         tf.cond(live <= _fewer(stage, parts, sizes),
                 lambda: _without_some(stage, parts, live, sizes), lambda: stage), stage)
-    few, options = _fewer(here, parts, sizes), _of(here.rows, parts.options)
-    until = (here.steps // BLOCK + 1) * BLOCK
+    few = _fewer(here, parts, sizes)
+    options = parts.prepared(rows_of(here.rows, parts.options))
+    ahead = parts.reach - 1
+    until = ((here.steps + ahead) // BLOCK + 1) * BLOCK
+    last = until - ahead
 
-    def going(steps: tf.Tensor, progress: Progress, cache: Cache) -> tf.Tensor:
+    def going(steps: tf.Tensor, progress: Any, cache: Cache) -> tf.Tensor:
         del cache
-        return (steps < until) & (_live(progress) > few)
+        return (steps < last) & (_live(progress) > few)
 
-    def once(steps: tf.Tensor, progress: Progress, cache: Cache) -> Any:
-        logits, moved = parts.step(progress.tokens, progress.live, cache)
-        after = parts.advance(options, progress, with_shapes_of(logits, parts.logits))
-        return steps + 1, after, with_shapes_of(moved, cache)
+    def once(steps: tf.Tensor, progress: Any, cache: Cache) -> Any:
+        after, moved = parts.turn(options, progress, cache)
+        return (parts.used(steps, after), with_shapes_of(after, progress),
+                with_shapes_of(moved, cache))
 
     room = tf.where(parts.together, 0, parts.width + until)
     cache = with_shapes_of(parts.grown(here.cache, room), here.cache)
@@ -134,11 +173,17 @@ def _without_some(stage: _Stage, parts: _Parts, live: tf.Tensor, sizes: tf.Tenso
     count = tf.reduce_min(tf.where(sizes >= live, sizes, SIZES[-1]))
     order = tf.argsort(tf.cast(stage.progress.live, tf.int32), direction="DESCENDING",
                        stable=True)[:count]
-    rows, progress, cache = _of(order, (stage.rows, stage.progress, stage.cache))
-    return _Stage(stage.steps, rows, progress, cache, _written(stage, parts))
+    rows, progress = rows_of(order, (stage.rows, stage.progress))
+    return _Stage(stage.steps, rows, progress, parts.of(order, stage.cache),
+                  _written(stage, parts))
 
 
-def _of(rows: tf.Tensor, nest: Any) -> Any:
+def specs_of(nest: Any) -> Any:
+    """Return the specifications of the tensors of a nest."""
+    return tf.nest.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), nest)
+
+
+def rows_of(rows: tf.Tensor, nest: Any) -> Any:
     """Take some rows of every tensor of a nest."""
     first = tf.constant(0)
     return tf.nest.map_structure(
@@ -153,7 +198,7 @@ def _written(stage: _Stage, parts: _Parts) -> Any:
         stage.told, parts.tell(stage.rows, parts.options, stage.progress))
 
 
-def _live(progress: Progress) -> tf.Tensor:
+def _live(progress: Any) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(progress.live, tf.int32))
 
 

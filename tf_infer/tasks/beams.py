@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import tensorflow as tf
 
 from tf_infer.decoding import beam
 from tf_infer.decoding.processors import History
 from tf_infer.manifest import SignatureSpec
+from tf_infer.networks.axes import sizes
 from tf_infer.stages import CORE, POSTPROCESS
 from tf_infer.tasks import options
 from tf_infer.tasks.base import in_stage, rows
 from tf_infer.tasks.grid import in_slices, require
+from tf_infer.tasks.loops import Dense
 
 if TYPE_CHECKING:
     from tf_infer.tasks.causal_lm import CausalLM
@@ -21,6 +23,13 @@ if TYPE_CHECKING:
 # Options that say what may be said: these hold in a search, too. The others change how likely
 # tokens are, which is what a search ranks by.
 OPTIONS = ("max_new_tokens", "min_new_tokens", "banned", "forced_prefix")
+
+
+class Every(NamedTuple):
+    """Options of rows, [N] each, and the same of their hypotheses, [N K]."""
+
+    rows: Dense
+    hypotheses: Dense
 
 
 class Beams:
@@ -67,19 +76,34 @@ class Beams:
         return self._written(dense, found)
 
     def _searched(self, **dense: tf.Tensor) -> dict[str, tf.Tensor]:
-        task, config = self.task, self.task.config
-        history = History(dense["ids"], dense["lengths"], dense["lengths"])
-        # A processor's options are those of the hypotheses, its state that of the rows.
-        every = {name: tf.repeat(value, config.beams, axis=0) for name, value in dense.items()}
-        penalty = dense["length_penalty"]
-        found = beam.search(
-            task.step, task.loops.prefill(dense["ids"], dense["lengths"]),
-            task.limits(dense["max_new_tokens"]),
-            beam.BeamOptions(penalty, tf.zeros_like(penalty) + config.beam_diversity),
-            beams=config.beams, groups=config.beam_groups,
-            processors=task.processors(every, history))
+        loops, config = self.task.loops, self.task.config
+        start = loops.read(dense["ids"], dense["lengths"])
+        if loops.shapes_stay:
+            limits, ranked, processors = self._rules(self._every(dense))
+            found = beam.search(
+                self.task.step, loops.with_room(start), limits, ranked, beams=config.beams,
+                groups=config.beam_groups, processors=processors)
+        else:
+            found = beam.search_in_stages(
+                loops.step, start, dense, self._rules, beams=config.beams,
+                groups=config.beam_groups, width=sizes(dense["ids"])[1],
+                grown=loops.roomy(start.cache), prepared=self._every)
         return {"ids": found.ids, "length": found.lengths, "score": found.scores,
                 "finished": found.finished}
+
+    def _every(self, dense: Dense) -> Every:
+        """Return the options of some rows, and those of their hypotheses."""
+        return Every(dense, {name: tf.repeat(value, self.task.config.beams, axis=0)
+                             for name, value in dense.items()})
+
+    def _rules(self, every: Every) -> beam.Rules:
+        task, (dense, repeated) = self.task, every
+        penalty = dense["length_penalty"]
+        # A processor's options are those of the hypotheses, its state that of the rows.
+        return beam.Rules(
+            task.limits(dense["max_new_tokens"]),
+            beam.BeamOptions(penalty, tf.zeros_like(penalty) + task.config.beam_diversity),
+            task.processors(repeated, History(dense["ids"], dense["lengths"], dense["lengths"])))
 
     @in_stage(POSTPROCESS)
     def _written(self, dense: dict[str, tf.Tensor], found: dict[str, tf.Tensor]

@@ -101,11 +101,23 @@ class Loops:
         cache = grown(start.cache, self._most_positions(start.cache))
         return Start(start.logits, cache)
 
-    def _most_positions(self, cache: Cache) -> tf.Tensor:
+    def _most_positions(self, cache: Cache, beyond: int = 0) -> tf.Tensor:
         """Return how many positions the loops need behind the prompts of a cache."""
         width = sizes(cache.layers[0][0])[2]
-        return _alike(tf.minimum(
+        return _alike(beyond + tf.minimum(
             width + self.task.config.capacity, self.task.network.max_positions))
+
+    def roomy(self, cache: Cache, beyond: int = 0) -> staged.Grown:
+        """Return what gives room to a loop in stages that begins with this cache.
+
+        `beyond`: positions of tokens that are read and given up.
+        """
+        most = self._most_positions(cache, beyond)
+
+        def grow(cache: Cache, room: tf.Tensor) -> Cache:
+            return own(grown(cache, tf.where(room > 0, tf.minimum(_alike(room), most), 0)))
+
+        return grow
 
     def plainly(self, start: Start, dense: Dense) -> Plain:
         """Decode with `max_new_tokens`, `options.SAMPLING` and perhaps `draw` of `dense` alone.
@@ -134,13 +146,13 @@ class Loops:
                  "choice_tokens": none[..., None] + tf.zeros([LONGEST], tf.int32),
                  "produced": tf.zeros_like(dense["state"]), **dense}
         given = {name: given[name] for name in self._asked_specs}
-        if self._shapes_stay:
+        if self.shapes_stay:
             return self._asked_at_once(start if together else self.with_room(start), given)
         found: tuple[Made, Cache] = self._as_asked(start, given, tf.constant(together))
         return found
 
     @property
-    def _shapes_stay(self) -> bool:
+    def shapes_stay(self) -> bool:
         """Whether there are no stages: op by op, and for XLA."""
         return tf.executing_eagerly() or self.task.compiled == "xla"
 
@@ -192,7 +204,7 @@ class Loops:
                           lambda: tf.TensorSpec([], tf.bool))
 
     @cached_property
-    def _step(self) -> Callable[..., Any]:
+    def step(self) -> Callable[..., Any]:
         # Tensors of loops are their own.
         return self._held(partial(self.task.step, owned=True),
                           lambda: tf.TensorSpec([None], tf.int32),
@@ -217,8 +229,8 @@ class Loops:
         return Start(tf.cast(logits, tf.float32), cache)
 
     def _decoded_plainly(self, start: Start, dense: Dense) -> Plain:
-        if self._shapes_stay:
-            progress, _ = run(self._step, self.with_room(start), *self._plain_rules(dense))
+        if self.shapes_stay:
+            progress, _ = run(self.step, self.with_room(start), *self._plain_rules(dense))
             return _plain(dense, progress)
         found, _ = self._in_stages(start, dense, self._plain_rules(dense),
                                    self._advanced_plainly, _plain)
@@ -232,22 +244,16 @@ class Loops:
                                self._told, together)
 
     def _asked_at_once(self, start: Start, dense: Dense) -> tuple[Made, Cache]:
-        progress, cache = run(self._step, start, *self._asked_rules(dense))
+        progress, cache = run(self.step, start, *self._asked_rules(dense))
         return self._told(dense, progress), cache
 
     def _in_stages(self, start: Start, dense: Dense, rules: _Rules, advanced: staged.Advance,
                    tell: Callable[[Dense, Progress], Told],
                    together: tf.Tensor | bool = False) -> tuple[Told, Cache]:
-        most = self._most_positions(start.cache)
-
-        def roomy(cache: Cache, room: tf.Tensor) -> Cache:
-            wanted = tf.where(room > 0, tf.minimum(_alike(room), most), 0)
-            return own(grown(cache, wanted))
-
         return staged.run(
-            self._step, start, dict(dense), begin(rules.limits, rules.processors, rules.watchers),
-            advanced, tell, width=sizes(start.cache.layers[0][0])[2], grown=roomy,
-            together=together)
+            self.step, start, dict(dense), begin(rules.limits, rules.processors, rules.watchers),
+            advanced, tell, width=sizes(start.cache.layers[0][0])[2],
+            grown=self.roomy(start.cache), together=together)
 
     def _plain_rules(self, dense: Dense) -> _Rules:
         off, before = tf.zeros_like(dense["temperature"]), dense.get("produced", 0)

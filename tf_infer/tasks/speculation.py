@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
@@ -11,11 +11,13 @@ from tf_infer.decoding import sampling, speculative
 from tf_infer.decoding.contracts import SamplingOptions
 from tf_infer.errors import ConfigError
 from tf_infer.manifest import SignatureSpec
+from tf_infer.networks.axes import sizes
 from tf_infer.networks.contracts import Cache, Decoder
 from tf_infer.stages import CORE
 from tf_infer.tasks import options
 from tf_infer.tasks.base import rows
 from tf_infer.tasks.grid import in_slices
+from tf_infer.tasks.loops import Dense
 
 if TYPE_CHECKING:
     from tf_infer.tasks.causal_lm import CausalLM
@@ -58,35 +60,56 @@ class Speculation:
                                    prompt_lengths=dense["lengths"]), **counts}
 
     def _decoded(self, **dense: tf.Tensor) -> dict[str, tf.Tensor]:
-        task = self.task
-        chosen = SamplingOptions(**{name: dense[name] for name in options.SAMPLING})
-
-        def choose(logits: tf.Tensor, produced: tf.Tensor) -> tf.Tensor:
-            return sampling.choose(logits, chosen, produced)
-
-        found, guessing = speculative.decode(
-            _target(task.network), task.loops.prefill(dense["ids"], dense["lengths"]),
-            task.limits(dense["max_new_tokens"]), choose, self._proposer(dense, choose))
+        task, loops = self.task, self.task.loops
+        start, target = loops.read(dense["ids"], dense["lengths"]), _target(task.network)
+        width = sizes(dense["ids"])[1]
+        # A draft reads each of its own guesses, so it needs room for those of the last round, too.
+        beyond = task.config.guesses
+        if loops.shapes_stay:
+            state = self._read_by_draft(dense, width + task.config.capacity + beyond)
+            found, guessing = speculative.decode(
+                target, loops.with_room(start), *self._rules(dense)[:2],
+                self._proposer(dense)._replace(state=state))
+        else:
+            grow, grow_draft = loops.roomy(start.cache), loops.roomy(start.cache, beyond)
+            found, guessing = speculative.decode_in_stages(
+                target, start, self._read_by_draft(dense, width), dense, self._rules,
+                self._proposer, width=width, grown=lambda cache, state, room: (
+                    grow(cache, room), grow_draft(state, room) if task.draft else state))
         return {"ids": found.ids[:, 0], "length": found.lengths[:, 0],
                 "score": found.scores[:, 0], "finished": found.finished[:, 0],
                 **guessing._asdict()}
 
-    def _proposer(self, dense: Mapping[str, tf.Tensor],
-                  choose: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> speculative.Proposer:
-        task, draft = self.task, self.task.draft
-        width = task.config.guesses
+    def _rules(self, dense: Dense) -> speculative.Rules:
+        return speculative.Rules(self.task.limits(dense["max_new_tokens"]), _choose(dense))
+
+    def _proposer(self, dense: Dense) -> speculative.Proposer:
+        """Return who guesses for some rows, without what a draft has read."""
+        draft, owned = self.task.draft, not self.task.loops.shapes_stay
+        width = self.task.config.guesses
         if draft is None:
             return speculative.from_prompt(dense["ids"], dense["lengths"], width=width,
                                            ngram=LOOKED_FOR)
-        # It reads each of its own guesses, so a row needs room for those of the last round, too.
-        room = tf.shape(dense["ids"])[1] + task.config.capacity + width
-        _, cache = draft.prefill(dense["ids"], tf.maximum(dense["lengths"], 1), capacity=room)
 
         def step(tokens: tf.Tensor, live: tf.Tensor, cache: Cache) -> tuple[tf.Tensor, Cache]:
-            logits, cache = draft.extend(tokens[:, None], tf.cast(live, tf.int32), cache)
+            logits, cache = draft.extend(tokens[:, None], tf.cast(live, tf.int32), cache,
+                                         owned=owned)
             return tf.cast(logits[:, 0], tf.float32), cache
 
-        return speculative.from_draft(step, _target(draft).drop, cache, choose, width=width)
+        return speculative.from_draft(step, _target(draft).drop, (), _choose(dense), width=width)
+
+    def _read_by_draft(self, dense: Dense, room: tf.Tensor | int) -> speculative.State:
+        """Return what a draft remembers of the prompts."""
+        if self.task.draft is None:
+            return ()
+        _, cache = self.task.draft.prefill(dense["ids"], tf.maximum(dense["lengths"], 1),
+                                           capacity=room)
+        return cache
+
+
+def _choose(dense: Dense) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    chosen = SamplingOptions(**{name: dense[name] for name in options.SAMPLING})
+    return lambda logits, produced: sampling.choose(logits, chosen, produced)
 
 
 def check_draft(task: CausalLM, draft: CausalLM) -> None:
