@@ -32,8 +32,13 @@ class Shorts:
 
     def __call__(self, target: str) -> Callable[[http_short.Whole], None] | None:
         begin = self._short(target)
-        self.count += begin is not None
-        return begin
+
+        def counted(whole: http_short.Whole) -> None:
+            assert begin is not None
+            self.count += 1
+            begin(whole)
+
+        return None if begin is None else counted
 
 
 def ready(rest: Rest, one: socket.socket) -> Shorts:
@@ -57,9 +62,10 @@ def until_short(shorts: Shorts, one: socket.socket) -> None:
     raise AssertionError("no request was short")
 
 
-def asked(one: socket.socket, sent: bytes) -> bytes:
-    """Send a request, and return its whole answer, all but the date."""
-    one.sendall(sent)
+def asked(one: socket.socket, *pieces: bytes) -> bytes:
+    """Send a request in pieces, and return its whole answer, all but the date."""
+    for piece in pieces:
+        one.sendall(piece)
     return answer_on(one)
 
 
@@ -118,13 +124,14 @@ TARGETS = st.sampled_from([
     "/monitoring/prometheus/metrics?x", "/v1/models/m/versions/99999999999999999999:predict"])
 
 
-@given(target=TARGETS, body=BODIES)
-@settings(deadline=None, max_examples=150)
+@given(target=TARGETS, body=BODIES, behind=st.sampled_from([0, 0, 1, 5, 20, 100]))
+@settings(deadline=None, max_examples=80)
 def test_the_short_way_answers_what_aiohttps_answers(
-        both: list[tuple[socket.socket, Shorts]], target: str, body: bytes) -> None:
+        both: list[tuple[socket.socket, Shorts]], target: str, body: bytes, behind: int) -> None:
     (short, _), (long, _) = both
     sent = request(body, target=target)
-    assert asked(short, sent) == asked(long, sent)
+    cut = len(sent) - behind
+    assert asked(short, sent[:cut], sent[cut:]) == asked(long, sent)
 
 
 def test_one_server_has_a_short_way_and_one_has_none(
@@ -160,9 +167,6 @@ def test_other_requests_are_not_short_and_a_body_in_chunks_is(tmp_path: Path) ->
         for sent in (request(GOOD + b" " * http_short.SHORT_BYTES),
                      b"GET /v1/models/m HTTP/1.1\r\nHost: x\r\n\r\n", request(b"")):
             assert asked(one, sent)
-        one.sendall(request(GOOD)[:-3])
-        assert eventually(lambda: rest.server._rest._http._inside == 1)  # type: ignore[union-attr]
-        assert asked(one, GOOD[-3:]).endswith(b"[3.0]}")
         old = request(GOOD).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
         with rest.socket() as other:
             other.sendall(old)
@@ -171,6 +175,31 @@ def test_other_requests_are_not_short_and_a_body_in_chunks_is(tmp_path: Path) ->
         until_short(shorts, one)
         assert asked(one, chunks).endswith(b"[3.0]}")
         assert shorts.count == 2
+
+
+def test_a_body_behind_its_headers_is_waited_for_a_moment(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_short, "REST_S", 60.0)
+    with serving(tmp_path) as rest, rest.socket() as one, rest.socket() as other:
+        shorts, whole = ready(rest, one), request(GOOD)
+        for count in (1, 2):
+            for piece in (whole[:30], whole[30:-len(GOOD)], GOOD[:5]):
+                one.sendall(piece)
+                time.sleep(0.01)
+            assert asked(one, GOOD[5:]).endswith(b"[3.0]}")
+            assert shorts.count == count
+        one.sendall(whole[:-5])
+        assert answered(rest)
+        assert asked(one, whole[-5:], numbered(4)[:-5]).endswith(b"[3.0]}")
+        assert asked(one, numbered(4)[-5:]).endswith(b"[4.0]}")
+        other.sendall(whole[:-5])  # and goes
+    monkeypatch.setattr(http_short, "REST_S", 0.0)
+    with serving(tmp_path / "again") as rest, rest.socket() as one:
+        shorts = ready(rest, one)
+        one.sendall(whole[:-3])
+        assert eventually(lambda: rest.server._rest._http._inside == 1)  # type: ignore[union-attr]
+        assert asked(one, GOOD[-3:]).endswith(b"[3.0]}")
+        assert shorts.count == 0
 
 
 def test_where_aiohttp_is_not_as_we_know_it_no_request_is_short(

@@ -3,7 +3,7 @@
 aiohttp makes a task, two futures, a request, a writer and a response with its headers for each
 request, whose processor time is more than that of reading and writing it. A small POST that is
 there from its first to its last byte needs none of them: here it is given to who answers it, and
-the answer is written to the socket. Everything else goes aiohttp's way: what comes in pieces, waits
+the answer is written to the socket. Everything else goes aiohttp's way: what comes slowly, waits
 behind another request, ends its connection, is encoded, or has something in it that is wrong.
 
 The task of a connection waits for requests by a future; while a short one is being answered, that
@@ -27,6 +27,7 @@ from aiohttp.http import HttpRequestParser, HttpVersion11, RawRequestMessage
 from aiohttp.streams import StreamReader
 
 SHORT_BYTES = 32 * 1024  # of a body; what is in aiohttp's hands as one piece, and read at once
+REST_S = 0.01  # until the rest of a request is no more waited for in the short way
 KNOWN = ({"_close", "_force_close", "_handler_waiter", "_keepalive_handle", "_keepalive_timeout",
           "_messages", "_next_keepalive_close_time", "_request_in_progress", "_waiter"}
          <= set(web.RequestHandler.__slots__)
@@ -96,51 +97,65 @@ class ShortConnection(web.RequestHandler):
         request: that is being answered, None between two.
     """
 
-    __slots__ = ("_aside", "_house", "request")
+    __slots__ = ("_aside", "_house", "_rest", "request")
 
     def __init__(self, house: House, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._house = house
         self._aside: asyncio.Future[None] | None = None
+        self._rest: asyncio.TimerHandle | None = None  # while the rest of a request is to come
         self.request: web.BaseRequest | Whole | None = None
 
     def data_received(self, data: bytes) -> None:
         """Take what was sent; see the module."""
         waiter = self._waiter
-        if not KNOWN or waiter is None or waiter.done() or self._paused or self._buffer_paused:
-            super().data_received(data)  # busy with another request, or an answer is not taken
+        if waiter is not None and KNOWN and not (
+                waiter.done() or self._paused or self._buffer_paused):
+            self._waiter, self._aside = None, waiter
+        elif self._rest is None:  # busy with another request, or an answer is not taken
+            super().data_received(data)
             return
-        self._waiter, self._aside = None, waiter
         try:
             super().data_received(data)
         finally:
-            if not self._begun():
-                self._go_on()
+            self._look()
 
-    def _begun(self) -> bool:
-        """Let a request be answered if it is a short one; return whether it is."""
-        if (len(self._messages) != 1 or self._reading_paused or self._upgraded or self._close
-                or self._force_close):
-            return False
-        message, content = self._messages[0]
-        if (type(message) is not RawRequestMessage or message.method != "POST"
-                or message.version != HttpVersion11 or message.should_close or message.upgrade
-                or not content.is_eof() or content.exception() is not None
-                or not 0 < content.total_bytes <= SHORT_BYTES
-                or "Expect" in message.headers or "Content-Encoding" in message.headers):
-            return False
-        begin = self._house.short(message.path)
-        if begin is None or self._parser is None:
-            return False
-        self._messages.popleft()
+    def _look(self) -> None:
+        """Let a request be answered if it is a short one, and come whole if it may become one."""
+        begin = self._beginning()
+        whole = begin is not None and self._messages[0][1].is_eof()
+        if begin is not None and not whole:  # many send headers and body one after the other
+            if self._rest is None:
+                self._rest = self._loop.call_later(REST_S, self._go_on)
+            return
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+        if begin is None:
+            self._go_on()
+            return
+        message, content = self._messages.popleft()
+        assert self._parser is not None
         self._parser.message_consumed()
         self._request_in_progress = True
         # Nobody has read of it; its own way would let the parser go over what comes next.
-        whole = Whole(self, message.path, message.headers, b"".join(content._buffer))
-        self.request = whole
+        self.request = one = Whole(self, message.path, message.headers, b"".join(content._buffer))
         self._house.enter()
-        begin(whole)
-        return True
+        begin(one)
+
+    def _beginning(self) -> Callable[[Whole], None] | None:
+        """Return what begins to answer the request that waits; None if it is not a short one."""
+        if (len(self._messages) != 1 or self._reading_paused or self._upgraded or self._close
+                or self._force_close or self._parser is None):
+            return None
+        message, content = self._messages[0]
+        if (type(message) is not RawRequestMessage or message.method != "POST"
+                or message.version != HttpVersion11 or message.should_close or message.upgrade
+                or content.exception() is not None or content.total_bytes > SHORT_BYTES
+                or (content.is_eof() and not content.total_bytes)
+                or "Expect" in message.headers or "Content-Encoding" in message.headers):
+            return None
+        return self._house.short(message.path)
 
     def answered(self, whole: Whole, status: int, fields: bytes, body: bytes) -> None:
         """Send the answer of the request that is being answered, unless the caller has gone."""
@@ -171,6 +186,7 @@ class ShortConnection(web.RequestHandler):
 
     def _go_on(self) -> None:
         """Let the connection's task wait for requests again, or have those that wait."""
+        self._rest = None
         self._waiter, self._aside = self._aside, None
         if self._messages and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -178,6 +194,8 @@ class ShortConnection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Hear that the connection has ended."""
         super().connection_lost(exc)
+        if self._rest is not None:
+            self._rest.cancel()
         whole = self.request
         if isinstance(whole, Whole):
             self._end()
