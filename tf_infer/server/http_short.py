@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
@@ -86,6 +86,12 @@ class House(Protocol):
         """Count one that is not any more."""
 
 
+class _Found(NamedTuple):
+    message: RawRequestMessage
+    content: StreamReader
+    begin: Callable[[Whole], None]
+
+
 class ShortConnection(web.RequestHandler):
     """One connection.
 
@@ -122,40 +128,41 @@ class ShortConnection(web.RequestHandler):
 
     def _look(self) -> None:
         """Let a request be answered if it is a short one, and come whole if it may become one."""
-        begin = self._beginning()
-        whole = begin is not None and self._messages[0][1].is_eof()
-        if begin is not None and not whole:  # many send headers and body one after the other
-            if self._rest is None:
+        found = self._found()
+        if found is not None and not found.content.is_eof():
+            if self._rest is None:  # many send headers and body one after the other
                 self._rest = self._loop.call_later(REST_S, self._go_on)
             return
         if self._rest is not None:
             self._rest.cancel()
             self._rest = None
-        if begin is None:
+        if found is None or self._parser is None:
             self._go_on()
             return
-        message, content = self._messages.popleft()
-        assert self._parser is not None
+        self._messages.popleft()
         self._parser.message_consumed()
         self._request_in_progress = True
-        # Nobody has read of it; its own way would let the parser go over what comes next.
-        self.request = one = Whole(self, message.path, message.headers, b"".join(content._buffer))
+        self.request = whole = Whole(
+            self, found.message.path, found.message.headers,
+            # Nobody has read of it; its own way would let the parser go over what comes next.
+            b"".join(found.content._buffer))
         self._house.enter()
-        begin(one)
+        found.begin(whole)
 
-    def _beginning(self) -> Callable[[Whole], None] | None:
-        """Return what begins to answer the request that waits; None if it is not a short one."""
+    def _found(self) -> _Found | None:
+        """Return the request that waits, if it is a short one or may become one."""
         if (len(self._messages) != 1 or self._reading_paused or self._upgraded or self._close
-                or self._force_close or self._parser is None):
+                or self._force_close):
             return None
         message, content = self._messages[0]
-        if (type(message) is not RawRequestMessage or message.method != "POST"
+        if (not isinstance(message, RawRequestMessage) or message.method != "POST"
                 or message.version != HttpVersion11 or message.should_close or message.upgrade
                 or content.exception() is not None or content.total_bytes > SHORT_BYTES
                 or (content.is_eof() and not content.total_bytes)
                 or "Expect" in message.headers or "Content-Encoding" in message.headers):
             return None
-        return self._house.short(message.path)
+        begin = self._house.short(message.path)
+        return None if begin is None else _Found(message, content, begin)
 
     def answered(self, whole: Whole, status: int, fields: bytes, body: bytes) -> None:
         """Send the answer of the request that is being answered, unless the caller has gone."""
