@@ -407,16 +407,49 @@ def test_there_is_a_graph_for_every_read_that_a_slot_has_room_for_and_no_other(l
     for start in range(small.POSITIONS):
         for count in range(1, min(engine.chunk, small.POSITIONS - start) + 1):
             size = next(size for size in engine.manifest.chunks if size >= count)
-            asked.add(f"read_{size}_{engine._pages_for(start)}")
+            asked.add(f"read_{size}_{engine._read_pages(size, start)}")
     assert asked == {name for name in engine._model.signatures
                      if name.startswith("read") and "x" not in name}
 
 
-def test_a_read_has_as_many_operations_behind_one_page_as_behind_two(
+def test_a_read_has_as_many_operations_behind_two_pages_as_behind_three(
         rounded: litert.LiteRTEngine, rounded_file: Path) -> None:
     counts = operations(rounded_file)
     for tokens in rounded.manifest.chunks[:2]:
-        assert counts[f"read_{tokens}_1"] == counts[f"read_{tokens}_2"]
+        assert counts[f"read_{tokens}_2"] == counts[f"read_{tokens}_3"]
+
+
+def test_in_a_read_the_last_layer_is_found_for_the_last_id_alone(rounded_file: Path) -> None:
+    model = schema.Model.GetRootAs(rounded_file.read_bytes())
+    codes = [model.OperatorCodes(place).BuiltinCode()
+             for place in range(model.OperatorCodesLength())]
+    dense = codes.index(schema.BuiltinOperator.FULLY_CONNECTED)
+    for number in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(number)
+        name = graph.Name().decode()
+        if name in ("read_16_0", "read_16_2", "read_2x16"):
+            made = [graph.Tensors(one.Outputs(0)).ShapeAsNumpy().tolist() for one in (
+                graph.Operators(place) for place in range(graph.OperatorsLength()))
+                if one.OpcodeIndex() == dense]
+            ids, rows = (32, 2) if name == "read_2x16" else (16, 1)
+            # Queries with keys and values, out, gate, inner, outer; what is ahead of the last id.
+            assert [shape[0] for shape in made] == [ids] * 6 + [rows] * 6, name
+
+
+def test_an_engine_whose_reads_look_over_any_number_of_pages_gives_the_same_logits(
+        llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those that were exported before there were so few."""
+    monkeypatch.setattr(optimize, "read_pages", lambda most, *_: range(most + 1))
+    engine = small.engine(llama.network, tmp_path / "litert")
+    assert "read_16_1" in engine._model.signatures
+    assert "read_16_1" not in llama.engine._model.signatures
+    for length in (20, 40, 80):
+        found = []
+        for one in (engine, llama.engine):
+            one.read(1, llama.ids[1, :length], 0)
+            found.append(one.read(1, llama.ids[1, length:length + 9], length).copy())
+        np.testing.assert_allclose(found[0], found[1], atol=FLOAT_ATOL)
+    engine.close()
 
 
 def test_no_product_takes_what_becomes_floats_for_it_alone(

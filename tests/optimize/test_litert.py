@@ -10,7 +10,13 @@ import pytest
 from tf_infer.errors import ConfigError
 from tf_infer.manifest import StepEngineManifest, row_blocks
 from tf_infer.optimize import litert_file
-from tf_infer.optimize.litert import EngineSettings, cache_of, joined_shapes, page_sizes
+from tf_infer.optimize.litert import (
+    EngineSettings,
+    cache_of,
+    joined_shapes,
+    page_sizes,
+    read_pages,
+)
 from tf_infer.optimize.litert_attention import Precision, block_places
 
 
@@ -58,6 +64,14 @@ def test_an_engine_from_before_block_places_has_its_rule() -> None:
 def test_joined_reads_have_no_more_rows_than_slots_and_no_more_ids_than_the_longest(
         slots: int, shapes: tuple[tuple[int, int], ...]) -> None:
     assert joined_shapes(slots, (16, 32, 64)) == shapes
+
+
+@pytest.mark.parametrize(("most", "positions", "counts"), [
+    (0, 320, (0,)), (1, 16, (0, 1)), (2, 64, (0, 2)), (1, 320, (0, 3)), (4, 320, (0, 3, 5)),
+    (6, 320, (0, 3, 5, 6)), (9, 1024, (0, 3, 5, 6, 7, 8, 9))])
+def test_reads_look_over_few_numbers_of_pages_and_over_as_many_as_they_may_have_to(
+        most: int, positions: int, counts: tuple[int, ...]) -> None:
+    assert read_pages(most, page_sizes(positions), 256) == counts
 
 
 @pytest.mark.parametrize("wrong", [{"rows": (8, 1)}, {"rows": ()}, {"chunks": (1, 16)},

@@ -172,7 +172,7 @@ class LiteRTEngine:
                 f"ids: expected 1 to {self.chunk} of them, with start >= 0 and start + ids <= "
                 f"{self.positions}, got {len(ids)} at {start}.")
         size = next(size for size in self.manifest.chunks if size >= len(ids))
-        self._read(self._reading(int(self._row_of[slot]), size, self._pages_for(start)),
+        self._read(self._reading(int(self._row_of[slot]), size, self._read_pages(size, start)),
                    [Part(slot, ids, start)])
         logits: np.ndarray = self._logits[0]
         return logits
@@ -359,6 +359,14 @@ class LiteRTEngine:
     def _pages_for(self, length: int) -> int:
         """Return how many pages hold `length` positions."""
         return int(np.searchsorted(self._begins, length))
+
+    def _read_pages(self, tokens: int, start: int) -> int:
+        """Return over how many pages so many ids are read behind `start` positions.
+
+        There is no graph for every number of them.
+        """
+        return next(count for count in range(self._pages_for(start), len(self.manifest.pages) + 1)
+                    if _read_name(tokens, count) in self._model.signatures)
 
     def _stepping(self, rows: int, pages: int) -> _Step:
         if (rows, pages) not in self._steps:

@@ -118,6 +118,25 @@ def most_pages(tokens: int, chunks: Sequence[int], pages: Sequence[int], positio
     return sum(sum(pages[:place]) + 1 + least <= positions for place in range(len(pages)))
 
 
+def read_pages(most: int, pages: Sequence[int], chunk: int) -> tuple[int, ...]:
+    """Return over how many pages reads look that may have to look at up to `most`.
+
+    Each number has graphs of its own, which take memory, so there are few: none, and from each to
+    the next at least as many as hold half of a longest read.
+
+    Args:
+        most: pages.
+        pages: their sizes.
+        chunk: ids of the longest read.
+    """
+    found, held = [0], 0
+    for count in range(1, len(pages) + 1):
+        if found[-1] < most and (sum(pages[:count]) >= held + chunk // 2 or count == len(pages)):
+            found.append(count)
+            held = sum(pages[:count])
+    return tuple(found)
+
+
 def write(network: Any, folder: Path, settings: EngineSettings, *, positions: int,
           progress: Callable[[str], None] = lambda line: None) -> StepEngineManifest:
     """Write `model.tflite` and `engine.json` of a decoder into `folder`, which is made.
@@ -142,7 +161,8 @@ def write(network: Any, folder: Path, settings: EngineSettings, *, positions: in
         for count in range(1, len(pages) + 1):
             decoder.add_step(f"step_{rows}_{count}", rows, pages[:count])
     for tokens in settings.chunks:
-        for count in range(most_pages(tokens, settings.chunks, pages, positions) + 1):
+        most = most_pages(tokens, settings.chunks, pages, positions)
+        for count in read_pages(most, pages, settings.chunks[-1]):
             decoder.add_read(f"read_{tokens}_{count}", 1, tokens, pages[:count])
     joined = joined_shapes(settings.rows[-1], settings.chunks)
     for rows, tokens in joined:

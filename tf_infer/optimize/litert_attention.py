@@ -39,8 +39,8 @@ def block_places(kind: Precision, width: int) -> int:
 class Kept(NamedTuple):
     """Keys or values [N, G, C, d] as they are kept.
 
-    Of int8 a float of d numbers is a whole number times the scale of its place: [N, G, C, 1] where
-    a step has one query, else [N, G, 1, C].
+    Of int8 a float of d numbers is a whole number times the scale of its place: [N, G, C, 1] in a
+    read and where a step has one query, else [N, G, 1, C].
     """
 
     numbers: Tensor
@@ -83,6 +83,8 @@ class Attention:
         self.joined = joined
         self.rows, self.tokens, self.pages = rows, tokens, tuple(pages)
         self.held = rows  # rows of the cache
+        # 1 on the last id of each row that counts, 0 elsewhere.
+        self.last = None if tokens == 1 else writer.input("last", [rows, 1, tokens])
         self.mask: Tensor | None = None
         self._masks: dict[tuple[int, int], Tensor | Constant] = {}
         if tokens == 1:
@@ -95,18 +97,22 @@ class Attention:
 
         Args:
             number: of the layer.
-            query: [N, G, R, T, d], divided by the square root of d.
+            query: [N, G, R, T, d], divided by the square root of d; in a read T may be 1: the
+                last id of each row that counts.
             pair: [N, 2 G, T, d], keys of what is read, then values.
 
         Returns:
             [N T, G R d].
         """
         writer, (rows, groups, shared, tokens, size) = self.writer, query.shape
-        alone = shared * tokens == 1
-        keys, values = self._keep(number, pair, alone)
-        cached = self._cached(number, groups, size, alone)
-        if tokens > 1:
-            return self._read(query, cached, keys, values)
+        alone = shared * self.tokens == 1
+        below = alone or self.tokens > 1
+        keys, values = self._keep(number, pair, below)
+        cached = self._cached(number, groups, size, below)
+        if self.tokens > 1:
+            look = self._read if tokens > 1 else self._read_last
+            return look(query, self._behind(cached.keys, keys),
+                        self._behind(cached.values, values))
         query = writer.reshape(query, [rows, groups, shared, size])
         if alone:
             keys, values = (kept._replace(numbers=self._floats(kept.numbers))
@@ -117,8 +123,11 @@ class Attention:
             found = self._look(query, cached, keys, values)
         return writer.reshape(found, [rows, groups * shared * size])
 
-    def _keep(self, layer: int, pair: Tensor, alone: bool) -> tuple[Kept, Kept]:
-        """Hand out what is to be kept of keys and values, and return it."""
+    def _keep(self, layer: int, pair: Tensor, below: bool) -> tuple[Kept, Kept]:
+        """Hand out what is to be kept of keys and values, and return it.
+
+        Of int8 the scales of places stand one below the other, or side by side.
+        """
         writer, (rows, both, tokens, _) = self.writer, pair.shape
         sides = {"key": {1: (0, both // 2)}, "value": {1: (both // 2, both)}}
         kept = []
@@ -136,7 +145,7 @@ class Attention:
             part, scale = writer.part(numbers, side), writer.part(scales, side)
             writer.output(f"{name}s_{layer}", part)
             writer.output(f"{name}_scales_{layer}", scale)
-            kept.append(Kept(part, scale if alone else writer.reshape(
+            kept.append(Kept(part, scale if below else writer.reshape(
                 scale, [rows, both // 2, 1, tokens])))
         return kept[0], kept[1]
 
@@ -147,14 +156,14 @@ class Attention:
         del keys, values, alone
         return cached
 
-    def _cached(self, layer: int, groups: int, size: int, alone: bool) -> Cached:
+    def _cached(self, layer: int, groups: int, size: int, below: bool) -> Cached:
         """Make the inputs of one layer."""
         keys, values = (tuple(self._span(f"{name}s_{layer}", f"{name}_scales_{layer}", page,
-                                         groups, size, alone)
+                                         groups, size, below)
                               for page in range(len(self.pages))) for name in ("key", "value"))
         return Cached(keys, values)
 
-    def _span(self, name: str, scales: str, page: int, groups: int, size: int, alone: bool
+    def _span(self, name: str, scales: str, page: int, groups: int, size: int, below: bool
               ) -> Span:
         """Make the inputs of one page, some rows each."""
         writer, places = self.writer, self.pages[page]
@@ -166,7 +175,7 @@ class Attention:
                                    self.kind)
             blocks.append(((first, last), numbers))
         made = None if self.kind == "float32" else writer.input(f"{scales}_{page}", [
-            self.held, groups, *((places, 1) if alone else (1, places))])
+            self.held, groups, *((places, 1) if below else (1, places))])
         return Span(begin, begin + places, tuple(blocks), made)
 
     def _floats(self, numbers: Tensor) -> Tensor:
@@ -239,7 +248,7 @@ class Attention:
         scores.append(self._own_scores(query, keys))
         weights = self._scaled(
             writer.softmax(writer.add(writer.concat(scores, 3), self.mask)),
-            self._scales(cached.values, values))                              # [N, G, R, C + 1]
+            self._scales(cached.values, values, 3))                           # [N, G, R, C + 1]
         parts = []
         for number, (block, _) in enumerate(cached.values[0].blocks):
             side = {0: block}
@@ -256,45 +265,64 @@ class Attention:
         own = self.writer.multiply(query, self._floats(keys.numbers))
         return self._scaled(self.writer.sum(own, 3), keys.scales)
 
-    def _scales(self, spans: Sequence[Span], own: Kept) -> Tensor | None:
-        """Return the scales of all pages, then those of what is read."""
+    def _scales(self, spans: Sequence[Span], own: Kept, axis: int) -> Tensor | None:
+        """Return the scales of all pages, then those of what is read, by the axis of places."""
         return None if own.scales is None else self.writer.concat(
-            [*(span.scales for span in spans if span.scales is not None), own.scales], 3)
+            [*(span.scales for span in spans if span.scales is not None), own.scales], axis)
 
     # ------------------------------------------------------------------ several ids
 
-    def _read(self, query: Tensor, cached: Cached, keys: Kept, values: Kept) -> Tensor:
+    def _read(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Look from T ids of each row at all pages and at what is read up to them.
 
-        query [N, G, R, T, d], keys, values [N, G, T, d] -> [N T, G R d].
+        query [N, G, R, T, d], keys, values [N, G, C + T, d] -> [N T, G R d].
         """
         writer, (rows, groups, shared, tokens, size) = self.writer, query.shape
-        keys, values = self._behind(cached.keys, keys), self._behind(cached.values, values)
         first, parts = sum(self.pages), []
         for begin in range(0, tokens, READ_BLOCK):
             end = min(begin + READ_BLOCK, tokens)
             seen = {2: (0, first + end)}
             part = writer.reshape(writer.part(query, {3: (begin, end)}),
                                   [rows, groups, shared * (end - begin), size])
-            scores = self._scaled(writer.batch_matmul(
-                part, writer.part(keys.numbers, seen), transposed=True),
-                self._first(keys.scales, first + end))                        # [N, G, Q, C + end]
-            weights = self._scaled(
-                writer.softmax(writer.add(scores, self._ahead(shared, begin, end))),
-                self._first(values.scales, first + end))
-            found = writer.batch_matmul(weights, writer.part(values.numbers, seen))
+            scores = writer.batch_matmul(part, writer.part(keys, seen), transposed=True)
+            weights = writer.softmax(                                         # [N, G, Q, C + end]
+                writer.add(scores, self._ahead(shared, begin, end)))
+            found = writer.batch_matmul(weights, writer.part(values, seen))
             parts.append(writer.reshape(found, [rows, groups, shared, end - begin, size]))
         found = writer.transpose(writer.concat(parts, 3), [0, 3, 1, 2, 4])
         return writer.reshape(found, [rows * tokens, groups * shared * size])
 
-    def _behind(self, spans: Sequence[Span], own: Kept) -> Kept:
-        """Return what is read behind all pages, as floats; joined as it is kept: that is less."""
+    def _read_last(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Look from the last id of each row at all pages and at what is read up to it.
+
+        query [N, G, R, 1, d], keys, values [N, G, C + T, d] -> [N, G R d].
+        """
+        writer, (rows, groups, shared, _, size) = self.writer, query.shape
+        scores = writer.batch_matmul(writer.reshape(query, [rows, groups, shared, size]), keys,
+                                     transposed=True)                         # [N, G, R, C + T]
+        weights = writer.softmax(writer.add(scores, self._ahead_of_last()))
+        return writer.reshape(writer.batch_matmul(weights, values), [rows, groups * shared * size])
+
+    def _behind(self, spans: Sequence[Span], own: Kept) -> Tensor:
+        """Return what is read behind all pages, as floats [N, G, C + T, d].
+
+        Joined as it is kept: that is less. A place is looked at from so many ids that its scale
+        costs less in here than in what they make of it.
+        """
         writer = self.writer
         numbers = writer.concat([*(span.blocks[0][1] for span in spans), own.numbers], 2)
-        return Kept(self._multiplied(numbers), self._scales(spans, own))
+        return self._scaled(self._floats(numbers), self._scales(spans, own, 2))
 
-    def _first(self, scales: Tensor | None, count: int) -> Tensor | None:
-        return None if scales is None else self.writer.part(scales, {3: (0, count)})
+    def _ahead_of_last(self) -> Tensor:
+        """Return [N, 1, 1, C + T], MASKED where the last id of a row may not look."""
+        writer, tokens = self.writer, self.tokens
+        assert self.last is not None
+        places = np.arange(tokens)
+        ahead = np.where(places[:, None] > places, MASKED, 0.0).astype(np.float32)
+        made = writer.dense(writer.reshape(self.last, [self.rows, tokens]),
+                            writer.file.constant(ahead), None)
+        made = writer.reshape(made, [self.rows, 1, 1, tokens])
+        return made if self.mask is None else writer.concat([self.mask, made], 3)
 
     def _ahead(self, shared: int, begin: int, end: int) -> Tensor | Constant:
         """Return [1, 1, Q, C + end], MASKED where ids `begin` to `end` may not look: once for all

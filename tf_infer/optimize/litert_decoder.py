@@ -8,6 +8,7 @@ host writes them where they belong (engines/litert.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -152,12 +153,7 @@ class DecoderFile:
         """
         assert rows == 1 or not pages
         graph = _Graph(self, self.file.graph(name), rows, tokens, pages)
-        writer = graph.writer
-        last = writer.input("last", [rows, 1, tokens])
-        hidden = graph.run()
-        width = hidden.shape[1]
-        hidden = writer.batch_matmul(last, writer.reshape(hidden, [rows, tokens, width]))
-        graph.to_logits(writer.reshape(hidden, [rows, width]))
+        graph.to_logits(graph.run())
 
 
 class _Graph:
@@ -176,9 +172,13 @@ class _Graph:
             Several(writer, rows, self.arrays.groups, pages, decoder.cache) if several
             else Attention(writer, rows, tokens, pages, decoder.cache, decoder.block_places,
                            joined=decoder.joined_pages and tokens == 1))
+        self.last = self.attention.last
 
     def run(self) -> Tensor:
-        """Return hidden [N * T, D] of all layers; keys and values become outputs."""
+        """Return hidden [N, D] behind all layers; keys and values become outputs.
+
+        In a read the last layer finds that of the last id of each row alone.
+        """
         writer, decoder = self.writer, self.decoder
         hidden = writer.lookup(self.ids, decoder.words)
         if decoder.positions is not None:
@@ -188,7 +188,10 @@ class _Graph:
         angles = self._angles()
         for index, layer in enumerate(decoder.layers):
             projected = self._dense(self._standard(hidden, layer.epsilon), layer.qkv)
-            attended = self.attention.layer(index, *self._heads(projected, angles))
+            query, pair = self._heads(projected, angles)
+            if self.last is not None and index == len(decoder.layers) - 1:
+                hidden, query = self._of_last(hidden), self._of_last(query)
+            attended = self.attention.layer(index, self._by_groups(query), pair)
             hidden = writer.add(hidden, self._dense(attended, layer.out))
             normed = self._standard(hidden, layer.inner_epsilon)
             inner = self._dense(normed, layer.inner)
@@ -199,6 +202,13 @@ class _Graph:
                 inner = writer.multiply(gate, inner)
             hidden = writer.add(hidden, self._dense(inner, layer.outer))
         return hidden
+
+    def _of_last(self, tensor: Tensor) -> Tensor:
+        """[N T, ...] -> [N, ...] of the last id of each row that counts."""
+        writer, (_, *shape) = self.writer, tensor.shape
+        assert self.last is not None
+        each = writer.reshape(tensor, [self.rows, self.tokens, math.prod(shape)])
+        return writer.reshape(writer.batch_matmul(self.last, each), [self.rows, *shape])
 
     def to_logits(self, hidden: Tensor) -> None:
         """Make `logits` of hidden [N, D] an output."""
@@ -225,21 +235,33 @@ class _Graph:
 
     def _heads(self, projected: Tensor, angles: tuple[Tensor, Tensor] | None
                ) -> tuple[Tensor, Tensor]:
-        """[N T, (H + 2 G) d] -> query [N, G, R, T, d], keys then values [N, 2 G, T, d]."""
+        """[N T, (H + 2 G) d] -> query [N T, H, d], keys then values [N, 2 G, T, d]."""
         writer, heads, groups = self.writer, self.arrays.heads, self.arrays.groups
         size, count = self.arrays.head_size, self.rows * self.tokens
         border, end = heads + groups, heads + 2 * groups
-        every = writer.reshape(projected, [count, end, size])
-        if angles is not None and self.tokens == 1:
-            every = self._rotate(every, *angles)
-        elif angles is not None:
-            turned = self._rotate(writer.part(every, {1: (0, border)}), *angles)
-            every = writer.concat([turned, writer.part(every, {1: (border, end)})], 1)
-        query, pair = (writer.part(every, {1: side}) for side in ((0, heads), (heads, end)))
+        if angles is not None and self.tokens > 1:
+            turned, values = (
+                writer.reshape(writer.part(projected, {1: (first * size, last * size)}),
+                               [count, last - first, size])
+                for first, last in ((0, border), (border, end)))
+            turned = self._rotate(turned, *angles)
+            query = writer.part(turned, {1: (0, heads)})
+            pair = writer.concat([writer.part(turned, {1: (heads, border)}), values], 1)
+        else:
+            every = writer.reshape(projected, [count, end, size])
+            if angles is not None:
+                every = self._rotate(every, *angles)
+            query, pair = (writer.part(every, {1: side}) for side in ((0, heads), (heads, end)))
         pair = writer.transpose(
             writer.reshape(pair, [self.rows, self.tokens, 2 * groups, size]), [0, 2, 1, 3])
-        query = writer.reshape(query, [self.rows, self.tokens, groups, heads // groups, size])
-        return writer.transpose(query, [0, 2, 3, 1, 4]), pair
+        return query, pair
+
+    def _by_groups(self, query: Tensor) -> Tensor:
+        """[N T, H, d] -> [N, G, R, T, d]; T is 1 of last ids."""
+        writer, groups, (count, heads, size) = self.writer, self.arrays.groups, query.shape
+        query = writer.reshape(query, [self.rows, count // self.rows, groups, heads // groups,
+                                       size])
+        return writer.transpose(query, [0, 2, 3, 1, 4])
 
     def _rotate(self, tensor: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         """Turn pairs (i, i + d / 2) of [N T, heads, d] (networks.attention.rotate).
