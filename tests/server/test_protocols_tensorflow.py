@@ -150,6 +150,27 @@ def test_a_prompt_longer_than_the_context_keeps_its_end(client: Client) -> None:
     assert stream.text == expected.text and stream.usage.prompt_tokens == 32
 
 
+def test_of_a_prompt_of_sixty_megabytes_all_protocols_read_the_end(
+        server: Server, client: Client) -> None:
+    """It is not encoded for minutes, long after its caller has gone."""
+    end = "the end of it"
+    long = "so it goes, " * 5_000_000 + end
+    expected, = client.generate("writer", [("so it goes, " * 9 + end)])
+    found, = client.generate("writer", [long])
+    assert found == expected
+    stream = client.stream("writer", long)
+    list(stream)
+    assert stream.text == expected.text
+    status, raw = post(server, "/v1/completions", {"prompt": long})
+    assert status == 400 and b"so it goes" not in raw
+    status, raw = post(server, "/v1/completions", {"prompt": long[-5_000_000:]})
+    assert (status, json.loads(raw)["choices"][0]["text"]) == (200, expected.text)
+    status, raw = post(server, "/v1/models/writer:predict", {"instances": [{"prompt": long}]})
+    assert status == 200  # the text is sent as it is, also where it is no UTF-8
+    told = json.loads(raw.decode("utf-8", "replace"))["predictions"][0]
+    assert tuple(told["ids"][:told["length"]]) == expected.ids
+
+
 def test_a_prompt_that_is_not_utf8_is_read_as_generate_reads_it(client: Client) -> None:
     expected, = client.generate("writer", [b"\xff\xfea"])
     stream = client.stream("writer", b"\xff\xfea")

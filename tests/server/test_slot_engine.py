@@ -308,6 +308,15 @@ def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(
         same(last.answer(), alone(b"c", max_new_tokens=2))
 
 
+def test_a_prompt_is_encoded_no_longer_than_its_caller_waits() -> None:
+    with stand() as there:
+        there.ask(b"abc", max_new_tokens=1).wait()
+        assert there.decoder.limits["encode"] is None
+        there.ask(b"abc", max_new_tokens=1, deadline_s=time.monotonic() + 60).wait()
+        left_s = there.decoder.limits["encode"]
+        assert left_s is not None and 30 < left_s <= 60
+
+
 @FORMS
 def test_the_end_tells_everybody_and_frees_the_form(form: str) -> None:
     with stand(form, slots=1, pause_s=SLOW[form]) as there:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import pytest
 import tensorflow as tf
 
 from tf_infer.config import BytesConfig, PackingConfig, ShapeGrid
 from tf_infer.errors import ConfigError
+from tf_infer.text import packing
 from tf_infer.text.bytes import BytesCodec
 from tf_infer.text.contracts import TokenBatch, Tokens
-from tf_infer.text.packing import pack, windows
+from tf_infer.text.packing import pack, windows, within_reach
 
 CODEC = BytesCodec(BytesConfig())
 START, END, PAD = 1, 2, 0
@@ -159,3 +161,41 @@ def test_bad_settings_are_refused() -> None:
         windows(encoded("a"), size=4, overlap=4)
     batch = pack(encoded("a"), codec, PackingConfig(max_tokens=12, start=False, end=False), GRID)
     assert batch.ids.numpy().tolist() == [[*ids("a"), 0, 0, 0]]
+
+
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a row reach 24 bytes of a text, in place of a mebibyte."""
+    monkeypatch.setattr(packing, "LEAST_REACH", 10)
+    monkeypatch.setattr(packing, "REACH_OF_A_TOKEN", 2)
+
+
+def test_a_row_reaches_a_mebibyte_or_as_much_for_each_token_as_none_has() -> None:
+    texts = tf.constant(["x" * 2**21])
+    for tokens, most in ((12, 2**20), (1024, 2**20), (1100, 1100 * 2**10)):
+        grid = ShapeGrid(tokens=(4, 2000))
+        for side in ("left", "longest_first"):
+            config = PackingConfig(max_tokens=tokens, truncation=side)
+            assert tf.strings.length(within_reach(texts, config, grid).texts).numpy() == [most]
+
+
+@pytest.mark.usefixtures("near")
+@pytest.mark.parametrize("side", ["left", "longest_first"])
+def test_a_row_is_the_same_when_only_what_it_reaches_was_encoded(side: Literal["left"]) -> None:
+    config = PackingConfig(max_tokens=12, truncation=side)
+    source = "0123456789" * 9
+    texts = tf.constant([source[:size] for size in range(91)] + ["ä" * 40, "x" + "中" * 30])
+    reached = within_reach(texts, config, GRID)
+    found = pack(reached.moved(CODEC.encode(reached.texts, offsets=True)), CODEC, config, GRID)
+    wanted = pack(CODEC.encode(texts, offsets=True), CODEC, config, GRID)
+    for one, other in zip(found, wanted):
+        tf.debugging.assert_equal(one, other)
+    assert max(map(len, reached.texts.numpy())) == 24
+
+
+@pytest.mark.usefixtures("near")
+def test_without_offsets_tokens_need_not_be_moved() -> None:
+    texts = tf.constant(["x" * 40, ""])
+    reached = within_reach(texts, PackingConfig(max_tokens=12, truncation="left"), GRID)
+    tokens = CODEC.encode(reached.texts)
+    assert reached.moved(tokens) is tokens

@@ -168,6 +168,7 @@ class FakeDecoder:
 
     Attributes:
         runs: how often each signature has run.
+        limits: the time that the last run of each had.
     """
 
     def __init__(self, before: Callable[[str], None] | None = None, *, plain: bool = False) -> None:
@@ -175,12 +176,14 @@ class FakeDecoder:
         self.signatures: Mapping[str, serving_pb2.SignatureDef] = {}
         self._before, self._plain = before or (lambda signature: None), plain
         self.runs: dict[str, int] = {}
+        self.limits: dict[str, float | None] = {}
         self.closed = False
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str],
             timeout_s: float | None) -> Arrays:
         """Run one signature."""
         self.runs[signature] = self.runs.get(signature, 0) + 1
+        self.limits[signature] = timeout_s
         self._before(signature)
         assert not self.closed
         out: Arrays = getattr(self, f"_{signature}")(**inputs)

@@ -43,6 +43,7 @@ from tf_infer.token_bytes import TokenBytes
 
 STOPPING = "The server is stopping."
 LATE = "The deadline has passed."
+LEAST_S = 0.001  # for a prompt's ids; who comes late is told by the thread that tells all
 INCOMPLETE = "incomplete"  # finish reason: the limit came before the constraint had what it asks
 ENCODE = "encode"
 CHECKED_ROWS = 32  # whose options are checked in one run
@@ -203,7 +204,7 @@ class SlotEngine:
         # Of a prompt of megabytes no more waits than the ids that are read.
         kept = request if request.echo else replace(request, prompt=b"")
         call = _Call(kept, asked, listener, Speech(asked.stops), came_s,
-                     self._encode(request.prompt))
+                     self._encode(request.prompt, request.deadline_s))
         if asked.matched is not None:
             call.automaton = self._constraints.automaton(*asked.matched)
         if prefix := asked.options.get(PREFIX):
@@ -222,11 +223,12 @@ class SlotEngine:
             raise Overloaded(f"The queue is full: {len(self._board.waiting())} requests wait for "
                              "a slot. Try again later.", code=Code.RESOURCE_EXHAUSTED)
 
-    def _encode(self, prompt: bytes) -> np.ndarray:
+    def _encode(self, prompt: bytes, deadline_s: float | None) -> np.ndarray:
         """Return the ids of a prompt, [n] int32, as `generate` reads it."""
+        left_s = None if deadline_s is None else max(LEAST_S, deadline_s - time.monotonic())
         try:
             out = self._servable.run(ENCODE, {"text": np.asarray([prompt], object)},
-                                     outputs=("ids", "mask"), timeout_s=None)
+                                     outputs=("ids", "mask"), timeout_s=left_s)
         except Exception as error:
             raise as_serving_error(error, "a prompt") from error
         ids: np.ndarray = out["ids"][0, :int(out["mask"][0].sum())].astype(np.int32)

@@ -32,7 +32,7 @@ from tf_infer.tasks.row_options import RowOptions
 from tf_infer.tasks.shared_codec import SharedCodec
 from tf_infer.tasks.speculation import Speculation, check_draft
 from tf_infer.text.contracts import TextCodec, TokenBatch, Tokens
-from tf_infer.text.packing import pack, pad_id
+from tf_infer.text.packing import Reached, pack, pad_id, within_reach
 from tf_infer.text.rows import row_ids
 
 # the first outputs of both loops
@@ -147,7 +147,7 @@ class CausalLM(Task):
         """
         same_rows(inputs)
         options.check(inputs, self.config)
-        prompts = inputs["prompt"]
+        prompts = self._reached(inputs["prompt"]).texts
         if "forced_prefix" not in inputs:
             given = {name: inputs[name] for name in options.PLAIN}
             return self._with_prompts(self.texts.encode(prompts), given)
@@ -254,6 +254,14 @@ class CausalLM(Task):
         """Return the limits of a loop; `stop_ids` [B, E] are one more than the ids, 0 for none."""
         return Limits(self.config.capacity, max_new_tokens, self.row_options.end_ids,
                       pad_id(self.codec), None if stop_ids is None else stop_ids - 1)
+
+    def _reached(self, texts: tf.Tensor) -> Reached:
+        return within_reach(texts, self.config.packing, self.config.grid)
+
+    def _with_places(self, texts: tf.Tensor) -> Tokens:
+        """Encode [B] texts with offsets into them."""
+        reached = self._reached(texts)
+        return reached.moved(self.texts.encode(reached.texts, offsets=True))
 
     def _pack(self, tokens: Tokens, bare: tf.Tensor) -> TokenBatch:
         """Lay encoded texts into rows, with one id before those of `bare` [B] if none would be."""
@@ -388,7 +396,7 @@ class CausalLM(Task):
         """
         same_rows({"prompt": prompt, "continuation": continuation})
         whole = tf.strings.join([prompt, continuation])
-        tokens = self.texts.encode(whole, offsets=True)
+        tokens = self._with_places(whole)
         prompt_bytes = tf.strings.length(prompt)                             # [B]
         ends = tokens.ends
         assert ends is not None  # they were asked for
@@ -421,7 +429,7 @@ class CausalLM(Task):
 
     @in_stage(PREPROCESS)
     def _encoded(self, *, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        tokens = self.texts.encode(text, offsets=True)
+        tokens = self._with_places(text)
         batch = self._pack(tokens, tokens.ids.row_lengths() == 0)
         return {"ids": batch.ids, "mask": tf.cast(batch.mask, tf.int32),
                 "starts": batch.starts, "ends": batch.ends}

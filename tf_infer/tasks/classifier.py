@@ -16,7 +16,7 @@ from tf_infer.tasks import examples
 from tf_infer.tasks.base import Signature, Task, by_name, in_stage, rows
 from tf_infer.tasks.grid import in_slices, pad_tokens, require, same_rows
 from tf_infer.text.contracts import TokenBatch
-from tf_infer.text.packing import pack, pad_id
+from tf_infer.text.packing import pack, pad_id, within_reach
 
 CLASSIFY = "tensorflow/serving/classify"
 
@@ -136,10 +136,11 @@ class Classifier(Task):
     @in_stage(PREPROCESS)
     def _encode(self, inputs: Mapping[str, tf.Tensor], *, offsets: bool) -> TokenBatch:
         same_rows(inputs)
-        first, *second = (self.codec.encode(inputs[name], offsets=offsets)
-                          for name in self._text_names())
-        return pack(first, self.codec, self.config.packing, self.config.grid,
-                    pair=second[0] if second else None)
+        packing, grid = self.config.packing, self.config.grid
+        reached = [within_reach(inputs[name], packing, grid) for name in self._text_names()]
+        first, *second = (one.moved(self.codec.encode(one.texts, offsets=offsets))
+                          for one in reached)
+        return pack(first, self.codec, packing, grid, pair=second[0] if second else None)
 
     def _answer(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         return self.postprocess(**self.run_core(**self.preprocess(**inputs)))

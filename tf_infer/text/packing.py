@@ -9,7 +9,40 @@ import tensorflow as tf
 from tf_infer.config import PackingConfig, ShapeGrid
 from tf_infer.errors import ConfigError
 from tf_infer.text.contracts import TextCodec, TokenBatch, Tokens
-from tf_infer.text.rows import spread
+from tf_infer.text.rows import row_ids, spread
+
+# Bytes of a text that are read; what a vocabulary knows has some hundred bytes at most.
+LEAST_REACH, REACH_OF_A_TOKEN = 2**20, 2**10
+
+
+class Reached(NamedTuple):
+    """Texts as far as a row can reach, [B] string, and the bytes before them, [B] int32 or none."""
+
+    texts: tf.Tensor
+    before: tf.Tensor | None
+
+    def moved(self, tokens: Tokens) -> Tokens:
+        """Return tokens of `texts` with offsets into the texts as they came."""
+        if self.before is None or tokens.starts is None or tokens.ends is None:
+            return tokens
+        more = tf.gather(self.before, row_ids(tokens.ids.row_splits))
+        return Tokens(tokens.ids, *(places.with_values(places.values + more)
+                                    for places in (tokens.starts, tokens.ends)))
+
+
+def within_reach(texts: tf.Tensor, config: PackingConfig, grid: ShapeGrid) -> Reached:
+    """Cut off what lies so far from the end of [B] texts that `pack` keeps that no row reaches it.
+
+    Sixty megabytes for a row of some hundred ids: an operation over them ends when it has done its
+    work, whatever the deadline, and takes many times their memory. Only a text whose first (`left`: last) mebibyte gives fewer ids than a row has,
+    white space without end, is read otherwise than whole.
+    """
+    most = max(LEAST_REACH, REACH_OF_A_TOKEN * min(config.max_tokens, grid.tokens[-1]))
+    if config.truncation != "left":
+        return Reached(tf.strings.substr(texts, 0, most), None)
+    size = tf.strings.length(texts)
+    before = tf.maximum(size - most, 0)
+    return Reached(tf.strings.substr(texts, before, tf.minimum(size, most)), before)
 
 
 def pack(tokens: Tokens, codec: TextCodec, config: PackingConfig, grid: ShapeGrid, *,
