@@ -172,13 +172,13 @@ def export(source: Path, made: Path, **settings: Any) -> None:
                        atol=plan.PATHS_ATOL[settled.precision])
 
 
-def add_engine(source: Path, made: Path, kind: str, precision: str) -> None:
+def add_engine(source: Path, made: Path, kind: str, precision: str, ranges: str = "found") -> None:
     """Write a version as `export` does, and an engine beside it.
 
     Args:
         source: what `export` wrote.
         made: as it takes it.
-        kind, precision: of the engine.
+        kind, precision, ranges: of the engine.
     """
     from tf_infer.cli.engine import ENCODERS
     from tf_infer.manifest import ENGINES_FOLDER, EXTRA_FOLDER
@@ -187,7 +187,7 @@ def add_engine(source: Path, made: Path, kind: str, precision: str) -> None:
     shutil.copytree(source, made)
     ENCODERS[kind].write(
         task_from(origin), made / "1" / EXTRA_FOLDER / ENGINES_FOLDER / kind,
-        ENCODERS[kind].settings(precision, "found"), sample_texts(source.parent.name), print)
+        ENCODERS[kind].settings(precision, ranges), sample_texts(source.parent.name), print)
 
 
 def train(source: Path, made: Path) -> None:
@@ -212,6 +212,8 @@ def train(source: Path, made: Path) -> None:
 ENGINES: dict[str, Callable[[Path, Path], None]] = {
     f"ours-{kind}-{precision}": partial(add_engine, kind=kind, precision=precision)
     for kind in ("litert", "onnx") for precision in ("int8", "float32")}
+ENGINES["ours-litert-static"] = partial(add_engine, kind="litert", precision="int8",
+                                        ranges="percentile")
 EXPORTS: dict[str, Callable[[Path, Path], None]] = {
     "trained": train,
     "ours-plain": export,

@@ -78,6 +78,7 @@ FORMS = (
     *(ours(f"tf_infer {name} {precision}", f"ours-{kind}-{precision}", kind)
       for kind, name in (("litert", "LiteRT"), ("onnx", "ONNX"))
       for precision in ("int8", "float32")),
+    ours("tf_infer LiteRT int8 static", "ours-litert-static", "litert"),
 )
 PEERS = (
     ours(PLAIN, "ours-plain"), ours(f"{PLAIN}, a thread for each CPU", "ours-plain", THREADED),

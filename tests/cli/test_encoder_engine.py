@@ -106,6 +106,23 @@ def test_the_engine_computes_every_signature_that_asks_the_network(
                 np.testing.assert_array_equal(answers[0][name], array)
 
 
+def test_ranges_that_texts_set_are_exported_proven_and_served(tmp_path: Path) -> None:
+    build.save(build.build(MODEL, seed=3), tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("a parcel\nwhere is my parcel\nnothing of it\n")
+    assert main(["export", str(tmp_path / "model"), "--base-dir", str(tmp_path / "served"),
+                 "--engine", "litert", "--engine-ranges", "largest", "--no-xla", "--texts",
+                 str(tmp_path / "texts.txt")]) == 0
+    version = tmp_path / "served" / "1"
+    servable = served(version, "litert")
+    assert servable.engine.manifest.fixed_ranges
+    sample = next(one for one in read_samples(version / EXTRA_FOLDER / "golden.jsonl")
+                  if one.signature == "serving_default")
+    found = servable.run("serving_default", sample.inputs, outputs=("logits",), timeout_s=None)
+    np.testing.assert_allclose(found["logits"], sample.outputs["logits"],
+                               atol=servable.engine.manifest.atol)
+    servable.close()
+
+
 def test_scores_and_labels_are_what_the_graph_makes_of_the_same_logits(
         both: tuple[EngineServable, SavedModelServable]) -> None:
     found = both[0].run("serving_default", {"text": TEXTS}, timeout_s=None,

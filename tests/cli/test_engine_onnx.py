@@ -31,6 +31,7 @@ from tf_infer.manifest import (
     read_manifest,
     read_samples,
 )
+from tf_infer.optimize.litert_classifier import EncoderSettings
 from tf_infer.optimize.onnx import OnnxSettings
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.engine_servable import EngineServable
@@ -166,6 +167,9 @@ def test_arguments_become_settings(task: Task) -> None:
     choice = cli_engine.settings_of(arguments("--engine-ranges", "entropy"), task)
     assert isinstance(choice, cli_engine.EncoderChoice)
     assert choice.settings == OnnxSettings(precision="int8", ranges="entropy")
+    choice = cli_engine.settings_of(arguments(*LITERT, *SET), task)
+    assert isinstance(choice, cli_engine.EncoderChoice)
+    assert choice.settings == EncoderSettings(precision="int8", ranges="largest")
 
 
 FLOAT16, SET = ("--engine-precision", "float16"), ("--engine-ranges", "largest")
@@ -174,7 +178,7 @@ LITERT = ("--engine", "litert")
 
 @pytest.mark.parametrize(("words", "message"), [
     ((*FLOAT16, *SET), r"OnnxSettings\.ranges"),
-    ((*LITERT, *SET), "expected found with --engine litert"),
+    ((*LITERT, "--engine-precision", "float32", *SET), r"EncoderSettings\.ranges"),
     ((*LITERT, *FLOAT16), r"EncoderSettings\.precision"),
     ((*LITERT, "--engine-guesses", "3"), "--engine-guesses: expected it with a decoder")])
 def test_what_a_kind_has_not_is_refused(words: tuple[str, ...], message: str, task: Task) -> None:

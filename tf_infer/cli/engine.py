@@ -46,9 +46,10 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
                              "little less memory)")
     parser.add_argument("--engine-ranges", choices=["found", "largest", "percentile", "entropy"],
                         default="found",
-                        help="of onnx in int8: what 8 bits reach to is found for each text "
-                             "(default; CPUs alone), or set once by what --texts come to, as "
-                             "TensorRT needs it")
+                        help="of a classifier's engine in int8: what 8 bits reach to is found for "
+                             "each text (default; of onnx on CPUs alone), or set once by what "
+                             "--texts come to, as TensorRT needs it; litert is faster with it, and "
+                             "rounds more")
 
 
 class EncoderSettings(Protocol):
@@ -104,10 +105,7 @@ class _LiteRT:
     def settings(self, precision: str, ranges: str) -> EncoderSettings:
         from tf_infer.optimize.litert_classifier import EncoderSettings as Settings
 
-        if ranges != "found":
-            raise ConfigError(f"--engine-ranges: expected found with --engine litert, got {ranges}."
-                              " Leave the option out.")
-        return Settings(precision=precision)  # type: ignore[arg-type]  # it checks
+        return Settings(precision=precision, ranges=ranges)  # type: ignore[arg-type]  # it checks
 
     def library(self) -> str:
         from tf_infer.engines import litert_runtime
@@ -119,9 +117,12 @@ class _LiteRT:
 
     def write(self, task: Task, folder: Path, settings: Any, texts: Sequence[bytes],
               progress: Callable[[str], None]) -> EncoderEngineManifest:
+        from tf_infer.optimize.calibrate import batches_of
         from tf_infer.optimize.litert_classifier import write
 
-        return write(task.network, folder, settings, grid=task.config.grid, progress=progress)
+        batches = [] if settings.ranges == "found" else list(batches_of(task, texts))
+        return write(task.network, folder, settings, grid=task.config.grid, batches=batches,
+                     progress=progress)
 
     def open(self, folder: Path) -> EncoderEngine:
         from tf_infer.engines import encoders

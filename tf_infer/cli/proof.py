@@ -236,7 +236,8 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
         texts: to choose golden samples and warm-up requests from; may be empty.
         plan: the form to export it in; it is proven against the task as it is, and the golden
             samples are what that form gives op by op.
-        calibration: texts that set what the plan leaves to them; empty takes `texts`.
+        calibration: texts that set what the plan or the engine leaves to them; empty takes
+            `texts`.
         engine: to be written beside the SavedModel; None for none. That of a decoder is proven
             against the task as it is, before its plan, that of a classifier on golden samples.
         tolerance: what counts as equal; None takes the default of `verify.parity`, or that of the
@@ -288,7 +289,8 @@ def export_task(task: Task, base_dir: Path, *, name: str, texts: Sequence[bytes]
             from tf_infer.cli.engine import write_encoder_engine, write_engine
 
             engines.append(
-                write_encoder_engine(reference, extra, engine, golden, texts, progress=progress)
+                write_encoder_engine(reference, extra, engine, golden, calibration or texts,
+                                     progress=progress)
                 if isinstance(engine, EncoderChoice)
                 else write_engine(reference, extra, engine, texts, progress))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,8 +80,16 @@ def batches_of(task: Task, texts: Sequence[bytes]) -> Iterator[dict[str, tf.Tens
 
 
 def observed(network: FastClassifier, batches: Sequence[Mapping[str, tf.Tensor]],
-             divisors: Mapping[str, np.ndarray]) -> dict[str, Magnitudes]:
+             divisors: Mapping[str, np.ndarray],
+             see_also: Callable[[str, np.ndarray], None] = lambda name, values: None,
+             ) -> dict[str, Magnitudes]:
     """Count what every product takes, divided by its divisor.
+
+    Args:
+        network: runs all batches.
+        batches: `ids`, `mask`, `segments` [B, T].
+        divisors: [K], by product.
+        see_also: is told the name of each product and what it takes, [M, K].
 
     Raises:
         DataError: it is no number.
@@ -95,6 +103,7 @@ def observed(network: FastClassifier, batches: Sequence[Mapping[str, tf.Tensor]]
             raise DataError(f"calibration: expected numbers in what {name} takes, got NaN or "
                             f"infinity in texts {first_text} to {first_text + BATCH_ROWS - 1} of "
                             "those that fit. Do the weights overflow?")
+        see_also(name, values)
         counts = found.setdefault(name, Magnitudes(values.shape[1]))
         counts.add(values / divisors[name] if name in divisors else values)
 

@@ -7,16 +7,18 @@ itself (`mask`). So the dense layers compute little padding, whatever the length
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from tf_infer.manifest import PACKED_TOKENS, row_texts
-from tf_infer.networks.arrays import Dense, LayerArrays, Norm
+from tf_infer.networks.arrays import Dense, Norm
 from tf_infer.networks.encoder_arrays import EncoderArrays
 from tf_infer.networks.fast import folded, scaled
 from tf_infer.optimize.litert_file import Constant, GraphWriter, ModelFile, Tensor
+from tf_infer.optimize.litert_static import LayerRanges, StaticLayer
 
 Precision: TypeAlias = Literal["int8", "float32"]
 MASKED = -3e38
@@ -39,23 +41,34 @@ class _Affine:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
-    """One layer; scales and shifts of norms are inside the dense layers that read them.
+class _FloatLayer:
+    """Products that take and give floats, whatever their weights are.
 
     Attributes:
         query, keys, values: [H d, D]; queries are divided by the root of d.
-        residual, inner_residual: what the vectors that a sum begins with are multiplied with
-            (post-norm, where they are a norm's); None for 1. Its shift is in the bias of what is
-            added.
     """
 
-    heads: int
     query: _Dense
     keys: _Dense
     values: _Dense
     out: _Dense
     inner: _Dense
     outer: _Dense
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One layer; scales and shifts of norms are inside the dense layers that read them.
+
+    Attributes:
+        products: with the weights.
+        residual, inner_residual: what the vectors that a sum begins with are multiplied with
+            (post-norm, where they are a norm's); None for 1. Its shift is in the bias of what is
+            added.
+    """
+
+    heads: int
+    products: _FloatLayer | StaticLayer
     residual: Constant | None
     inner_residual: Constant | None
     epsilon: Constant
@@ -70,11 +83,14 @@ class EncoderFile:
         precision: of kernels and word vectors. int8 has one scale for each output; inputs are
             quantised token by token while it runs. What comes behind pooling is float32.
         packed: rows may hold several texts; not with pooling "max".
+        ranges: of int8, of each layer: what goes in and out of products has these. None quantises
+            it token by token.
     """
 
-    def __init__(self, arrays: EncoderArrays, precision: Precision, *, packed: bool = True) -> None:
+    def __init__(self, arrays: EncoderArrays, precision: Precision, *, packed: bool = True,
+                 ranges: Sequence[LayerRanges] | None = None) -> None:
         self.arrays = arrays
-        self.precision = precision
+        self.precision, self.ranges = precision, ranges
         self.packed = packed and arrays.head.pooling != "max"
         self.file = ModelFile()
         self.words = (self.file.quantized(arrays.words) if precision == "int8"
@@ -100,36 +116,37 @@ class EncoderFile:
         arrays = self.arrays
         before = arrays.first_norm  # the norm whose vectors a post-norm layer reads
         made = []
-        for layer in arrays.layers:
+        for number, layer in enumerate(arrays.layers):
             if arrays.norm_first:
-                made.append(self._layer(layer, layer.norm, layer.inner_norm, None, None))
+                made.append(self._layer(number, layer.norm, layer.inner_norm, None, None))
             else:
-                made.append(self._layer(layer, before, layer.norm, before, layer.norm))
+                made.append(self._layer(number, before, layer.norm, before, layer.norm))
                 before = layer.inner_norm
         return made
 
-    def _layer(self, layer: LayerArrays, read: Norm | None, inner_read: Norm,
+    def _layer(self, number: int, read: Norm | None, inner_read: Norm,
                added: Norm | None, inner_added: Norm | None) -> _Layer:
         """Read a layer.
 
         Args:
-            layer: its weights.
+            number: of the layer.
             read, inner_read: norms whose vectors, without scale and shift, are what attention and
                 the feed-forward part read.
             added, inner_added: ... what their results are added to.
         """
         arrays = self.arrays
+        layer = arrays.layers[number]
         heads, size = arrays.heads(layer), arrays.head_size
         width = heads * size
         qkv = scaled(_behind(read, layer.qkv), width, float(size) ** -0.5)
-        parts = (Dense(qkv.kernel[begin:begin + width],
-                       None if qkv.bias is None else qkv.bias[begin:begin + width])
-                 for begin in (0, width, 2 * width))
-        query, keys, values = (self._matrix(dense) for dense in parts)
+        parts = (*(Dense(qkv.kernel[begin:begin + width],
+                         None if qkv.bias is None else qkv.bias[begin:begin + width])
+                   for begin in (0, width, 2 * width)),
+                 _beside_shift(added, layer.out), _behind(inner_read, layer.inner),
+                 _beside_shift(inner_added, layer.outer))
         return _Layer(
-            heads, query, keys, values, self._matrix(_beside_shift(added, layer.out)),
-            self._matrix(_behind(inner_read, layer.inner)),
-            self._matrix(_beside_shift(inner_added, layer.outer)),
+            heads, _FloatLayer(*map(self._matrix, parts)) if self.ranges is None
+            else StaticLayer(self.file, self.ranges[number], parts),
             None if added is None else self.file.constant(added.scale),
             None if inner_added is None else self.file.constant(inner_added.scale),
             self._epsilon(layer.norm), self._epsilon(layer.inner_norm))
@@ -247,14 +264,31 @@ class _Graph:
 
     def _attended(self, hidden: Tensor, seen: Tensor, layer: _Layer, mask: Tensor) -> Tensor:
         """[M, D] looks at [N, D] -> [M, D], M = R Q or N."""
-        writer, size = self.writer, self.arrays.head_size
-        query = self._heads(self._dense(hidden, layer.query), layer.heads)
-        keys, values = (self._heads(self._dense(seen, dense), layer.heads)
-                        for dense in (layer.keys, layer.values))
+        writer, products = self.writer, layer.products
+        if isinstance(products, StaticLayer):
+            read = writer.to_int8(seen, products.read)
+            looking = read if hidden == seen else writer.to_int8(hidden, products.read)
+            query, keys, values = (
+                writer.to_float(self._heads(dense.multiply(writer, tensor), layer.heads))
+                for tensor, dense in ((looking, products.query), (read, products.keys),
+                                      (read, products.values)))
+        else:
+            query, keys, values = (
+                self._heads(self._dense(tensor, dense), layer.heads)
+                for tensor, dense in ((hidden, products.query), (seen, products.keys),
+                                      (seen, products.values)))
         scores = writer.add(writer.batch_matmul(query, keys, transposed=True), mask)
         found = writer.batch_matmul(self._softmax(scores), values)           # [R, H, M / R, d]
-        found = writer.transpose(found, [0, 2, 1, 3])
-        return self._dense(writer.reshape(found, [hidden.shape[0], layer.heads * size]), layer.out)
+        if isinstance(products, StaticLayer):
+            found = self._joined(writer.to_int8(found, products.attended))
+            return products.out.floats(writer, found)
+        return self._dense(self._joined(found), products.out)
+
+    def _joined(self, found: Tensor) -> Tensor:
+        """[R, H, M / R, d] -> [M, H d]."""
+        rows, heads, count, size = found.shape
+        return self.writer.reshape(self.writer.transpose(found, [0, 2, 1, 3]),
+                                   [rows * count, heads * size])
 
     def _softmax(self, scores: Tensor) -> Tensor:
         """[R, H, M / R, T] -> the same, adding up in one order whatever row a text stands in.
@@ -277,8 +311,11 @@ class _Graph:
         return writer.transpose(parts, [0, 2, 1, 3])
 
     def _inner(self, hidden: Tensor, layer: _Layer) -> Tensor:
-        inner = self.writer.activation(self._dense(hidden, layer.inner), self.arrays.activation)
-        return self._dense(inner, layer.outer)
+        products = layer.products
+        if isinstance(products, StaticLayer):
+            return products.feed(self.writer, hidden, self.arrays.activation)
+        inner = self.writer.activation(self._dense(hidden, products.inner), self.arrays.activation)
+        return self._dense(inner, products.outer)
 
     def _dense(self, tensor: Tensor, dense: _Dense) -> Tensor:
         return self.writer.dense(tensor, dense.kernel, dense.bias)

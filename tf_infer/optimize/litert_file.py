@@ -25,16 +25,18 @@ _TYPES = {"float32": schema.TensorType.FLOAT32, "int32": schema.TensorType.INT32
 _MOVES = {"float32": 1, "int32": 1, "int8": 2}  # version of what moves numbers, by type
 # Offsets in the file are 32 bits, of which the runtime uses 31.
 MAX_BYTES = 2**31 - 2**24
+WIDEST = 2**30  # of a bias in int32, so that a sum has room beside it
 # Of a file with more the runtime's check says that it is none: 996,697 are read, 1,091,135 are not.
 MOST_TABLES = 1_000_000
 
 
 class Tensor(NamedTuple):
-    """A tensor of one graph."""
+    """A tensor of one graph; of int8 a `unit` says what its whole numbers stand for."""
 
     place: int
     shape: tuple[int, ...]
     dtype: str = "float32"
+    unit: Scales | None = None
 
 
 class Constant(NamedTuple):
@@ -43,7 +45,7 @@ class Constant(NamedTuple):
     buffer: int
     shape: tuple[int, ...]
     dtype: str
-    scales: _Scales | None
+    scales: Scales | None
 
 
 class End(NamedTuple):
@@ -54,16 +56,20 @@ class End(NamedTuple):
     codes: int
 
 
-class _Scales(schema.QuantizationParametersT):
+class Scales(schema.QuantizationParametersT):
     """Scales of the rows of a constant; they stand in the file once, however many graphs use them.
 
     A file is written once: what is kept here is a place in that file.
+
+    Args:
+        scales: [N] float32.
+        zero: whole number that stands for 0.
     """
 
-    def __init__(self, scales: np.ndarray) -> None:
+    def __init__(self, scales: np.ndarray, zero: int = 0) -> None:
         super().__init__()
         self.scale = scales
-        self.zeroPoint = np.zeros(len(scales), np.int64)
+        self.zeroPoint = np.full(len(scales), zero, np.int64)
         self.quantizedDimension = 0
         self._place: int | None = None
 
@@ -82,7 +88,7 @@ class ModelFile:
     graphs: list[GraphWriter] = field(default_factory=list)
     codes: dict[tuple[int, int], int] = field(default_factory=dict)
     known: dict[tuple[str, tuple[int, ...], bytes], Constant] = field(default_factory=dict)
-    whole: _Scales = field(default_factory=lambda: _Scales(np.ones(1, np.float32)))
+    whole: Scales = field(default_factory=lambda: Scales(np.ones(1, np.float32)))
 
     def constant(self, array: np.ndarray) -> Constant:
         """Add float32 or int32 numbers; those that are there already are not added again."""
@@ -97,7 +103,15 @@ class ModelFile:
         """Add [N, D] float32 as int8 with one scale a row, symmetric."""
         values, scales = quantize_rows(array)
         self.buffers.append(values.reshape(-1).view(np.uint8))
-        return Constant(len(self.buffers) - 1, array.shape, "int8", _Scales(scales))
+        return Constant(len(self.buffers) - 1, array.shape, "int8", Scales(scales))
+
+    def whole_bias(self, bias: np.ndarray, kernel: Constant, read: Scales) -> Constant:
+        """Add [N] float32 as int32, in units of a product of int8 with the rows of a kernel."""
+        assert kernel.scales is not None
+        scales = kernel.scales.scale * read.scale
+        values = np.rint(bias / scales.astype(np.float64)).clip(-WIDEST, WIDEST).astype(np.int32)
+        self.buffers.append(values.view(np.uint8))
+        return Constant(len(self.buffers) - 1, bias.shape, "int32", Scales(scales))
 
     def graph(self, name: str) -> GraphWriter:
         """Begin a graph, which becomes the signature `name`."""
@@ -204,12 +218,13 @@ class GraphWriter:
         return made
 
     def op(self, operator: int, inputs: Sequence[Tensor | Constant], shape: Sequence[int],
-           options: Any = None, *, version: int = 1, dtype: str = "float32") -> Tensor:
-        """Add an operation with one output of `shape`."""
+           options: Any = None, *, version: int = 1, dtype: str = "float32",
+           unit: Scales | None = None) -> Tensor:
+        """Add an operation with one output of `shape`; of int8 in a `unit`, 1 if there is none."""
         made = schema.OperatorT()
         made.opcodeIndex = self.file.code(operator, version)
         made.inputs = [self._index(one) for one in inputs]
-        result = self._tensor(f"t{len(self.subgraph.tensors)}", shape, dtype)
+        result = self._tensor(f"t{len(self.subgraph.tensors)}", shape, dtype, quantization=unit)
         made.outputs = [result.place]
         if options is not None:
             made.builtinOptions = options
@@ -240,9 +255,10 @@ class GraphWriter:
         """The size of each number."""
         return self.op(Op.ABS, [tensor], tensor.shape, schema.AbsOptionsT())
 
-    def to_int8(self, tensor: Tensor) -> Tensor:
-        """The nearest whole number, -128 .. 127."""
-        return self.op(Op.QUANTIZE, [tensor], tensor.shape, schema.QuantizeOptionsT(), dtype="int8")
+    def to_int8(self, tensor: Tensor, unit: Scales | None = None) -> Tensor:
+        """The nearest whole number of units, -128 .. 127."""
+        return self.op(Op.QUANTIZE, [tensor], tensor.shape, schema.QuantizeOptionsT(),
+                       dtype="int8", unit=unit)
 
     def to_float(self, tensor: Tensor) -> Tensor:
         """What was int8."""
@@ -305,7 +321,8 @@ class GraphWriter:
         moved = [axis for axis in order if tensor.shape[axis] > 1]
         if moved == sorted(moved):  # nothing but axes of size 1 changes place
             return self.reshape(tensor, shape)
-        return self.op(Op.TRANSPOSE, [tensor, self._ints(order)], shape, schema.TransposeOptionsT())
+        return self.op(Op.TRANSPOSE, [tensor, self._ints(order)], shape, schema.TransposeOptionsT(),
+                       version=_MOVES[tensor.dtype], dtype=tensor.dtype, unit=tensor.unit)
 
     def part(self, tensor: Tensor, ranges: Mapping[int, tuple[int, int]]) -> Tensor:
         """From `begin` to `end` of each axis that is named, all of the others."""
@@ -354,6 +371,14 @@ class GraphWriter:
         return self.op(Op.FULLY_CONNECTED, inputs, (*tensor.shape[:-1], kernel.shape[0]), options,
                        version=12 if kernel.dtype == "int8" else 5)
 
+    def whole_dense(self, tensor: Tensor, kernel: Constant, bias: Constant, unit: Scales) -> Tensor:
+        """[M, K] int8 x [N, K] int8 transposed, + [N] int32, in whole `unit`s."""
+        options = schema.FullyConnectedOptionsT()
+        options.keepNumDims = True
+        return self.op(Op.FULLY_CONNECTED, [tensor, kernel, bias],
+                       (*tensor.shape[:-1], kernel.shape[0]), options, version=12, dtype="int8",
+                       unit=unit)
+
     def lookup(self, ids: Tensor, table: Constant) -> Tensor:
         """Rows [N, D] of a table [V, D] by ids [N] int32."""
         return self.op(Op.EMBEDDING_LOOKUP, [ids, table], (ids.shape[0], table.shape[1]),
@@ -362,7 +387,8 @@ class GraphWriter:
     def _reshape(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         options = schema.ReshapeOptionsT()
         options.newShape = list(shape)
-        return self.op(Op.RESHAPE, [tensor, self._ints(shape)], shape, options, dtype=tensor.dtype)
+        return self.op(Op.RESHAPE, [tensor, self._ints(shape)], shape, options,
+                       dtype=tensor.dtype, unit=tensor.unit)
 
     def _reduce(self, operator: int, tensor: Tensor, axis: int) -> Tensor:
         options = schema.ReducerOptionsT()
@@ -384,12 +410,12 @@ class GraphWriter:
         return self._constants[one.buffer].place
 
     def _tensor(self, name: str, shape: Sequence[int], dtype: str, *, buffer: int = 0,
-                quantization: _Scales | None = None) -> Tensor:
+                quantization: Scales | None = None) -> Tensor:
         made = schema.TensorT()
         made.name, made.shape, made.type, made.buffer = name, list(shape), _TYPES[dtype], buffer
         made.quantization = quantization or (self.file.whole if dtype == "int8" else None)
         self.subgraph.tensors.append(made)
-        return Tensor(len(self.subgraph.tensors) - 1, tuple(shape), dtype)
+        return Tensor(len(self.subgraph.tensors) - 1, tuple(shape), dtype, quantization)
 
 
 def quantize_rows(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
