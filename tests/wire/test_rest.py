@@ -128,6 +128,14 @@ def test_rp10_rows_must_be_of_one_shape(instances: list[Any], text: str) -> None
         assert text in refused({"instances": body}, FLOAT)
 
 
+def test_names_of_outputs_are_written_as_they_are() -> None:
+    outputs = {name: np.float32([1, 2]) for name in ("%s", '100%"', "é")}
+    assert [json.loads(rest.write_outputs(outputs, "row")),
+            json.loads(rest.write_outputs(outputs, "column"))] == [
+        {"predictions": [dict.fromkeys(outputs, 1.0), dict.fromkeys(outputs, 2.0)]},
+        {"outputs": {name: [1.0, 2.0] for name in outputs}}]
+
+
 def test_rp11_rows_cannot_mix_objects_and_values() -> None:
     assert refused({"instances": [{"x": 1}, 2]}, FLOAT) == (
         "Expecting object but got list at item 1 of input list")

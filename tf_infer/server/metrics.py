@@ -60,7 +60,7 @@ class Metrics:
     """
 
     def __init__(self, *, page: bool = True) -> None:
-        self._histogram = Histogram if page else _Unseen
+        self._seen, self._histogram = page, Histogram if page else _Unseen
         self._unknown: set[str] = set()
         self._signatures: dict[tuple[str, str], frozenset[str]] = {}
         self._models: set[str] = set()
@@ -205,11 +205,12 @@ class Metrics:
         name = self._model(model)
         if entrypoint == REST or api in _COUNTED:
             self._requests.add((name, code.name))
-        if code is Code.OK and api in _TIMED:
-            self._latency.observe((name, api, entrypoint), _us(seconds))
         labels = (*self._labels(name, version, signature), api, entrypoint)
         self._our_requests.add((*labels, code.name))
-        self._our_seconds.observe(labels, seconds)
+        if self._seen:
+            if code is Code.OK and api in _TIMED:
+                self._latency.observe((name, api, entrypoint), _us(seconds))
+            self._our_seconds.observe(labels, seconds)
 
     def runtime(self, model: str, api: str, seconds: float) -> None:
         """Record how long a request's runs took, the wait for a batch included (MO08).
@@ -219,7 +220,8 @@ class Metrics:
             api: Predict, Classify, Regress, MultiInference, over REST too.
             seconds: from handing the runs over to having their outputs.
         """
-        self._runtime.observe((self._model(model), api, RUNTIME), _us(seconds))
+        if self._seen:
+            self._runtime.observe((self._model(model), api, RUNTIME), _us(seconds))
 
     def stage(self, model: str, version: int, signature: str, stage: str, seconds: float) -> None:
         """Record how long a request was in one stage.
@@ -229,8 +231,9 @@ class Metrics:
             stage: "queue" or "run", and of a call that asked for it "tokenize", "model", "decode".
             seconds: of this request, whoever shared the run.
         """
-        labels = self._labels(self._model(model), version, signature)
-        self._stages.observe((*labels, stage), seconds)
+        if self._seen:
+            labels = self._labels(self._model(model), version, signature)
+            self._stages.observe((*labels, stage), seconds)
 
     def examples(self, model: str, count: int) -> None:
         """Record how many tf.Examples a request held (MO15)."""
@@ -246,12 +249,14 @@ class Metrics:
             tasks: the requests in it.
             padded_rows: rows that were run, those of `tasks` and the padding.
         """
+        self._batches.add()
+        if not self._seen:
+            return
         rows = 0
         for task in tasks:
             rows += task.rows
             self._task_rows.observe((), task.rows)
             self._queuing.observe(("",), _us(task.queue_s))
-        self._batches.add()
         self._run_rows.observe((), padded_rows)
         self._padding.observe((str(padded_rows),), padded_rows - rows)
         labels = (model, signature)

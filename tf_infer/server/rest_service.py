@@ -6,10 +6,8 @@ through the messages of gRPC, so that both protocols check and answer alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Union
-
-import numpy as np
 
 from tf_infer.errors import InvalidRequest
 from tf_infer.server import predict
@@ -129,6 +127,4 @@ def _over(asked: Asked, written: Callable[[Any], bytes]) -> RestCall:
 
 def weight(value: Any) -> int:
     """Return how many elements an answer's value has, as far as that is known."""
-    outputs: Sequence[np.ndarray] = (
-        tuple(value.outputs.values()) if isinstance(value, Formed) else ())
-    return sum(array.size for array in outputs)
+    return sum([array.size for array in value.outputs.values()]) if isinstance(value, Formed) else 0

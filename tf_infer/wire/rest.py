@@ -6,6 +6,7 @@ Statements RP01 to RP18 and RP32 to RP38 of TensorFlow Serving's observed behavi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -210,9 +211,9 @@ def write_outputs(outputs: Mapping[str, np.ndarray], form: Form) -> bytes:
     """
     if not outputs:
         raise InvalidRequest("Cannot convert empty tensor map to JSON")
-    names = sorted(outputs)
+    names = tuple(sorted(outputs))
     if form == "row":
-        _check_rows({name: outputs[name] for name in names})
+        _check_rows(names, outputs)
         columns = [rest_json.nested(elements(name, outputs[name]), outputs[name].shape)
                    for name in names]
         rows = columns[0] if len(names) == 1 else _objects(names, zip(*columns))
@@ -223,17 +224,25 @@ def write_outputs(outputs: Mapping[str, np.ndarray], form: Form) -> bytes:
     return rest_json.encode(f'{{"{OUTPUTS}": {whole}}}')
 
 
-def _objects(names: Sequence[str], rows: Any) -> list[str]:
-    keys = [rest_json.text_json(name) + ": " for name in names]
-    return ["{" + ", ".join(map("".join, zip(keys, row))) + "}" for row in rows]
+def _objects(names: tuple[str, ...], rows: Any) -> list[str]:
+    form = _object_form(names)
+    return [form % tuple(row) for row in rows]
 
 
-def _check_rows(outputs: Mapping[str, np.ndarray]) -> None:
+@functools.lru_cache(maxsize=256)
+def _object_form(names: tuple[str, ...]) -> str:
+    """Return an object's JSON with a place for the value of each name."""
+    keys = [rest_json.text_json(name).replace("%", "%%") for name in names]
+    return "{" + ", ".join([f"{key}: %s" for key in keys]) + "}"
+
+
+def _check_rows(names: Sequence[str], outputs: Mapping[str, np.ndarray]) -> None:
     rows: int | None = None
-    for name, array in outputs.items():
-        if array.ndim == 0:
+    for name in names:
+        shape = outputs[name].shape
+        if not shape:
             raise InvalidRequest(f"Tensor name: {name} has no shape information ")
-        if rows is not None and rows != len(array):
-            raise InvalidRequest(f"Tensor name: {name} has inconsistent batch size: {len(array)} "
+        if rows is not None and rows != shape[0]:
+            raise InvalidRequest(f"Tensor name: {name} has inconsistent batch size: {shape[0]} "
                                  f"expecting: {rows}")
-        rows = len(array)
+        rows = shape[0]

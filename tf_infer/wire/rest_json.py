@@ -248,7 +248,7 @@ def numbers(values: np.ndarray) -> list[str]:
     """
     flat = values.reshape(-1)
     items = flat.tolist()
-    narrow = flat.dtype == np.float32
+    narrow = flat.dtype.char == "f"
     if len(items) <= FEW:
         return [number(item, narrow) for item in items]
     short = _may_be_short(flat)
@@ -323,6 +323,9 @@ def nested(texts: Sequence[str], shape: Sequence[int]) -> list[str]:
     rows = list(texts)
     for axis in range(len(shape) - 1, 0, -1):
         size, count = shape[axis], math.prod(shape[:axis])
+        if count == 1:
+            rows = ["[" + ", ".join(rows) + "]"]
+            continue
         rows = ["[" + ", ".join(rows[row * size:(row + 1) * size]) + "]" for row in range(count)]
     return rows
 
