@@ -1,9 +1,11 @@
 """A load generator in a process of its own, cheap enough to share two cores with the server.
 
-    python -m benchmarks.load '{"protocol": "http", "address": "localhost:8501", ...}'
+    echo '{"protocol": "http", "target": "http://localhost:8501/...", ...}' |
+        python -m benchmarks.load
 
-prints one JSON object. One process, one thread: HTTP/1.1 with keep-alive, and gRPC on one
-connection (benchmarks/http2.py), straight on asyncio's transports, the same for every server.
+prints one JSON object for each line that it reads. One process, one thread: HTTP/1.1 with
+keep-alive, and gRPC on one connection (benchmarks/http2.py), straight on asyncio's transports, the
+same for every server.
 (`tf_infer.profiling.load` has a thread for each caller, which two cores would feel; so would they
 grpcio's client, which "grpcio" in place of "grpc" takes, with futures on one channel.)
 Closed loop: `callers` each send their next request when they have their answer. Open loop: requests
@@ -17,7 +19,9 @@ import asyncio
 import http.client
 import json
 import random
+import select
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -272,7 +276,8 @@ async def in_turns(load: Load, requests: Sequence[bytes], most: int,
                 ended.set()
 
     count = load.callers or most
-    free.extend(await open_callers(load, count, answered))
+    callers = await open_callers(load, count, answered)
+    free.extend(callers)
     tally = Tally(load)
     if load.callers:
         for connection in [free.pop() for _ in range(count)]:
@@ -294,6 +299,9 @@ async def in_turns(load: Load, requests: Sequence[bytes], most: int,
         await asyncio.wait_for(ended.wait(), max(0.0, left) + GRACE_S)
     except asyncio.TimeoutError:
         tally.failures["no answer"] = count - len(free) + len(waiting)
+    for caller in callers:
+        if caller.transport is not None:
+            caller.transport.close()
     return tally.result()
 
 
@@ -401,5 +409,31 @@ def as_json(load: Load) -> str:
     return json.dumps(asdict(load))
 
 
+class Generator:
+    """A process that runs loads, one after the other; to start one takes longer than a warm-up."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.load"], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parent.parent)
+
+    def run(self, load: Load) -> dict[str, Any]:
+        """Run a load there, and return what `run` returns; the process ends with this one.
+
+        Raises:
+            RuntimeError: it ended, or does not end in time.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(as_json(load), file=self._process.stdin, flush=True)
+        if not select.select([self._process.stdout], [], [], load.seconds + 120)[0]:
+            self._process.kill()
+        told = self._process.stdout.readline()
+        if not told:
+            raise RuntimeError(f"the load generator ended with {self._process.wait()}")
+        found: dict[str, Any] = json.loads(told)
+        return found
+
+
 if __name__ == "__main__":
-    print(json.dumps(run(Load(**json.loads(sys.stdin.read())))))
+    for line in sys.stdin:
+        print(json.dumps(run(Load(**json.loads(line)))), flush=True)

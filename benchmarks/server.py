@@ -29,11 +29,11 @@ How to install the peers, and their settings: benchmarks/contestants.py, benchma
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -45,7 +45,7 @@ from typing import Any
 from benchmarks import contestants, models
 from benchmarks.client import machine
 from benchmarks.contestants import Contestant, Running
-from benchmarks.load import Load, as_json
+from benchmarks.load import Generator, Load
 
 CALLERS = (1, 16, 64)
 OPEN = (0.5, 0.8)
@@ -56,17 +56,14 @@ CALLS_BAR, P50_BAR_MS = 2500, 1.0  # of the trivial model: with 16 callers, and 
 BARE = (("parsed", 4), ("bytes", 4), ("parsed", 0))  # threads, 0 for asyncio
 Cells = dict[str, dict[str, list[dict[str, Any]]]]  # load -> server -> one result a round
 
+generator = functools.cache(Generator)
+
 
 def measure(running: Running, load: Load) -> dict[str, Any]:
-    """Run one load against one server in a process of its own."""
+    """Run one load against one server, by the process that runs all loads."""
     running.freeze(frozen=False)
     before = running.cpu_s()
-    done = subprocess.run([sys.executable, "-m", "benchmarks.load"], input=as_json(load),
-                          capture_output=True, text=True, timeout=load.seconds + 120,
-                          cwd=models.ROOT)
-    if done.returncode:
-        raise RuntimeError(f"{running.contestant.name}: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
+    found = generator().run(load)
     spent = running.cpu_s() - before
     running.freeze()
     whole = found["calls"] * (load.seconds + load.warm_s) / load.seconds
@@ -253,8 +250,10 @@ def trivial_part(arguments: argparse.Namespace) -> dict[str, Any]:
         cells: Cells = {}
         for number in range(arguments.rounds + 1):
             for count in CALLERS:
+                length = ({"seconds": arguments.seconds, "warm_s": 0.5} if number
+                          else {"seconds": 0.5})
                 for one in in_turns(running, number):
-                    load = one.load([1.0], callers=count, seconds=arguments.seconds, warm_s=0.5)
+                    load = one.load([1.0], callers=count, **length)
                     keep(cells, f"closed {count}", one, measure(one, load), number)
     return {"median": medians(cells), "REST / gRPC": against(cells, REST, TEXT),
             "bars": {"calls/s, 16 callers": CALLS_BAR, "p50 ms, 1 caller": P50_BAR_MS},
