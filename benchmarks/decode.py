@@ -21,6 +21,10 @@ over the rounds with their least and greatest value; a ratio is the median of th
                     which pages of files that the system may take back (`end_file_mb`), and the
                     most there was (`peak_mb`)
 
+"tf_infer sweep of int8 weights" computes nothing: it reads the engine's int8 weights once for a
+prompt and once a token, a part on each CPU. Nobody with weights of 8 bits has more tokens a second
+at one row, whatever the engine: its ratio to a peer is the most that could be.
+
 Greedy, end ids ignored. With `--lengths mixed` each row wants a number of tokens of its own, and
 only these count; who cannot let a row end makes all rows as long as the longest (all but our
 portable forms). Peers live in environments below `--peers`; who is missing, does not start
@@ -68,6 +72,8 @@ class Decoder(Contestant):
 
 CONTESTANTS = (
     Decoder(name="tf_infer engine int8", script="ours_decoder", form="engine",
+            model="ours-engine"),
+    Decoder(name="tf_infer sweep of int8 weights", script="ours_decoder", form="sweep",
             model="ours-engine"),
     *(Decoder(name=f"tf_infer portable {precision}", script="ours_decoder", form="saved_model",
               model=f"ours-{precision}") for precision in ("bfloat16", "int8")),

@@ -1,8 +1,9 @@
-"""Our own forms of a decoder, in process; form: "saved_model", "saved_model-1" or "engine".
+"""Our own forms of a decoder, in process; form: "saved_model", "saved_model-1", "engine" or "sweep".
 
 saved_model: the signature `generate` of an exported version, texts in and texts out; with "-1" in
     one thread, as the embedded server runs it where there are two CPUs.
 engine: a StepEngine and this file's greedy loop, ids in and ids out.
+sweep: no decoder at all: reads the weights of the engine once a token, and answers ids of 0.
 """
 
 from __future__ import annotations
@@ -72,8 +73,22 @@ def greedy(engine: Any, ids: np.ndarray, new_tokens: int) -> common.Ids:
     return [list(row) for row in zip(*found)]
 
 
+def sweep(settings: dict[str, Any]) -> common.Generate:
+    from benchmarks import engine_parts
+
+    count = engine_parts.weight_bytes(Path(settings["model"]) / "model.tflite")
+    read = engine_parts.sweeper(count, common.THREADS)
+
+    def generate(asked: common.Asked) -> common.Ids:
+        for _ in range(asked.new_tokens):
+            read()
+        return [[0] * asked.new_tokens for _ in asked.ids]
+
+    return generate
+
+
 def load(settings: dict[str, Any]) -> common.Generate:
-    return (engine if settings["form"] == "engine" else saved_model)(settings)
+    return {"engine": engine, "sweep": sweep}.get(settings["form"], saved_model)(settings)
 
 
 if __name__ == "__main__":
