@@ -1,4 +1,4 @@
-"""Our own forms of a decoder, in process; form: "saved_model", "saved_model-1", "engine" or "sweep".
+"""Our own forms of a decoder, in process: "saved_model", "saved_model-1", "engine" or "sweep".
 
 saved_model: the signature `generate` of an exported version, texts in and texts out; with "-1" in
     one thread, as the embedded server runs it where there are two CPUs.
