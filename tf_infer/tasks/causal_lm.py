@@ -154,7 +154,7 @@ class CausalLM(Task):
         texts = self.row_options.texts(inputs)
         # The texts of options are encoded with the prompts: an encoder is a large part of a graph.
         encoded = self.texts.encode(tf.concat([prompts, texts.flat], axis=0)).ids
-        count = tf.shape(prompts)[0]
+        count = tf.size(prompts)
         given = self.row_options.dense(
             {name: value for name, value in inputs.items() if name != "prompt"}, texts,
             some_rows(encoded, count))

@@ -34,15 +34,16 @@ def within_reach(texts: tf.Tensor, config: PackingConfig, grid: ShapeGrid) -> Re
     """Cut off what lies so far from the end of [B] texts that `pack` keeps that no row reaches it.
 
     Sixty megabytes for a row of some hundred ids: an operation over them ends when it has done its
-    work, whatever the deadline, and takes many times their memory. Only a text whose first (`left`: last) mebibyte gives fewer ids than a row has,
-    white space without end, is read otherwise than whole.
+    work, whatever the deadline, and takes many times their memory. Only a text whose first
+    (`left`: last) mebibyte gives fewer ids than a row has, white space without end, is read
+    otherwise than whole.
     """
     most = max(LEAST_REACH, REACH_OF_A_TOKEN * min(config.max_tokens, grid.tokens[-1]))
     if config.truncation != "left":
         return Reached(tf.strings.substr(texts, 0, most), None)
     size = tf.strings.length(texts)
-    before = tf.maximum(size - most, 0)
-    return Reached(tf.strings.substr(texts, before, tf.minimum(size, most)), before)
+    before = tf.nn.relu(size - most)
+    return Reached(tf.strings.substr(texts, before, size), before)  # or as many as there are
 
 
 def pack(tokens: Tokens, codec: TextCodec, config: PackingConfig, grid: ShapeGrid, *,
@@ -84,12 +85,12 @@ def pack(tokens: Tokens, codec: TextCodec, config: PackingConfig, grid: ShapeGri
     second_at = heads + first + between                                            # [B]
     lengths = second_at + second + tails                                           # [B]
     width = bucket(tf.reduce_max(tf.concat([lengths, [0]], axis=0)), grid)
-    places = tf.range(width)[None, :]                                              # [1, T]
-    mask = places < lengths[:, None]                                               # [B, T]
+    places = tf.expand_dims(tf.range(width), 0)                                    # [1, T]
+    mask = places < tf.expand_dims(lengths, 1)                                     # [B, T]
     segments = tf.zeros_like(mask, tf.int32)
     spans = [_Span(tokens, heads + tf.zeros_like(first), first, first_all - first)]
     if pair is not None:
-        segments = tf.cast(mask & (places >= second_at[:, None]), tf.int32)
+        segments = tf.cast(mask & (places >= tf.expand_dims(second_at, 1)), tf.int32)
         spans.append(_Span(pair, second_at, second, second_all - second))
     offsets = all(span.tokens.starts is not None for span in spans)
     background = tf.where(mask, tf.where(places < heads, start_id, end_id), pad_id(codec))
@@ -186,10 +187,10 @@ def _lay(background: tf.Tensor, places: tf.Tensor, spans: list[_Span], name: str
     """Write one field of each span over the background [B, T]."""
     for span in spans:
         ragged = getattr(span.tokens, name)
-        inside = places - span.at[:, None]                                         # [B, T]
-        here = (inside >= 0) & (inside < span.count[:, None])
+        inside = places - tf.expand_dims(span.at, 1)                               # [B, T]
+        here = (inside >= 0) & (inside < tf.expand_dims(span.count, 1))
         first = tf.cast(ragged.row_splits[:-1], tf.int32) + (span.cut if left else 0)
         values = tf.concat([ragged.values, [0]], axis=0)
-        found = tf.gather(values, tf.where(here, first[:, None] + inside, 0))
+        found = tf.gather(values, tf.where(here, tf.expand_dims(first, 1) + inside, 0))
         background = tf.where(here, found, background)
     return background
