@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pytest
 
 from tests.server.test_flags import DEFAULTS
+from tf_infer.cli import backend
+from tf_infer.prepared import surroundings
 from tf_infer.server import cpus, flags
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "flags.md"
@@ -78,3 +83,25 @@ def test_the_flags_that_README_names_are_flags() -> None:
     named = set(re.findall(r"--(\w+)", serving))
     assert len(named) > 10
     assert named <= {flag.name for flag in flags.FLAGS}
+
+
+def test_the_environment_that_the_program_looks_at_stands_there(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    told = set(re.findall(r"^- `([A-Z_]+)", PAGE.read_text(encoding="utf-8"), re.M))
+    asked: set[str] = set()
+
+    class Watched(dict[str, str]):
+        def __contains__(self, name: object) -> bool:
+            asked.add(str(name))
+            return True
+
+        def get(self, name: str, default: Any = None) -> Any:
+            asked.add(name)
+            return default
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "environ", Watched())
+        backend.load_tensorflow()
+        surroundings("2.21.0", (), gpus=0)
+    assert asked == {"TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"}
+    assert told == asked | {"TF_ONEDNN_USE_SYSTEM_ALLOCATOR"}  # TensorFlow's own
