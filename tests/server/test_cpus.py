@@ -1,8 +1,14 @@
-"""How many CPUs a process may use, read from folders that look like /sys/fs/cgroup."""
+"""How many CPUs a process may use, read from folders like /sys/fs/cgroup; who of it goes first."""
 
 from __future__ import annotations
 
+import itertools
+import os
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,3 +61,62 @@ def test_the_smallest_of_affinity_and_quotas(
 def test_a_system_without_cgroups_has_the_affinity(tmp_path: Path) -> None:
     assert cpus.usable(root=tmp_path / "no", own=tmp_path / "nor this") == cpus.affinity() >= 1
     assert cpus.limit(root=tmp_path / "no", own=tmp_path / "nor this") == 0
+
+
+@pytest.fixture
+def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return how long is slept, in a process where whatever is done takes 0.1 s of a processor."""
+    slept: list[float] = []
+    clock = itertools.count()
+    monkeypatch.setattr(cpus, "time", SimpleNamespace(
+        thread_time=lambda: 0.1 * next(clock), sleep=slept.append))
+    return slept
+
+
+def behind(asked: Callable[[], int], *acts: Callable[[], object]) -> list[object]:
+    """Return what the acts gave, done behind others one by one."""
+    doer = cpus.Behind(asked)
+    try:
+        return [doer(act) for act in acts]
+    finally:
+        doer.close()
+
+
+def test_what_is_done_behind_others_is_done_in_one_other_thread_and_gives_what_it_gives() -> None:
+    def fails() -> None:
+        raise KeyError("here")
+
+    before = threading.active_count()
+    threads = behind(lambda: 0, threading.get_ident, threading.get_ident)
+    assert threads[0] == threads[1] != threading.get_ident()
+    with pytest.raises(KeyError, match="here"):
+        behind(lambda: 0, fails)
+    assert threading.active_count() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_the_other_thread_gives_way_to_this_one_whatever_the_priority_of_this_one() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    usual = niceness()
+    assert behind(lambda: 0, niceness) == [min(19, usual + 10)]
+    assert niceness() == usual
+
+
+def test_while_others_ask_each_piece_of_work_is_followed_by_a_rest_in_its_measure(
+        rests: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpus, "MOST_REST_S", 10.0)
+    behind(itertools.count().__next__, *[list] * 3)
+    assert rests == [pytest.approx(0.1 * cpus.REST)] * 3
+    monkeypatch.setattr(cpus, "MOST_REST_S", 0.25)
+    behind(itertools.count().__next__, list)
+    assert rests[3:] == [0.25]
+
+
+def test_where_nobody_asks_there_is_no_rest(rests: list[float]) -> None:
+    behind(lambda: 7, *[list] * 3)
+    assert rests == []
+    calls = iter([0, 0, 1, 1])  # one call, while the second of three is done
+    behind(calls.__next__, *[list] * 3)
+    assert len(rests) == 1

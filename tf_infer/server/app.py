@@ -81,7 +81,8 @@ class Server:
         self.schedulers = Schedulers(config, gauges.batches(self.metrics))
         self.versions = Versions(
             self.schedulers.reading(load or _saved_model_loader(
-                config, self.metrics, lambda: bool(self._grpc) and self.versions.serving())),
+                config, self.metrics, lambda: bool(self._grpc) and self.versions.serving(),
+                lambda: self.versions.lent())),
             max_load_retries=config.max_load_retries,
             load_retry_interval_s=config.load_retry_interval_s,
             labels_for_unavailable=config.labels_for_unavailable,
@@ -306,8 +307,14 @@ def _bind(server: grpc.Server, address: str, credentials: tls.MakeCredentials | 
 
 
 def _saved_model_loader(config: ServerConfig, metrics: Metrics, serving: Callable[[], bool],
-                        ) -> LoadFn:
-    """Return a LoadFn for SavedModels; TensorFlow is imported here, once and not per version."""
+                        asked: Callable[[], int]) -> LoadFn:
+    """Return a LoadFn for SavedModels; TensorFlow is imported here, once and not per version.
+
+    Args:
+        config, metrics: the server's.
+        serving: whether others may be answered meanwhile.
+        asked: how many calls there have been so far.
+    """
     try:
         from tf_infer.server.servable import load_version
         from tf_infer.server.session_config import session_config
@@ -321,7 +328,7 @@ def _saved_model_loader(config: ServerConfig, metrics: Metrics, serving: Callabl
         if not serving():
             return load_version(path, config, metrics, settings)
         with short_turns:
-            return load_version(path, config, metrics, settings, gently=True)
+            return load_version(path, config, metrics, settings, gently=True, asked=asked)
 
     return load
 

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
@@ -21,6 +22,9 @@ T = TypeVar("T")
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
+LEAST_PRIORITY = 19  # the highest niceness
+REST = 5.0  # of the processor time of what was done behind others
+MOST_REST_S = 1.0  # at once, however long that took
 
 
 def affinity() -> int:
@@ -52,25 +56,32 @@ def limit(*, root: Path = CGROUPS, own: Path = OWN_GROUPS, cpus: int | None = No
     return found if found < cpus else 0
 
 
-def give_way(nice: int = 10) -> None:
-    """Let the threads of others go before this one from now on; there is no way back.
+def give_way(nicer: int = 10) -> None:
+    """Let the process's other threads go before this one from now on; there is no way back.
 
     A thread that it starts afterwards begins like it. Does nothing where threads have no priority
     of their own.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, max(nice, os.getpriority(os.PRIO_PROCESS, thread)))
+        os.setpriority(os.PRIO_PROCESS, thread, min(
+            LEAST_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread) + nicer))
 
 
 class Behind:
     """Does what it is given in a thread of its own that gives way; for what holds no lock.
 
     Whoever holds Python's lock must not: others wait for it, the longer the less it gets to run.
-    So that thread runs next to nothing in Python, not even an executor's few lines.
+    So that thread runs next to nothing in Python, not even an executor's few lines. Behind each
+    piece of work comes a rest, if somebody has asked since the last one: what waits is answered,
+    and of many callers few meet the work.
+
+    Args:
+        asked: how many calls there have been so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Callable[[], int] = lambda: 0) -> None:
+        self._calls, self._known = asked, asked()
         self._asked: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="tf-infer-behind")
         self._thread.start()
@@ -80,7 +91,14 @@ class Behind:
         job = _Job(act)
         self._asked.put(job)
         job.done.acquire()
+        self.rest(job.took_s)
         return job.result()
+
+    def rest(self, took_s: float) -> None:
+        """Leave the processors to others for a while, after so much processor time of work."""
+        known, self._known = self._known, self._calls()
+        if known != self._known:
+            time.sleep(min(MOST_REST_S, REST * took_s))
 
     def _work(self) -> None:
         give_way()
@@ -95,9 +113,9 @@ class Behind:
 
 
 class _Job(Generic[T]):
-    """What a thread is asked to do; `done` can be had when it is."""
+    """What a thread is asked to do; `done` can be had when it is, and `took_s` of its time."""
 
-    __slots__ = ("_act", "_error", "_found", "done")
+    __slots__ = ("_act", "_error", "_found", "done", "took_s")
 
     def __init__(self, act: Callable[[], T]) -> None:
         self.done = threading.Lock()
@@ -106,10 +124,12 @@ class _Job(Generic[T]):
         self._error: BaseException | None = None
 
     def __call__(self) -> None:
+        began_s = time.thread_time()
         try:
             self._found = self._act()
         except BaseException as error:
             self._error = error
+        self.took_s = time.thread_time() - began_s
         self.done.release()
 
     def result(self) -> T:

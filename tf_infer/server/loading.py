@@ -35,7 +35,6 @@ T = TypeVar("T")
 PREPARED = "prepared graph"  # in the log
 TAGS = ("serve",)  # of what an export of ours writes
 PIECE_NODES = 200  # of a graph or its functions, imported at once: some milliseconds
-REST = 2.0  # of what a piece took, in which others have the interpreter lock for themselves
 
 
 class GentleSession(tf.compat.v1.Session):
@@ -126,11 +125,12 @@ def load_prepared(session: Any, path: Path, data: bytes, behind: Behind | None) 
     rest, whole = apart(data)
     meta_graph = meta_graph_pb2.MetaGraphDef.FromString(rest)
     graph = BareGraph(session)
-    began_s = time.monotonic()
+    began_s = time.thread_time()
     for piece in pieces(whole):
         graph.add(piece, behind)
-        time.sleep((REST if behind else 0.0) * (time.monotonic() - began_s))
-        began_s = time.monotonic()
+        if behind is not None:
+            behind.rest(time.thread_time() - began_s)
+            began_s = time.thread_time()
     saver = meta_graph.saver_def
     if saver.restore_op_name:
         graph.run(saver.restore_op_name, behind, {

@@ -98,6 +98,7 @@ class SavedModelServable:
         metrics: is told of every run.
         gently: others are being answered meanwhile. A thread that gives way to theirs does the
             runs until `loaded`, but for those of QuickCalls, which whoever asks does.
+        asked: how many calls there have been so far; a gentle load rests while there are some.
         prepared: the graph to be run in place of saved_model.pb's; None runs that.
 
     Raises:
@@ -108,7 +109,7 @@ class SavedModelServable:
 
     def __init__(self, path: Path, *, tags: Sequence[str] = ("serve",), settings: Any = None,
                  metrics: Metrics | None = None, gently: bool = False,
-                 prepared: bytes | None = None) -> None:
+                 asked: Callable[[], int] = lambda: 0, prepared: bytes | None = None) -> None:
         if not any((Path(path) / name).is_file()
                    for name in ("saved_model.pb", "saved_model.pbtxt")):
             raise ModelNotFound(
@@ -120,7 +121,7 @@ class SavedModelServable:
         self._few_cpus = cpus.usable() <= FEW_CPUS
         self.halves = Halves()
         self.manifest: ModelManifest | None = None
-        self._behind = cpus.Behind() if gently else None
+        self._behind = cpus.Behind(asked) if gently else None
         self._session = (functools.partial(GentleSession, self._behind) if self._behind
                          else tf.compat.v1.Session)(
             graph=tf.Graph(), config=settings or session_config(ServerConfig(models=())))
@@ -389,7 +390,7 @@ def _translated(error: Any) -> ServingError:
 
 def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = None,
                  settings: Any = None, *, gently: bool = False,
-                 ) -> tuple[Servable, LoadTimes]:
+                 asked: Callable[[], int] = lambda: 0) -> tuple[Servable, LoadTimes]:
     """Load a version, with its engine, check its files, warm it up and replay its golden samples.
 
     Args:
@@ -400,6 +401,7 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         gently: others are being answered meanwhile. The graph's runs give way to theirs; this
             thread, which holds the interpreter lock, does not. One row of each record runs where
             rows are no shapes: of a version of ours that is not compiled.
+        asked: how many calls there have been so far; a gentle load rests while there are some.
 
     Raises:
         ServingError, ConfigError, ExportError: any of these fails; the version is closed again.
@@ -421,7 +423,7 @@ def load_version(path: Path, config: ServerConfig, metrics: Metrics | None = Non
         with counted(lambda code, seconds: metrics.load(str(path), code, seconds)):
             wanted = settings or session_config(config)
             graph = _graph_of(Path(path), manifest, config.tags, wanted, metrics=metrics,
-                              gently=gently)
+                              gently=gently, asked=asked)
         opened.callback(graph.close)
         graph.manifest = manifest
         graph.find_ends()

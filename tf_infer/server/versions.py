@@ -113,6 +113,7 @@ class Versions:
         self._wanted: dict[str, dict[int, Path]] = {}
         self._table: dict[str, dict[int, _Entry]] = {}  # every version ever seen
         self._answering: dict[str, dict[int, _Entry]] = {}  # those of it that are available
+        self._lent = 0
         self._stopping = threading.Event()
         self._pools = (_loaders(start_load_threads or load_threads), _loaders(load_threads))
         self._workers = self._pools[0]
@@ -349,8 +350,13 @@ class Versions:
         with self._changed:
             entry = self._find(ref)
             entry.users += 1
+            self._lent += 1
             assert entry.servable is not None
             return Lease(entry.name, entry.version, entry.servable, entry)
+
+    def lent(self) -> int:
+        """Return how often a version has been lent so far: it grows while somebody asks."""
+        return self._lent
 
     def give_back(self, lease: Lease) -> None:
         """Take a lent version back, once a lease."""
