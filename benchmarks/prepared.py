@@ -36,7 +36,7 @@ ROWS, TEXTS = (1, 8, 32), 256
 def load(folder: Path, way: str) -> tuple[Any, float, list[float]]:
     """Return the servable of a version, the processor time of its load, and `held` of it."""
     from tf_infer.server.config import ModelConfig, ServerConfig
-    from tf_infer.server.cpus import ShortTurns
+    from tf_infer.server.cpus import SHORT_TURNS
     from tf_infer.server.servable import load_version
     from tf_infer.server.session_config import session_config
 
@@ -46,7 +46,7 @@ def load(folder: Path, way: str) -> tuple[Any, float, list[float]]:
     if way == "plain":  # whoever configures the optimiser, if only by default, has their way
         settings.graph_options.rewrite_options.SetInParent()
     began = time.process_time()
-    with ShortTurns():
+    with SHORT_TURNS:
         (servable, _), pieces = held(
             lambda: load_version(folder, config, settings=settings, gently=True))
     return servable, time.process_time() - began, pieces

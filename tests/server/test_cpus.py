@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,3 +121,47 @@ def test_where_nobody_asks_there_is_no_rest(rests: list[float]) -> None:
     calls = iter([0, 0, 1, 1])  # one call, while the second of three is done
     behind(calls.__next__, *[list] * 3)
     assert len(rests) == 1
+
+
+def test_while_a_version_is_loaded_gently_python_threads_change_places_often() -> None:
+    usual, turns = sys.getswitchinterval(), cpus.ShortTurns(0.001)
+    with turns:
+        with turns:
+            assert sys.getswitchinterval() == pytest.approx(0.001)
+        assert sys.getswitchinterval() == pytest.approx(0.001)
+    assert sys.getswitchinterval() == usual
+
+
+def test_turns_are_as_usual_while_all_who_want_them_short_wait() -> None:
+    usual, turns = sys.getswitchinterval(), cpus.ShortTurns(0.001)
+
+    def wait() -> list[float]:
+        found = []
+        with turns.left():
+            found.append(sys.getswitchinterval())
+            with turns.left():
+                found.append(sys.getswitchinterval())
+            found.append(sys.getswitchinterval())
+        return [*found, sys.getswitchinterval()]
+
+    assert wait() == [usual] * 4
+    with turns, turns:
+        assert wait() == [usual] * 3 + [pytest.approx(0.001)]
+        with ThreadPoolExecutor(1) as other:  # who is not inside leaves nothing
+            assert other.submit(wait).result() == [pytest.approx(0.001)] * 4
+            other.submit(turns.__enter__).result()
+            assert wait() == [pytest.approx(0.001)] * 4
+            assert other.submit(wait).result() == [pytest.approx(0.001)] * 4
+            other.submit(turns.__exit__).result()
+        assert wait() == [usual] * 3 + [pytest.approx(0.001)]
+    assert sys.getswitchinterval() == usual
+
+
+def test_who_waits_for_what_is_done_behind_others_wants_no_short_turns(
+        rests: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, resting = sys.getswitchinterval(), list[float]()
+    monkeypatch.setattr(cpus.time, "sleep", lambda _: resting.append(sys.getswitchinterval()))
+    with cpus.SHORT_TURNS:
+        assert behind(itertools.count().__next__, sys.getswitchinterval) == [usual]
+        assert sys.getswitchinterval() < usual
+    assert resting == [usual]

@@ -31,7 +31,6 @@ from tf_infer.manifest import (  # noqa: E402
 )
 from tf_infer.server import loading, servable  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
-from tf_infer.server.cpus import ShortTurns  # noqa: E402
 from tf_infer.server.servable import load_version  # noqa: E402
 from tf_infer.server.versions import ModelRef  # noqa: E402
 
@@ -217,12 +216,3 @@ def test_of_a_version_that_was_loaded_gently_the_first_runs_are_the_pools(
                        timeout_s=600.0)
         loaded.close()
         assert own_thread == asked
-
-
-def test_while_a_version_is_loaded_gently_python_threads_change_places_often() -> None:
-    usual, turns = sys.getswitchinterval(), ShortTurns(0.001)
-    with turns:
-        with turns:
-            assert sys.getswitchinterval() == pytest.approx(0.001)
-        assert sys.getswitchinterval() == pytest.approx(0.001)
-    assert sys.getswitchinterval() == usual

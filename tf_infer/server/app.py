@@ -36,7 +36,7 @@ from tf_infer.server import direct, gauges, memory, slot_engines, tls
 from tf_infer.server.config import ServerConfig
 from tf_infer.server.config_file import ConfigFileWatch
 from tf_infer.server.contracts import LoadFn, LoadTimes, Servable
-from tf_infer.server.cpus import ShortTurns
+from tf_infer.server.cpus import SHORT_TURNS
 from tf_infer.server.decide import State
 from tf_infer.server.generation_service import GenerationService
 from tf_infer.server.generators import Make, VersionGenerators
@@ -322,12 +322,11 @@ def _saved_model_loader(config: ServerConfig, metrics: Metrics, serving: Callabl
         raise BackendMissing("serving SavedModels needs TensorFlow: "
                              "pip install 'tf_infer[server]'") from error
     settings = session_config(config)
-    short_turns = ShortTurns()
 
     def load(path: Path) -> tuple[Servable, LoadTimes]:
         if not serving():
             return load_version(path, config, metrics, settings)
-        with short_turns:
+        with SHORT_TURNS:
             return load_version(path, config, metrics, settings, gently=True, asked=asked)
 
     return load

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -89,8 +90,9 @@ class Behind:
     def __call__(self, act: Callable[[], T]) -> T:
         """Return what `act` returns, or raise what it raises; not after `close`."""
         job = _Job(act)
-        self._asked.put(job)
-        job.done.acquire()
+        with SHORT_TURNS.left():
+            self._asked.put(job)
+            job.done.acquire()
         self.rest(job.took_s)
         return job.result()
 
@@ -98,7 +100,8 @@ class Behind:
         """Leave the processors to others for a while, after so much processor time of work."""
         known, self._known = self._known, self._calls()
         if known != self._known:
-            time.sleep(min(MOST_REST_S, REST * took_s))
+            with SHORT_TURNS.left():
+                time.sleep(min(MOST_REST_S, REST * took_s))
 
     def _work(self) -> None:
         give_way()
@@ -154,19 +157,46 @@ class ShortTurns:
         self._lock = threading.Lock()
         self._inside = 0
         self._usual = 0.0
+        self._own = threading.local()
 
     def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._usual = sys.getswitchinterval()
-                sys.setswitchinterval(self._seconds)
-            self._inside += 1
+        self._own.depth = self._depth() + 1
+        self._add(1)
 
     def __exit__(self, *error: object) -> None:
+        self._own.depth = self._depth() - 1
+        self._add(-1)
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Let this thread be outside for a while, if it is inside.
+
+        For whoever waits: where turns are short, a thread of low priority that asks for the lock is
+        given it at once, and all wait until it has a CPU.
+        """
+        depth, self._own.depth = self._depth(), 0
+        self._add(-depth)
+        try:
+            yield
+        finally:
+            self._add(depth)
+            self._own.depth = depth
+
+    def _depth(self) -> int:
+        """Return how often this thread has come in."""
+        return getattr(self._own, "depth", 0)
+
+    def _add(self, number: int) -> None:
         with self._lock:
-            self._inside -= 1
-            if not self._inside:
+            before, self._inside = self._inside, self._inside + number
+            if self._inside and not before:
+                self._usual = sys.getswitchinterval()
+                sys.setswitchinterval(self._seconds)
+            elif before and not self._inside:
                 sys.setswitchinterval(self._usual)
+
+
+SHORT_TURNS = ShortTurns()  # of all loads
 
 
 def quotas(root: Path, own: Path) -> Iterator[float]:
