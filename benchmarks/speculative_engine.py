@@ -20,6 +20,15 @@ Prints JSON, for each kind (rounds in turns; prompts are not counted):
     accepted    share of the guesses that held
     a_call      tokens that a call of the engine wrote, 1 without guesses
     same        the choices are the same, log-probabilities to the last bit
+
+and what texts side by side would have to win by guesses, `beside`, by their number (`--kinds` with
+nothing behind it measures this alone):
+
+    step_ms     a step of all of them, wall and CPU milliseconds: median of the rounds
+    apart       tokens that a round must write in each text, or it is slower than steps (of CPU
+                seconds: median, least, greatest), where each text's guesses are read by themselves
+    together    the same if all were read in one go, at the best: a step of as many rows, which
+                looks at no guess before its own (the engine has no graph that does)
 """
 
 from __future__ import annotations
@@ -31,7 +40,8 @@ import re
 import statistics
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +56,7 @@ from tf_infer.server import fake_decoder
 from tf_infer.server.forms import Choice, EngineForm, Row
 
 PROMPT, NEW = 160, 96  # ids at most
+BESIDE, HELD, CALLS = (2, 4, 8), 200, 6  # texts side by side, ids of each, calls of a round
 
 
 class Text(NamedTuple):
@@ -150,6 +161,44 @@ def cell(engine: litert.LiteRTEngine, texts: Sequence[Text], guesses: int, round
             "a_call": round(counts["tokens"] / counts["calls"], 2), "same": same}
 
 
+def beside(engine: litert.LiteRTEngine, guesses: int, rounds: int) -> dict[int, dict[str, Any]]:
+    """Return what guesses for several texts would have to win."""
+    ids = np.random.default_rng(1).integers(0, engine.vocab_size, engine.positions, np.int32)
+    engine.read_many([Part(0, ids[:HELD])])
+    for slot in range(1, engine.slots):
+        engine.restore(slot, engine.save(0, HELD))
+    held = np.full(engine.slots, HELD, np.int32)
+
+    def stepped(rows: int) -> None:
+        engine.step(ids[:engine.slots], held, range(rows))
+
+    def apart(rows: int) -> None:
+        for slot in range(rows):
+            engine.extend(slot, ids[:1 + guesses], HELD)
+
+    found = {}
+    for rows in (rows for rows in BESIDE if rows * (1 + guesses) <= engine.slots):
+        works = (partial(stepped, rows), partial(apart, rows),
+                 partial(stepped, rows * (1 + guesses)))
+        for work in works:
+            work()
+        spent = np.array([[took(work) for work in works] for _ in range(rounds)])  # [rounds, 3, 2]
+        ratios = spent[:, 1:, 1] / spent[:, :1, 1]                              # [rounds, 2]
+        found[rows] = {
+            "step_ms": [round(1000 * float(one), 2) for one in np.median(spent[:, 0], axis=0)],
+            **{name: [round(float(one), 2) for one in (np.median(some), some.min(), some.max())]
+               for name, some in zip(("apart", "together"), ratios.T)}}
+    return found
+
+
+def took(work: Callable[[], None]) -> tuple[float, float]:
+    """Return the seconds of a call, by the clock and of CPUs."""
+    started = time.perf_counter(), time.process_time()
+    for _ in range(CALLS):
+        work()
+    return ((time.perf_counter() - started[0]) / CALLS, (time.process_time() - started[1]) / CALLS)
+
+
 def texts_of(task: Any, count: int) -> dict[str, list[Text]]:
     """Return texts by kind."""
     import tensorflow as tf
@@ -198,19 +247,21 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=8, help="of a kind")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--kinds", nargs="+", help="of texts; default: all")
+    parser.add_argument("--kinds", nargs="*", help="of texts; default: all")
     arguments = parser.parse_args()
     source = decoders.form("checkpoint", arguments.shape, arguments.cache, arguments.peers)
     folder = decoders.form("ours-engine", arguments.shape, arguments.cache, arguments.peers)
-    texts = texts_of(decoders.task_from(source), arguments.texts)
+    texts = {} if arguments.kinds == [] else texts_of(
+        decoders.task_from(source), arguments.texts)
     engine = litert.load(folder, threads=arguments.threads)
     if not engine.guesses:
         raise SystemExit(f"{folder}: expected an engine with guesses. Remove it; it is made again.")
     cells = {kind: cell(engine, some, arguments.guesses, arguments.rounds)
-             for kind, some in texts.items() if kind in (arguments.kinds or texts)}
+             for kind, some in texts.items() if arguments.kinds is None or kind in arguments.kinds}
     print(json.dumps({"machine": machine(), "shape": arguments.shape, "precision": "int8",
                       "prompt": PROMPT, "new": NEW, "guesses": arguments.guesses,
-                      "threads": arguments.threads, "cells": cells}, indent=1))
+                      "threads": arguments.threads, "cells": cells,
+                      "beside": beside(engine, arguments.guesses, arguments.rounds)}, indent=1))
 
 
 if __name__ == "__main__":
