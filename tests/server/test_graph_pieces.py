@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +48,7 @@ def test_a_graph_is_cut_by_its_nodes_and_by_its_bytes() -> None:
     found = cut(graph, nodes=2)
     assert [one.names for one in found] == [("a", "b"), ("c", "d")]
     assert [one.earlier for one in found] == [frozenset(), {"b:1", "^a"}]
+    assert [one.earlier for one in cut(graph)] == [frozenset()]
     assert b"".join(one.data.replace(VERSIONS, b"") for one in found) + VERSIONS == (
         graph[len(VERSIONS):] + VERSIONS)
     assert all(one.data.startswith(VERSIONS) for one in found)
@@ -98,9 +101,11 @@ def test_fields_of_every_form_are_passed_over() -> None:
 
 
 @given(sizes=st.lists(st.integers(0, 20)), most=st.integers(1, 30))
-def test_lists_keep_the_order_and_no_list_of_several_is_above_the_bound(
+def test_lists_keep_the_order_and_are_as_full_as_the_bound_allows(
         sizes: list[int], most: int) -> None:
     found = list(in_lists(range(len(sizes)), sizes, most))
     assert [item for piece in found for item in piece] == list(range(len(sizes)))
     assert all(piece and (len(piece) == 1 or sum(sizes[item] for item in piece) <= most)
                for piece in found)
+    assert all(sum(sizes[item] for item in [*piece, after[0]]) > most
+               for piece, after in pairwise(found))
