@@ -32,6 +32,7 @@ SHARED = Path(os.environ.get(
 FOLDER = SHARED / "weights" / "stories260K"
 BEGINNING = "Once upon a time, there was a little girl"
 TOKENS = 200
+GUESSES = 3  # of the network as it is
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800), pytest.mark.skipif(
     not FOLDER.is_dir(), reason="needs weights/stories260K in the shared folder (TF_INFER_SHARED)")]
@@ -139,7 +140,8 @@ class Stories:
             {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}))
         reference = from_checkpoint(
             FOLDER, {"capacity": TOKENS, "defaults": GenerationDefaults(max_new_tokens=4),
-                     "grid": ShapeGrid(rows=(1, 8), tokens=(64,))},
+                     "grid": ShapeGrid(rows=(1, 8), tokens=(64,)),
+                     **({} if plan else {"guesses": GUESSES})},
             tokenizer_dir=files, max_tokens=64)
         task = apply(reference, read_plan(plan)) if plan else reference
         graph = GraphPredictor(task.signatures())
@@ -240,6 +242,16 @@ def test_a_batch_tells_the_golden_story_beside_another_prompt(
     assert (whole.text, whole.finish_reason) == (golden.text, "length")
     assert golden.text.startswith(BEGINNING + rest.text)
     assert len(rest.ids) == 60
+
+
+def test_guesses_tell_the_golden_story_beside_another_prompt(client: Client, golden: Golden
+                                                             ) -> None:
+    whole, rest = client.generate("stories", ["", BEGINNING], max_new_tokens=[TOKENS, 60],
+                                  speculative=True)
+    assert list(whole.ids) == golden.ids
+    assert (whole.text, whole.finish_reason) == (golden.text, "length")
+    assert golden.text.startswith(BEGINNING + rest.text)
+    assert whole.accepted > 0 and whole.rounds + whole.accepted == TOKENS - 1
 
 
 def test_a_story_is_as_likely_as_the_network_finds_it(
