@@ -15,6 +15,7 @@ from tests.server.serverkit import call, make_versions, predict_request, running
 from tf_infer.server.app import Server
 from tf_infer.server.config import ModelConfig
 from tf_infer.server.fakes import load_echo
+from tf_infer.server.health_watch import _Watcher
 from tf_infer.wire import methods, serving_pb2
 
 WATCH = methods.HEALTH_WATCH
@@ -75,6 +76,28 @@ def test_a_drain_tells_who_watches_and_does_not_wait_for_them(
     for stream in streams:
         with pytest.raises(StopIteration):
             next(stream)
+
+
+class Said:
+    """What a caller is told, in place of a network that may be slow to take it."""
+
+    def __init__(self) -> None:
+        self.states: list[str] = []
+
+    def send(self, data: bytes) -> None:
+        self.states.append(STATES.Name(serving_pb2.HealthCheckResponse.FromString(data).status))
+
+
+def test_the_end_is_told_once_behind_the_state_whichever_comes_first() -> None:
+    for ends_first in (True, False):
+        reply = Said()
+        watcher: Any = _Watcher(reply)  # type: ignore[arg-type]
+        first, second = (watcher.tell_the_end, watcher.told) if ends_first else (
+            watcher.told, watcher.tell_the_end)
+        first()
+        assert reply.states == []  # the state is still on its way, or nothing has ended
+        second()
+        assert reply.states == ["NOT_SERVING"]
 
 
 def test_who_begins_to_watch_a_server_that_ends_is_told(
