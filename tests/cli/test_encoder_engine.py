@@ -108,7 +108,11 @@ def test_the_engine_computes_every_signature_that_asks_the_network(
 
 def test_ranges_that_texts_set_are_exported_proven_and_served(tmp_path: Path) -> None:
     build.save(build.build(MODEL, seed=3), tmp_path / "model")
-    (tmp_path / "texts.txt").write_text("a parcel\nwhere is my parcel\nnothing of it\n")
+    # Every byte that a text may hold, in texts of every length: else ranges cut golden samples off.
+    letters = "".join(map(chr, (*range(32, 127), *range(161, 1300), *range(0x4e00, 0x5000))))
+    lines = [letters[place:place + size] for size in (1, 3, 7, 12, 30)
+             for place in range(0, len(letters), 23)]
+    (tmp_path / "texts.txt").write_text("\n".join(["a parcel", "x" * 100, *lines]))
     assert main(["export", str(tmp_path / "model"), "--base-dir", str(tmp_path / "served"),
                  "--engine", "litert", "--engine-ranges", "largest", "--no-xla", "--texts",
                  str(tmp_path / "texts.txt")]) == 0
