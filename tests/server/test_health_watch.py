@@ -108,6 +108,7 @@ def test_who_begins_to_watch_a_server_that_ends_is_told(
     with pytest.raises(grpc.RpcError) as caught:
         next(watch(channel))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert server._watch.watching() == 0  # nobody is kept behind the end
 
 
 def test_what_is_no_request_is_refused_as_everywhere(served: tuple[Server, grpc.Channel]) -> None:
