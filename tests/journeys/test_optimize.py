@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from tests.tasks import small
+from tf_infer import config
 from tf_infer.cli import main
-from tf_infer.manifest import EXTRA_FOLDER, read_manifest
+from tf_infer.manifest import EXTRA_FOLDER, EncoderEngineManifest, read_manifest
 from tf_infer.tasks import build
 from tf_infer.tuning.judge import read
 from tf_infer.verify.predictors import EagerPredictor
@@ -84,6 +85,38 @@ def test_a_classifier_is_tried_chosen_and_exported_and_a_second_run_tells_the_sa
     told_again = " ".join(capsys.readouterr().out.split())  # the reason goes over several lines
     assert found["reason"] in told_again and str(version) in told_again
     assert not (output / "m" / "2").exists()
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.slow
+def test_an_engine_whose_ranges_texts_set_is_tried_exported_and_refused_for_texts_unlike_others(
+        tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs the extra `server`")
+    model = build.save(build.build(small.CLASSIFIER, seed=1), tmp_path / "model")
+    texts = rows(tmp_path / "t.jsonl", labels=False)
+    # Every byte that a text may hold: else ranges cut golden samples off.
+    letters = "".join(map(chr, (*range(32, 127), *range(161, 1300), *range(0x4e00, 0x5000))))
+    (tmp_path / "many.txt").write_text("\n".join(
+        letters[place:place + size] for size in (1, 3, 7, 12, 30)
+        for place in range(0, len(letters), 23)))
+    (tmp_path / "one.txt").write_text("a\n")
+    name, found = "litert int8 static", {}
+    for calibrate in ("many", "one"):
+        found[calibrate] = optimize(
+            model, texts, tmp_path / calibrate, "--plans", name, "--max-drop", "100%",
+            "--calibrate", str(tmp_path / f"{calibrate}.txt"), "--no-picture")
+        assert [one["plan"] for one in found[calibrate]["plans"]] == ["reference", name]
+    set_once = found["many"]["plans"][1]
+    assert set_once["why_not"] == "" and set_once["worst_difference"] > 0.0
+    assert set_once["candidate"]["engine"] == {"kind": "litert", "precision": "int8",
+                                               "ranges": "percentile"}
+    versions = [*(tmp_path / "many" / "candidates" / set_once["key"]).rglob("engine.json")]
+    chosen = [*Path(found["many"]["exported"]).rglob("engine.json")]
+    assert len(versions) == 1 and bool(chosen) == (found["many"]["chosen"] == name)
+    for path in versions + chosen:
+        assert config.load(EncoderEngineManifest, path).fixed_ranges
+    assert found["one"]["chosen"] == "reference"
+    assert "differ" in found["one"]["plans"][1]["why_not"]
 
 
 @pytest.mark.timeout(1800)

@@ -37,8 +37,8 @@ def test_a_decoder_has_plans_and_one_engine() -> None:
 def test_a_classifier_has_xla_and_every_engine() -> None:
     assert names("classifier") == [
         "reference", "plan float32", "plan bfloat16", "plan int8", "plan int8 smoothing=0.5",
-        "plan int8 static smoothing=0.5", "plan float32 xla", "litert int8", "litert float32",
-        "onnx int8", "onnx float32", "onnx float16"]
+        "plan int8 static smoothing=0.5", "plan float32 xla", "litert int8", "litert int8 static",
+        "litert float32", "onnx int8", "onnx float32", "onnx float16"]
     assert "plan float32 xla" not in names("classifier", xla=False)
 
 
@@ -59,8 +59,9 @@ def test_a_plan_that_is_asked_for_is_tried_once_or_left_out_for_a_reason() -> No
     own = OptimizationPlan(precision="int8", activations="static", ranges="entropy", sensitive=4)
     stored = OptimizationPlan(storage="int8")
     found = names("classifier", asked=(own, stored, OptimizationPlan(precision="int8")))
-    assert found[:12] == names("classifier")
-    assert found[12:] == ["plan int8 static ranges=entropy sensitive=4",
+    usual = names("classifier")
+    assert found[:len(usual)] == usual
+    assert found[len(usual):] == ["plan int8 static ranges=entropy sensitive=4",
                           "plan float32 storage=int8"]
     _, left_out = sensible("classifier", flags=frozenset({"avx2"}), installed=ALL, asked=(own,))
     assert left_out["plan int8 static ranges=entropy sensitive=4"] == (
@@ -73,7 +74,7 @@ def test_plans_that_differ_in_floats_alone_are_told_apart_by_their_names() -> No
              OptimizationPlan(precision="int8", floats="float32"),
              OptimizationPlan(floats="float32"))  # what None stands for beside float32
     name = "plan int8 static ranges=entropy sensitive=4"
-    assert names("classifier", asked=asked)[12:] == [
+    assert names("classifier", asked=asked)[len(names("classifier")):] == [
         name, f"{name} floats=float32", "plan int8 floats=float32"]
     assert [one.name for one in asked_for(asked, "classifier", FLAGS)] == [
         name, f"{name} floats=float32", name, "plan int8 floats=float32", "plan float32"]
@@ -184,6 +185,35 @@ def test_an_engine_is_checked() -> None:
         EngineChoice(kind="torch", precision="int8")
     with pytest.raises(ConfigError, match=r"EngineChoice\.precision: expected one of .*'int3'"):
         EngineChoice(kind="litert", precision="int3")
+
+
+def test_an_engine_that_texts_set_ranges_of_is_another_form_than_the_one_that_finds_them() -> None:
+    found, set_once = (EngineChoice(kind="litert", precision="int8", ranges=ranges)
+                       for ranges in ("found", "percentile"))
+    assert found == EngineChoice(kind="litert", precision="int8")
+    assert (found.name, set_once.name, replace(set_once, ranges="entropy").name) == (
+        "litert int8", "litert int8 static", "litert int8 static ranges=entropy")
+    keys = [Candidate(engine=one).key for one in (found, set_once,
+                                                  replace(set_once, ranges="entropy"))]
+    assert len(set(keys)) == 3
+    assert keys[0] == "litert-int8-c218bb17"  # what was built under it stays
+    for one in (found, set_once):
+        assert config.from_json(EngineChoice, config.to_json(one)) == one
+    earlier = {"kind": "litert", "precision": "int8"}
+    assert config.from_json(EngineChoice, earlier) == found
+    with pytest.raises(ConfigError, match=r"EngineChoice\.ranges: expected 'found' with float32, "):
+        replace(set_once, precision="float32")
+
+
+def test_set_ranges_are_tried_where_the_engine_of_a_classifier_is_there() -> None:
+    found, left_out = chosen_by(["litert int8 static"], *sensible(
+        "classifier", flags=FLAGS, installed=ALL))
+    assert [one.engine for one in found] == [
+        None, EngineChoice(kind="litert", precision="int8", ranges="percentile")]
+    assert left_out == {} and found[1].rounds
+    _, left_out = sensible("classifier", flags=FLAGS, installed=frozenset({"onnxruntime"}))
+    assert left_out["litert int8 static"] == (
+        "ai_edge_litert is not installed: pip install 'tf_infer[server]'")
 
 
 def test_candidates_are_chosen_by_name_and_the_reference_stays() -> None:

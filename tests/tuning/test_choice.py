@@ -183,6 +183,21 @@ def test_an_engine_is_held_to_float32_of_its_kind_and_of_the_graph_and_to_its_ow
             prune=cut).name}
 
 
+def test_set_ranges_are_chosen_inside_the_bound_alone_and_else_their_drop_is_told() -> None:
+    found, set_once = (Candidate(engine=EngineChoice(kind="litert", precision="int8",
+                                                     ranges=ranges))
+                       for ranges in ("found", "percentile"))
+
+    def of(metric: float) -> Any:
+        return choice(trial(0, [1.0] * 6), replace(trial(0, [0.5] * 6), candidate=found),
+                      replace(trial(0, [0.3] * 6, metric=metric), candidate=set_once))
+
+    assert of(0.898).name == "litert int8 static"
+    far = of(0.88)
+    assert far.name == "litert int8"
+    assert far.refused == {"litert int8 static": "accuracy is 2.00 points lower, 0.5 are allowed"}
+
+
 def test_a_better_metric_decides_no_tie() -> None:
     found = choice(trial(0, [1.0] * 6), trial(1, [0.5] * 6, size=50),
                    trial(2, [0.5] * 6, metric=0.95, size=60))

@@ -273,6 +273,14 @@ def test_forms_that_differ_have_hyper_parameters_that_differ() -> None:
         assert len({tuple(one) for one in told}) == 1  # the same columns
 
 
+def test_an_engine_tells_its_ranges_to_tensorboard_as_plans_do() -> None:
+    hparams = pytest.importorskip("tf_infer.tuning.hparams", reason="needs tensorboard")
+    told = [hparams.parameters({"candidate": to_json(Candidate(engine=EngineChoice(
+        kind="litert", precision="int8", ranges=ranges)))}) for ranges in ("found", "percentile")]
+    assert [(one["activations"], one["ranges"]) for one in told] == [
+        ("none", "none"), ("static", "percentile")]
+
+
 def events(path: Path) -> list[Any]:
     """Return the events of a file; reading it with TensorBoard would import TensorFlow."""
     from tensorboard.compat.proto.event_pb2 import Event

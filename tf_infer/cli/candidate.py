@@ -46,7 +46,8 @@ def build_version(order: BuildOrder) -> Path:
             for one in texts.examples(Path(order.texts))])
     if candidate.engine is not None:
         asked = SimpleNamespace(engine=candidate.engine.kind,
-                                engine_precision=candidate.engine.precision)
+                                engine_precision=candidate.engine.precision,
+                                engine_ranges=candidate.engine.ranges)
     folder, _ = export_task(
         task, Path(order.base_dir), name=order.name, texts=read_texts(Path(order.texts)),
         plan=candidate.plan, engine=settings_of(asked, task),

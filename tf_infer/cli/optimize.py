@@ -74,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", action="append", default=[], metavar="FILE.json",
                         help="try this plan, too (docs/optimisation.md); may be given again")
     parser.add_argument("--calibrate", type=Path, metavar="FILE",
-                        help="texts for plans that set ranges or smooth (default: --texts; others "
+                        help="texts for forms that set ranges or smooth (default: --texts; others "
                              "are the better test)")
     parser.add_argument("--prune", type=Path, metavar="FILE",
                         help="try pruned forms, too: a JSON list of what `tf-infer prune` takes; "

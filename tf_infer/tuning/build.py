@@ -20,7 +20,7 @@ class BuildOrder:
         base_dir: where the version goes.
         name: of the model.
         texts: file of texts for golden samples.
-        calibrate: file of texts for plans that are calibrated; empty for `texts`.
+        calibrate: file of texts for forms that are calibrated; empty for `texts`.
         whole: compare every path, as `tf-infer export` does; False compares what serves alone, for
             versions that are only measured.
         xla: whether XLA is among the paths of the whole.

@@ -11,9 +11,12 @@ from typing import Any, Literal
 from tf_infer.config import check, to_json
 from tf_infer.errors import ConfigError
 from tf_infer.optimize.plan import NATIVE, OptimizationPlan, require_native
+from tf_infer.optimize.ranges import Ranges
 
 TaskKind = Literal["classifier", "causal_lm"]
+EngineRanges = Literal["found", "largest", "percentile", "entropy"]
 REFERENCE = "reference"
+USUAL_RANGES: Ranges = "percentile"  # of those that texts set
 SMOOTHING = 0.5  # what the paper of SmoothQuant takes, arXiv:2211.10438
 
 # engine -> the package that runs it, what brings it, and the precisions it can be written in
@@ -33,15 +36,29 @@ class EngineChoice:
     Attributes:
         kind: which.
         precision: of its weights.
+        ranges: of a classifier's in int8: "found" for each text, or set by texts (docs/engines.md).
     """
 
     kind: str
     precision: str
+    ranges: EngineRanges = "found"
 
     def __post_init__(self) -> None:
         check(self.kind in ENGINES, "EngineChoice.kind", f"one of {sorted(ENGINES)}", self.kind)
         check(self.precision in ENGINES[self.kind][2], "EngineChoice.precision",
               f"one of {list(ENGINES[self.kind][2])}", self.precision)
+        check(self.ranges == "found" or self.precision == "int8", "EngineChoice.ranges",
+              f"'found' with {self.precision}", self.ranges)
+
+    @property
+    def name(self) -> str:
+        """Return what a table calls it: what is not usual as plans tell it."""
+        words = [self.kind, self.precision]
+        if self.ranges != "found":
+            words.append("static")
+            if self.ranges != USUAL_RANGES:
+                words.append(f"ranges={self.ranges}")
+        return " ".join(words)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +91,7 @@ class Candidate:
             if self.tells_floats:
                 parts[-1] += f" floats={self.plan.kept_in}"
         if self.engine is not None:
-            parts.append(f"{self.engine.kind} {self.engine.precision}")
+            parts.append(self.engine.name)
         return " + ".join(parts) or REFERENCE
 
     @property
@@ -93,7 +110,10 @@ class Candidate:
     def key(self) -> str:
         """Return a name for files, another one for every candidate."""
         word = "".join(letter if letter.isalnum() else "-" for letter in self.name)
-        return f"{word}-{_digest(to_json(self))[:8]}"
+        told = to_json(self)
+        if self.engine is not None and self.engine.ranges == "found":
+            del told["engine"]["ranges"]  # engines had the same keys before ranges could be set
+        return f"{word}-{_digest(told)[:8]}"
 
 
 def _digest(value: Any) -> str:
@@ -142,8 +162,7 @@ def sensible(kind: TaskKind, *, flags: frozenset[str] | None, installed: Collect
     """
     found, left_out = [REFERENCE_CANDIDATE], {}
     whole = [Candidate(plan=plan) for plan in _plans(kind, flags)]
-    whole += [Candidate(engine=EngineChoice(kind=engine, precision=precision))
-              for engine in OFFERED[kind] for precision in ENGINES[engine][2]]
+    whole += [Candidate(engine=engine) for engine in _engines(kind)]
     for candidate in (*whole, *_pruned(whole, prune)):
         reason = why_not(candidate, kind, flags=flags, installed=installed,
                          float16_lacks=float16_lacks, xla=xla, small=small)
@@ -203,6 +222,15 @@ def _plans(kind: TaskKind, flags: frozenset[str] | None) -> Iterator[Optimizatio
         yield replace(plans["float32"], storage="int8")
         # A decoder's loop under XLA compiles anew for every length (docs/optimisation.md).
         yield replace(plans["float32"], compile="xla")
+
+
+def _engines(kind: TaskKind) -> Iterator[EngineChoice]:
+    for engine in OFFERED[kind]:
+        for precision in ENGINES[engine][2]:
+            yield EngineChoice(kind=engine, precision=precision)
+            # That of onnx is there for TensorRT.
+            if (kind, engine, precision) == ("classifier", "litert", "int8"):
+                yield EngineChoice(kind=engine, precision=precision, ranges=USUAL_RANGES)
 
 
 def _pruned(whole: Sequence[Candidate], prune: Sequence[Mapping[str, Any]]) -> Iterator[Candidate]:

@@ -66,6 +66,8 @@ def parameters(one: Mapping[str, Any]) -> dict[str, Any]:
     found = {"precision": engine.get("precision") or plan.get("precision"),
              "engine": engine.get("kind")}
     found |= {name: plan.get(name) for name in PLAN_COLUMNS}
+    if engine.get("ranges", "found") != "found":
+        found |= {"activations": "static", "ranges": engine["ranges"]}
     found["prune"] = None if form["prune"] is None else prune_word(form["prune"])
     return {name: str(NONE if value is None else value) for name, value in found.items()}
 
