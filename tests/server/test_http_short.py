@@ -6,6 +6,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.server.restkit import Rest, read_all, serving
-from tests.server.test_http_server import GOOD, PREDICT, WAITS, answered, eventually, request
+from tests.server.test_http_server import (
+    GOOD,
+    PREDICT,
+    WAITS,
+    answered,
+    callers_stop,
+    eventually,
+    request,
+)
 from tf_infer.server import http_server, http_short
 from tf_infer.server.config import Monitoring
 
@@ -204,7 +213,7 @@ def test_a_body_behind_its_headers_is_waited_for_a_moment(
     with serving(tmp_path / "again") as rest, rest.socket() as one:
         shorts = ready(rest, one)
         one.sendall(whole[:-3])
-        assert eventually(lambda: rest.server._rest._http._inside == 1)  # type: ignore[union-attr]
+        assert eventually(lambda: shorts.last._connection.request is not None)
         assert asked(one, GOOD[-3:]).endswith(b"[3.0]}")
         assert shorts.count == 0
 
@@ -314,3 +323,87 @@ def test_who_is_gone_hears_nothing_and_his_request_holds_nothing(tmp_path: Path)
         http._loop.call_soon_threadsafe(whole.answer, 200, b"", b"late")
         http.short = http_server.none_short
         assert answered(rest)
+
+
+# ---------------------------------------------------------------------------- the end
+
+LARGE = b"x" * 20_000_000  # more than the buffers of two sockets hold
+
+
+def until_closed(rest: Rest) -> None:
+    """Return when a server that is told to stop has closed the connections that it does not need.
+
+    It closes its port just before, on the same turn of its loop.
+    """
+    def refused() -> bool:
+        try:
+            rest.socket().close()
+        except OSError:
+            return True
+        return False
+
+    assert eventually(refused)
+
+
+def test_an_answer_that_is_being_sent_when_a_server_stops_goes_out_whole(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "CLOSING_S", 60.0)
+    told: list[http_short.Whole] = []
+    with serving(tmp_path) as rest, rest.socket() as one:
+        ready(rest, one)
+        http: Any = rest.server._rest._http  # type: ignore[union-attr]
+        http.short = lambda target: told.append
+        one.sendall(request(GOOD))
+        assert eventually(lambda: told)
+        http._loop.call_soon_threadsafe(told[0].answer, 200, b"", LARGE)
+        first = one.recv(1000)
+        stopped = callers_stop(rest, drain_s=20)
+        until_closed(rest)
+        assert not wait([stopped], timeout=0.3).done
+        assert (first + read_all(one)).partition(b"\r\n\r\n")[2] == LARGE
+        assert stopped.result(30) is True
+
+
+def test_no_request_behind_the_last_answer_of_a_connection_is_run(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "CLOSING_S", 60.0)
+    told: list[http_short.Whole] = []
+    with serving(tmp_path) as rest, rest.socket() as one:
+        ready(rest, one)
+        http: Any = rest.server._rest._http  # type: ignore[union-attr]
+        http.short = lambda target: told.append
+        one.sendall(request(GOOD))
+        assert eventually(lambda: told)
+        one.sendall(numbered(4, 6))
+        assert eventually(lambda: len(told[0]._connection._messages) == 2)
+        stopped = callers_stop(rest, drain_s=20)
+        until_closed(rest)
+        ran = len(rest.model.runs)
+        http._loop.call_soon_threadsafe(told[0].answer, 200, b"", LARGE)
+        first = one.recv(1000)
+        assert not wait([stopped], timeout=0.3).done
+        assert b"Connection: close" in first
+        assert (first + read_all(one)).partition(b"\r\n\r\n")[2] == LARGE
+        assert stopped.result(30) is True
+        assert len(rest.model.runs) == ran
+
+
+@pytest.mark.parametrize("rest_s", [60.0, 0.0], ids=["waited for", "in aiohttp's way"])
+def test_a_request_whose_body_is_waited_for_when_a_server_stops_is_answered(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest_s: float) -> None:
+    monkeypatch.setattr(http_short, "REST_S", rest_s)
+    with serving(tmp_path) as rest, rest.socket() as one:
+        shorts, whole = ready(rest, one), request(GOOD)
+        http: Any = rest.server._rest._http  # type: ignore[union-attr]
+        with rest.socket() as other:
+            until_short(shorts, other)
+            other.sendall(whole[:-5])
+            assert eventually(lambda: http._inside == 1)
+        assert eventually(lambda: http._inside == 0)  # he has gone
+        one.sendall(whole[:-5])
+        assert eventually(lambda: http._inside == 1)
+        stopped = callers_stop(rest, drain_s=20)
+        until_closed(rest)
+        found = asked(one, whole[-5:])
+        assert found.endswith(b"[3.0]}") and b"Connection: close" in found
+        assert stopped.result(30) is True

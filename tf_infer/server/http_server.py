@@ -38,6 +38,7 @@ BEGINNING_S = 0.01  # until a request that came with the caller's end is being a
 HALF_CLOSED_S = 0.2  # how long an answer may still take once its caller has ended sending
 LINGER_S = 2.0  # how long an unread body is still taken, so that the answer arrives
 CLOSING_S, CUTTING_S = 1.0, 0.1  # at the end, for answers that are being sent, and for others
+SENT_S = 0.005  # between two looks whether the last answers have gone out
 BACKLOG = 4096
 ACCEPT_AGAIN_S = 1.0  # once neither descriptors nor memory were left for a connection
 _NONE_LEFT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -195,10 +196,14 @@ class HttpServer:
         if self._coming:  # what has been accepted becomes a connection: else it would hang
             await asyncio.wait(self._coming)
         for connection in connections.connections:
-            if isinstance(connection, _Connection) and connection.request is None:
+            if (isinstance(connection, _Connection) and connection.request is None
+                    and not connection.counted):
                 connection.force_close()
         drained = await self._drained(drain_s)
-        await connections.shutdown(CLOSING_S if drained else CUTTING_S)
+        closing_s = CLOSING_S if drained else CUTTING_S
+        with suppress(asyncio.TimeoutError, TimeoutError):
+            await asyncio.wait_for(_sent(connections), closing_s)
+        await connections.shutdown(closing_s)
         return drained
 
     def _listen(self, listening: socket.socket, connections: _Connections) -> None:
@@ -252,8 +257,7 @@ class HttpServer:
         """Answer a request that takes aiohttp's way."""
         connection = request.protocol
         assert isinstance(connection, _Connection)
-        connection.request = request
-        self.enter()
+        connection.begin(request)
         try:
             reply = await self._handler(request)
             if isinstance(reply, Streamed):
@@ -309,6 +313,12 @@ async def _connected(loop: asyncio.AbstractEventLoop, connections: _Connections,
         await loop.connect_accepted_socket(connections, made)
     except OSError:  # it has gone already
         made.close()
+
+
+async def _sent(connections: _Connections) -> None:
+    """Wait until all have gone: a connection that is closed sends first what was written."""
+    while connections.connections:
+        await asyncio.sleep(SENT_S)
 
 
 def _headers(reply: Reply | Streamed) -> dict[str, str]:

@@ -101,9 +101,10 @@ class ShortConnection(web.RequestHandler):
 
     Attributes:
         request: that is being answered, None between two.
+        counted: whether a request is counted whose rest is waited for, or that nobody answers yet.
     """
 
-    __slots__ = ("_aside", "_house", "_rest", "request")
+    __slots__ = ("_aside", "_house", "_rest", "counted", "request")
 
     def __init__(self, house: House, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -111,6 +112,7 @@ class ShortConnection(web.RequestHandler):
         self._aside: asyncio.Future[None] | None = None
         self._rest: asyncio.TimerHandle | None = None  # while the rest of a request is to come
         self.request: web.BaseRequest | Whole | None = None
+        self.counted = False
 
     def data_received(self, data: bytes) -> None:
         """Take what was sent; see the module."""
@@ -132,6 +134,8 @@ class ShortConnection(web.RequestHandler):
         if found is not None and not found.content.is_eof():
             if self._rest is None:  # many send headers and body one after the other
                 self._rest = self._loop.call_later(REST_S, self._go_on)
+                self.counted = True
+                self._house.enter()
             return
         if self._rest is not None:
             self._rest.cancel()
@@ -142,12 +146,19 @@ class ShortConnection(web.RequestHandler):
         self._messages.popleft()
         self._parser.message_consumed()
         self._request_in_progress = True
-        self.request = whole = Whole(
+        whole = Whole(
             self, found.message.path, found.message.headers,
             # Nobody has read of it; its own way would let the parser go over what comes next.
             b"".join(found.content._buffer))
-        self._house.enter()
+        self.begin(whole)
         found.begin(whole)
+
+    def begin(self, request: web.BaseRequest | Whole) -> None:
+        """Let a request be the one that is being answered, and be counted."""
+        self.request = request
+        if not self.counted:
+            self._house.enter()
+        self.counted = False
 
     def _found(self) -> _Found | None:
         """Return the request that waits, if it is a short one or may become one."""
@@ -176,7 +187,7 @@ class ShortConnection(web.RequestHandler):
                 status, _REASONS.get(status, b""), fields, len(body), _date(),
                 b"Connection: close\r\n" if last else b"", body))
             if last:
-                self._go_on()
+                self._wait_again()  # not for the requests behind this one: nobody is to answer them
                 self.force_close()  # what was written goes out first
                 return
         self._next_keepalive_close_time = close_s = self._loop.time() + self._keepalive_timeout
@@ -194,15 +205,21 @@ class ShortConnection(web.RequestHandler):
     def _go_on(self) -> None:
         """Let the connection's task wait for requests again, or have those that wait."""
         self._rest = None
-        self._waiter, self._aside = self._aside, None
+        self._wait_again()
         if self._messages and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _wait_again(self) -> None:
+        self._waiter, self._aside = self._aside, None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Hear that the connection has ended."""
         super().connection_lost(exc)
         if self._rest is not None:
             self._rest.cancel()
+        if self.counted:
+            self.counted = False
+            self._house.leave()
         whole = self.request
         if isinstance(whole, Whole):
             self._end()
