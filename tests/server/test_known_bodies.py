@@ -19,6 +19,7 @@ from tf_infer.server.known_requests import MOST, SELDOM, SMALL_BYTES
 from tf_infer.server.pipeline import Pipeline
 from tf_infer.server.rest_routes import Route, route_of
 from tf_infer.server.rest_service import RestCall, RestService
+from tf_infer.server.versions import ModelRef
 from tf_infer.wire import serving_pb2 as pb
 
 ROUTE = route_of("POST", "/v1/models/m:predict")
@@ -98,7 +99,7 @@ def test_a_bounded_number_of_forms_is_known_and_one_body_in_some_is_looked_at(
             count += 1
         return count
 
-    forms = [body_of("a", number=number) for number in range(MOST + 2)]
+    forms = [body_of("a") + b" " * number for number in range(MOST + 2)]
     assert [tries(form) for form in forms] == [1] + [SELDOM] * (MOST + 1)
     assert [known(service, form) for form in forms] == [False] * 2 + [True] * MOST
 
@@ -118,14 +119,42 @@ def test_what_is_large_or_no_single_text_is_not_kept(service: RestService, body:
     assert not known(service, body)
 
 
-def test_a_reading_that_fails_keeps_nothing() -> None:
+def test_a_reading_that_fails_keeps_nothing(service: RestService) -> None:
     def read(body: bytes) -> Any:
         raise ServingError("no")
 
-    bodies = KnownBodies()
+    bodies, plan, ref = KnownBodies(), planned(service, body_of("a")), ModelRef("m")
     for _ in range(SELDOM):
-        bodies.keep(ROUTE.model, None, b"{}", read, {}, None)  # type: ignore[arg-type]
-    assert bodies.find(ROUTE.model, b"{}") is None
+        bodies.keep(ROUTE.model, ref, body_of("a"), "row", read, SIGNATURES, plan)
+    assert bodies.find(ROUTE.model, body_of("a")) is None
+
+
+@pytest.mark.parametrize("body", [
+    body_of("one", user="alice"), body_of("one", number=7), body_of("one", never=None),
+    b'{"signature_name": "text", "instances": ["one"], "instances": ["alice"]}',
+    b'{"signature_name": "text", "inputs": {"user": "alice", "text": ["one"]}}',
+    b'{"signature_name": "text", "inputs": {"\\u0061lice": 7, "text": ["one"]}}'],
+    ids=["string", "number", "null", "twice", "nested", "escape"])
+def test_a_body_that_tells_more_than_its_text_is_not_kept(service: RestService, body: bytes,
+                                                         ) -> None:
+    seen(service, body)
+    assert planned(service, body).runs[0].inputs["text"].tolist() == [b"one"]
+    assert not known(service, body)
+
+
+@pytest.mark.parametrize("body", [
+    body_of("Alice"), b' { "instances" : [ {"text":"Alice"} ] , "signature_name":"text"}\n',
+    b'{"signature_name": "text", "inputs": {"text": ["Alice"]}}'], ids=["row", "object", "column"])
+def test_what_is_known_of_a_body_holds_nothing_of_its_text(service: RestService, body: bytes,
+                                                          ) -> None:
+    seen(service, body)
+    found = service._known.find(ROUTE.model, body.replace(b"Alice", b"other"))
+    assert found is not None
+    assert "Alice" not in repr(found.known)
+    assert found.plan().runs[0].inputs["text"].tolist() == [b"other"]
+    finish: Any = found.plan().finish
+    assert [cell.cell_contents for cell in finish.__closure__] == [
+        "column" if b"inputs" in body else "row"]
 
 
 def test_callers_of_one_form_get_each_their_own_answer_and_errors_as_ever(tmp_path: Path) -> None:

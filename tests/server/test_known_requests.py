@@ -15,9 +15,10 @@ from tf_infer.server.fakes import load_echo, signature
 from tf_infer.server.grpc_service import model_ref
 from tf_infer.server.known_requests import MOST, SELDOM, SMALL_BYTES, KnownRequests
 from tf_infer.server.versions import ModelRef
-from tf_infer.wire import messages, methods, serving_pb2
+from tf_infer.wire import messages, methods, serving_pb2, tensors, varint
 
 TEXT = {"text": (serving_pb2.DT_STRING, (-1,))}
+NUMBERS = {"x": (serving_pb2.DT_FLOAT, (1, 2))}
 SIGNATURES = {"serving_default": signature(TEXT, TEXT)}
 
 
@@ -88,6 +89,33 @@ def test_what_is_large_or_asks_for_nothing_is_not_kept() -> None:
     for one in (nameless, unknown, request(b"a" * SMALL_BYTES)):
         kept(known, one)
         assert known.find(one.SerializeToString()) is None
+
+
+def test_a_request_with_fields_that_nobody_knows_is_not_kept() -> None:
+    known, data = KnownRequests(model_ref), request(b"a").SerializeToString()
+    strange = serving_pb2.PredictRequest.FromString(data + varint.field(99, b"alice"))
+    kept(known, strange)
+    assert known.find(strange.SerializeToString()) is None
+
+
+def test_what_is_known_of_a_request_holds_nothing_of_its_value() -> None:
+    known = KnownRequests(model_ref)
+    numbers = {"serving_default": signature(NUMBERS, NUMBERS)}
+    kept(known, request(b"Alice"))
+    found = known.find(request(b"other").SerializeToString())
+    assert found is not None
+    assert found.known.plan(SIGNATURES, found.array).runs[0].inputs["text"].tolist() == [b"other"]
+    assert found.known._planned is not None
+    assert "Alice" not in repr([found.known.form, found.known._request, found.known._planned])
+    for values in (np.float32([[1, 2]]), np.float64([[3, 4]])):
+        first, other = (messages.predict_request(messages.ModelRef("m"), {"x": array})
+                        for array in (values, values[:, ::-1].copy()))
+        kept(known, first)
+        found = known.find(other.SerializeToString())
+        assert found is not None
+        run, = found.known.plan(numbers, found.array).runs
+        assert run.inputs["x"].tolist() == values[:, ::-1].tolist()
+        assert not tensors.to_array(found.known._request.inputs["x"]).any()
 
 
 def test_callers_of_one_form_get_each_their_own_answer_and_errors_as_ever(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tf_infer.errors import ServingError
 from tf_infer.wire import body_form, rest
 from tf_infer.wire import serving_pb2 as pb
 
@@ -50,7 +49,7 @@ def found_in(body: bytes) -> Found:
 
 
 def form_of(body: bytes) -> body_form.BodyForm | None:
-    return body_form.form_of(body, read)
+    return body_form.form_of(body, *read(body), read)
 
 
 @pytest.mark.parametrize("whole", FORMS.values(), ids=FORMS)
@@ -101,13 +100,20 @@ def test_other_inputs_than_one_text_have_no_form() -> None:
     text, number = pb.TensorInfo(dtype=pb.DT_STRING), pb.TensorInfo(dtype=pb.DT_FLOAT)
     for body, inputs in ((b'{"inputs": {"a": "x", "b": "y"}}', {"a": text, "b": text}),
                          (b'{"instances": [1.5]}', {"x": number})):
-        assert body_form.form_of(body, lambda one, taken=inputs: rest.read_inputs(
+        arrays, form = rest.read_inputs(rest.read_body(body), inputs)
+        assert body_form.form_of(body, arrays, form, lambda one, taken=inputs: rest.read_inputs(
             rest.read_body(one), taken)) is None
 
 
-def test_a_body_that_is_at_fault_says_so() -> None:
-    with pytest.raises(ServingError, match="Missing 'inputs' or 'instances' key"):
-        form_of(b"{}")
+def test_a_body_is_not_read_again_for_its_form() -> None:
+    body, seen = b'{"instances": ["a"]}', list[bytes]()
+
+    def reading(other: bytes) -> tuple[rest.Arrays, rest.Form]:
+        seen.append(other)
+        return read(other)
+
+    assert body_form.form_of(body, *read(body), reading) is not None
+    assert seen and body not in seen
 
 
 @given(data=st.data())

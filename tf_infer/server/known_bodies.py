@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tf_infer.errors import ServingError
 from tf_infer.server.contracts import Plan, Run, Signatures
 from tf_infer.server.known_requests import MOST, SELDOM, SMALL_BYTES
 from tf_infer.server.versions import ModelRef
-from tf_infer.wire import body_form, messages
+from tf_infer.wire import body_form, messages, rest
 
 
 class KnownBody(NamedTuple):
@@ -20,7 +21,7 @@ class KnownBody(NamedTuple):
         asked, ref: the model, as the route and as versions name it.
         form: of the bodies.
         signatures: of the version that was asked.
-        plan: of one of them.
+        plan: of one of them, without its inputs.
     """
 
     asked: messages.ModelRef
@@ -64,25 +65,36 @@ class KnownBodies:
                     return FoundBody(known, array)
         return None
 
-    def keep(self, asked: messages.ModelRef, ref: ModelRef, body: bytes, read: body_form.Read,
-             signatures: Signatures, plan: Plan[Any]) -> None:
+    def keep(self, asked: messages.ModelRef, ref: ModelRef, body: bytes, form: rest.Form,
+             read: body_form.Read, signatures: Signatures, plan: Plan[Any]) -> None:
         """Remember, perhaps, the form of a body of which nothing is known.
 
         Args:
-            asked, ref, signatures, plan: see `KnownBody`.
+            asked, ref, signatures: see `KnownBody`.
             body: of the request.
-            read: see `body_form.form_of`.
+            form, read: see `body_form.form_of`.
+            plan: of the request.
         """
         self._others += 1
         if self._others % SELDOM != 1 or len(body) > SMALL_BYTES:
             return
-        try:
-            form = body_form.form_of(body, read)
-        except ServingError:  # its caller is told by what reads it
-            return
-        if form is not None:
-            self._known = (KnownBody(asked, ref, form, signatures, plan), *self._known)[:MOST]
+        run, = plan.runs
+        found = body_form.form_of(body, dict(run.inputs), form, read)
+        if found is not None and _tells_nothing(found, run.signature):
+            plan = replace(plan, runs=(run._replace(inputs={}),))
+            self._known = (KnownBody(asked, ref, found, signatures, plan), *self._known)[:MOST]
 
     def forget(self, known: KnownBody) -> None:
         """Remember one form no more: the model has other signatures by now."""
         self._known = tuple(one for one in self._known if one is not known)
+
+
+def _tells_nothing(form: body_form.BodyForm, signature: str) -> bool:
+    """Return whether around its text a body has only names that are the model's or REST's own.
+
+    It stays in memory, and whatever else a caller sends may be about a person.
+    """
+    names = (rest.SIGNATURE_NAME, rest.INSTANCES, rest.INPUTS, form.name, signature)
+    own = b"|".join([re.escape(name.encode()) for name in names])
+    return re.fullmatch(rb'(?:[][{}:,\s]|"(?:%s)")*' % own,
+                        form.head[:-1] + form.tail[1:]) is not None

@@ -11,7 +11,7 @@ from tf_infer.errors import TfInferError
 from tf_infer.server import predict
 from tf_infer.server.contracts import Arrays, Plan, Run, Signatures
 from tf_infer.server.versions import ModelRef
-from tf_infer.wire import messages, request_form, serving_pb2
+from tf_infer.wire import messages, request_form, serving_pb2, tensors
 
 MOST = 8  # forms; each costs every request of none of them a microsecond
 SELDOM = 8  # of so many requests that are of none of them one has its form kept
@@ -23,7 +23,7 @@ class Known:
 
     Args:
         form: theirs.
-        request: one of them.
+        request: one of them, but for its value: that of a caller does not stay in memory.
         ref: what it asks for.
 
     Attributes:
@@ -84,5 +84,23 @@ class KnownRequests:
             form, ref = request_form.form_of(data, request), self._ref_of(request.model_spec)
         except (TfInferError, ValueError, IndexError):  # its caller is told by what reads it
             return
-        if form is not None:
-            self._known = (Known(form, request, ref), *self._known)[:MOST]
+        if form is not None and not _unknown_fields(request):
+            self._known = (Known(form, _without_value(request, form), ref), *self._known)[:MOST]
+
+
+def _unknown_fields(request: serving_pb2.PredictRequest) -> bool:
+    """Return whether a request has fields that the API does not know, which the form would hold."""
+    plain = serving_pb2.PredictRequest()
+    plain.CopyFrom(request)
+    plain.DiscardUnknownFields()
+    return bool(plain.ByteSize() != request.ByteSize())
+
+
+def _without_value(request: serving_pb2.PredictRequest, form: request_form.RequestForm,
+                   ) -> serving_pb2.PredictRequest:
+    """Return a request like another, with an empty text or zeros as its input."""
+    like = serving_pb2.PredictRequest(
+        model_spec=request.model_spec, output_filter=request.output_filter)
+    tensors.write(np.full(form.shape, b"" if form.size is None else 0, form.dtype),
+                  like.inputs[form.name])
+    return like

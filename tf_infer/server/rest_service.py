@@ -109,7 +109,7 @@ class RestService:
         predict.check_inputs(signature, inputs)
         outputs = tuple(predict.choose_outputs(signature, ()))
         plan = Plan((Run(name, inputs, outputs),), lambda found: Formed(found[0], form))
-        self._known.keep(asked, ref, content, lambda other: rest.read_inputs(
+        self._known.keep(asked, ref, content, form, lambda other: rest.read_inputs(
             rest.read_body(other), taken), signatures, plan)
         return plan
 

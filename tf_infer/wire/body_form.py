@@ -56,17 +56,14 @@ def _single(text: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return array.reshape(shape)
 
 
-def form_of(body: bytes, read: Read) -> BodyForm | None:
+def form_of(body: bytes, inputs: Arrays, form: Form, read: Read) -> BodyForm | None:
     """Return the form of a body; None where it has more than one text, or other values.
 
     Args:
         body: as it came.
-        read: reads it, and others like it.
-
-    Raises:
-        ServingError: by `read`, of the body itself.
+        inputs, form: what was read of it.
+        read: reads others like it.
     """
-    inputs, form = read(body)
     (name, array), *others = inputs.items()
     if others or array.dtype.kind != "O" or array.size != 1:
         return None
