@@ -105,6 +105,17 @@ def test_the_other_thread_gives_way_to_this_one_whatever_the_priority_of_this_on
     assert niceness() == usual
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_where_no_priority_may_be_set_a_thread_keeps_its_own_and_goes_on(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_arguments: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    cpus.give_way()
+    assert behind(lambda: 0, lambda: "done") == ["done"]
+
+
 def test_while_others_ask_each_piece_of_work_is_followed_by_a_rest_in_its_measure(
         rests: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpus, "MOST_REST_S", 10.0)

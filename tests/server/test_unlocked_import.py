@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +18,12 @@ tf = pytest.importorskip("tensorflow")
 
 from tf_infer.server.graph_pieces import Piece  # noqa: E402
 from tf_infer.server.loading import BareGraph, free  # noqa: E402
-from tf_infer.server.unlocked_import import UnlockedImport, graph_address, unlocked_import  # noqa: E402
+from tf_infer.server.unlocked_import import (  # noqa: E402
+    LIBRARY,
+    UnlockedImport,
+    graph_address,
+    unlocked_import,
+)
 
 ATTEMPTS = 2000
 
@@ -60,6 +67,28 @@ def test_the_tensorflow_that_is_tested_with_tells_where_a_graph_lies(session: An
 def test_an_address_that_the_graph_of_python_does_not_hold_is_none(session: Any) -> None:
     unlocked(session)
     assert graph_address(SimpleNamespace(_session=session._session, graph=tf.Graph())) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read through /proc")
+def test_no_address_is_none_though_an_empty_place_of_pythons_graph_is_like_it() -> None:
+    class Binding:
+        __slots__ = ("place",)
+
+    class Graph:
+        __slots__ = ("empty",)
+
+    binding, nothing = Binding(), ctypes.create_string_buffer(32)
+    place = ctypes.c_void_p.from_address(id(binding) + object.__basicsize__)
+    place.value = ctypes.addressof(nothing)
+    try:
+        assert graph_address(SimpleNamespace(_session=binding, graph=Graph())) is None
+    finally:
+        place.value = None  # no object's: nothing may count it
+
+
+def test_a_library_that_the_process_has_not_loaded_is_not_loaded_beside(tmp_path: Path) -> None:
+    (tmp_path / LIBRARY).write_bytes(b"no library")
+    assert unlocked_import(None, str(tmp_path)) is None
 
 
 def test_a_part_reads_what_is_in_earlier_ones_and_the_session_runs_it(session: Any) -> None:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -61,12 +61,13 @@ def give_way(nicer: int = 10) -> None:
     """Let the process's other threads go before this one from now on; there is no way back.
 
     A thread that it starts afterwards begins like it. Does nothing where threads have no priority
-    of their own.
+    of their own, or a sandbox forbids to set it.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(
-            LEAST_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread) + nicer))
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, min(
+                LEAST_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread) + nicer))
 
 
 class Behind:
@@ -84,7 +85,7 @@ class Behind:
     def __init__(self, asked: Callable[[], int] = lambda: 0) -> None:
         self._calls, self._known = asked, asked()
         self._asked: SimpleQueue[_Job[Any] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="tf-infer-behind")
+        self._thread = threading.Thread(target=self._work, name="tf-infer-behind", daemon=True)
         self._thread.start()
 
     def __call__(self, act: Callable[[], T]) -> T:

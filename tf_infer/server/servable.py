@@ -122,9 +122,13 @@ class SavedModelServable:
         self.halves = Halves()
         self.manifest: ModelManifest | None = None
         self._behind = cpus.Behind(asked) if gently else None
-        self._session = (functools.partial(GentleSession, self._behind) if self._behind
-                         else tf.compat.v1.Session)(
-            graph=tf.Graph(), config=settings or session_config(ServerConfig(models=())))
+        try:
+            self._session = (functools.partial(GentleSession, self._behind) if self._behind
+                             else tf.compat.v1.Session)(
+                graph=tf.Graph(), config=settings or session_config(ServerConfig(models=())))
+        except BaseException:
+            self.loaded()
+            raise
         try:
             self._fragile = _is_fragile(Path(path))
             meta_graph, self._tensor = self._load(Path(path), tags, prepared)

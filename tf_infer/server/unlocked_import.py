@@ -125,13 +125,14 @@ def _library(folder: str) -> _Library | None:
     path = Path(folder) / LIBRARY
     if sys.platform != "linux" or not path.is_file():
         return None
-    found = _Library(ctypes.PyDLL(str(path)), ctypes.CDLL(str(path)))
+    loaded = os.RTLD_NOLOAD | os.RTLD_NOW  # a second TensorFlow beside that of the process: never
     try:
+        found = _Library(ctypes.PyDLL(str(path), loaded), ctypes.CDLL(str(path), loaded))
         for one in found:
             for name, (result, arguments) in _FUNCTIONS.items():
                 function = getattr(one, name)
                 function.restype, function.argtypes = result, arguments
-    except AttributeError:
+    except (AttributeError, OSError):
         return None
     return found
 
@@ -143,7 +144,7 @@ def graph_address(session: Any) -> int | None:
     the graph's (tensorflow/c/c_api_internal.h). Python's graph must hold the same address.
     """
     found = _read(_words(session._session)[_HEAD_WORDS] + _WORD)
-    return found if found is not None and found in _words(session.graph) else None
+    return found if found and found in _words(session.graph) else None
 
 
 def _words(given: Any) -> memoryview[int]:
