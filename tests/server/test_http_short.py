@@ -254,13 +254,13 @@ def test_an_answer_may_take_longer_than_a_connection_may_be_idle(tmp_path: Path)
 
         def silent_for_long() -> None:
             """Let the connection be looked at when it could be closed."""
-            connection = shorts.last._connection
             connection._next_keepalive_close_time = 0.0
             connection._keepalive_handle.cancel()
             connection._process_keepalive()
 
         one.sendall(request(WAITS))
         assert rest.model.started.acquire(timeout=30)
+        connection = shorts.last._connection  # what is asked below may be short, too
         http._loop.call_soon_threadsafe(silent_for_long)
         assert answered(rest)  # behind it
         rest.model.release.set()
