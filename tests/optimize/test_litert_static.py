@@ -13,10 +13,12 @@ from tests.networks.encoders import POSITIONS, classifier, logits, rows
 from tf_infer.config import ShapeGrid
 from tf_infer.engines.litert_encoder import LiteRTEncoder, load
 from tf_infer.errors import ConfigError, DataError
+from tf_infer.networks.arrays import Dense
 from tf_infer.networks.encoder_arrays import encoder_arrays_of
 from tf_infer.optimize.litert_classifier import EncoderSettings, write
+from tf_infer.optimize.litert_file import Constant, ModelFile
 from tf_infer.optimize.litert_ranges import ranges_of
-from tf_infer.optimize.litert_static import EVEN, between
+from tf_infer.optimize.litert_static import EVEN, _product, between
 
 pytest.importorskip("ai_edge_litert", reason="needs the extra `server`")
 
@@ -97,6 +99,22 @@ def test_a_unit_between_two_numbers_holds_both_and_zero_exactly() -> None:
         assert (127 - zero) * scale >= most - scale
         assert (-128 - zero) * scale <= min(least, 0.0) + scale
     assert EVEN * 127 == 1.0
+
+
+def test_a_bias_is_kept_whatever_the_weights_of_its_row() -> None:
+    file, read, given = ModelFile(), between(-4.0, 4.0), between(-1.0, 1.0)
+    weights = np.array([[0.5, -0.25], [1e-7, -5e-8], [0.0, 0.0], [0.0, 0.0]], np.float32)
+    bias = np.array([0.25, 0.5, -0.01, 0.0], np.float32)
+    made = _product(file, Dense(weights, bias), read, given)
+
+    def floats(constant: Constant, dtype: type) -> np.ndarray:
+        held = file.buffers[constant.buffer]
+        assert held is not None and constant.scales is not None
+        values = held.view(dtype).reshape(len(bias), -1)
+        return np.asarray(values * constant.scales.scale.astype(np.float64)[:, None])
+
+    np.testing.assert_allclose(floats(made.bias, np.int32)[:, 0], bias, rtol=1e-4)
+    np.testing.assert_allclose(floats(made.kernel, np.int8), weights, rtol=0.01, atol=1e-5)
 
 
 def test_ranges_without_texts_or_of_floats_are_refused(tmp_path: Path) -> None:

@@ -99,9 +99,9 @@ class ModelFile:
             self.known[key] = Constant(len(self.buffers) - 1, array.shape, array.dtype.name, None)
         return self.known[key]
 
-    def quantized(self, array: np.ndarray) -> Constant:
-        """Add [N, D] float32 as int8 with one scale a row, symmetric."""
-        values, scales = quantize_rows(array)
+    def quantized(self, array: np.ndarray, least: np.ndarray | float = 0.0) -> Constant:
+        """Add [N, D] float32 as int8 with one scale a row, symmetric, not below `least` [N]."""
+        values, scales = quantize_rows(array, least)
         self.buffers.append(values.reshape(-1).view(np.uint8))
         return Constant(len(self.buffers) - 1, array.shape, "int8", Scales(scales))
 
@@ -418,10 +418,14 @@ class GraphWriter:
         return Tensor(len(self.subgraph.tensors) - 1, tuple(shape), dtype, quantization)
 
 
-def quantize_rows(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return [N, D] int8 in -127 .. 127 and [N] float32: `array` is about values * scales."""
-    largest = np.abs(array).max(axis=1)
-    scales = np.where(largest > 0, largest / 127.0, 1.0).astype(np.float32)
+def quantize_rows(array: np.ndarray, least: np.ndarray | float = 0.0
+                  ) -> tuple[np.ndarray, np.ndarray]:
+    """Return [N, D] int8 in -127 .. 127 and [N] float32: `array` is about values * scales.
+
+    No scale is below `least` [N].
+    """
+    scales = np.maximum(np.abs(array).max(axis=1) / 127.0, least)
+    scales = np.where(scales > 0, scales, 1.0).astype(np.float32)
     return np.rint(array / scales[:, None]).astype(np.int8), scales
 
 

@@ -20,6 +20,7 @@ from tf_infer.optimize.litert_file import Constant, GraphWriter, ModelFile, Scal
 
 # Below this an activation gives what 8 bits do not tell from 0.
 LEAST: Mapping[Activation, float] = {"gelu": -4.0, "gelu_tanh": -4.0, "relu": 0.0, "silu": -8.0}
+UNITS = 2**20  # of a bias, at most: a float32 tells them apart with a sum beside them
 EVEN = 1 / 127.0  # unit of channels that were divided by the largest number of each
 
 
@@ -123,7 +124,8 @@ def _divided(dense: Dense, channels: np.ndarray) -> Dense:
 
 def _product(file: ModelFile, dense: Dense, read: Scales, given: Scales,
              factors: np.ndarray | None = None) -> WholeDense:
-    kernel = file.quantized(dense.kernel)
     bias = np.zeros(len(dense.kernel), np.float32) if dense.bias is None else dense.bias
+    # The bias counts in units of the row: those of weights near 0 would be too small for it.
+    kernel = file.quantized(dense.kernel, np.abs(bias) / (UNITS * read.scale))
     return WholeDense(kernel, file.whole_bias(bias, kernel, read), read, given,
                       None if factors is None else file.constant(factors.astype(np.float32)))
