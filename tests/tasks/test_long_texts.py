@@ -73,3 +73,18 @@ def test_no_more_is_encoded_than_a_row_reaches_and_the_row_is_the_same(
     assert set(found) == set(wanted)
     for name, tensor in wanted.items():
         tf.debugging.assert_equal(found[name], tensor, message=name)
+
+
+@pytest.mark.parametrize(("option", "told"), [
+    ("forced_prefix", "forced_prefix: expected at most"), ("banned", "banned: expected words of")])
+def test_a_prefix_or_a_banned_word_that_is_too_long_is_refused_and_not_encoded_whole(
+        monkeypatch: pytest.MonkeyPatch, option: str, told: str) -> None:
+    built = build(small.DECODER)
+    codec = Watched(built.codec)
+    task = type(built)(built.config, codec, built.network)
+    monkeypatch.setattr(packing, "LEAST_REACH", MOST)
+    monkeypatch.setattr(packing, "REACH_OF_A_TOKEN", 1)
+    given = {**options.defaults_for(1, task.config), option: tf.constant(["ab" * 2_000])}
+    with pytest.raises(tf.errors.InvalidArgumentError, match=told):
+        task.preprocess(prompt=tf.constant(["a"]), **given)
+    assert codec.longest == max(MOST, task.config.capacity)

@@ -20,6 +20,7 @@ from tf_infer.tasks.grid import require
 from tf_infer.tasks.shared_codec import SharedCodec
 from tf_infer.text.continuing import Continuing
 from tf_infer.text.contracts import TextCodec
+from tf_infer.text.packing import reach
 
 Dense = Mapping[str, tf.Tensor]
 
@@ -76,6 +77,8 @@ class RowOptions:
         found = lists.read(inputs, self.codec.vocab_size)
         words = tf.reshape(found.words.texts, [-1])
         flat = tf.concat([inputs["forced_prefix"], words], axis=0)
+        # What is longer has too many ids as far as it is read, too, and is refused for them.
+        flat = tf.strings.substr(flat, 0, reach(self.config.capacity))
         return Texts(self.continuing.written(flat), found)
 
     def dense(self, inputs: Dense, texts: Texts, encoded: tf.RaggedTensor) -> dict[str, tf.Tensor]:

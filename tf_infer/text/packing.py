@@ -30,15 +30,20 @@ class Reached(NamedTuple):
                                     for places in (tokens.starts, tokens.ends)))
 
 
+def reach(ids: int) -> int:
+    """Return how many bytes of a text are read where so many ids are wanted at most."""
+    return max(LEAST_REACH, REACH_OF_A_TOKEN * ids)
+
+
 def within_reach(texts: tf.Tensor, config: PackingConfig, grid: ShapeGrid) -> Reached:
     """Cut off what lies so far from the end of [B] texts that `pack` keeps that no row reaches it.
 
     Sixty megabytes for a row of some hundred ids: an operation over them ends when it has done its
-    work, whatever the deadline, and takes many times their memory. Only a text whose first
-    (`left`: last) mebibyte gives fewer ids than a row has, white space without end, is read
-    otherwise than whole.
+    work, whatever the deadline, and takes many times their memory. Only a text is read otherwise
+    than whole whose first (`left`: last) mebibyte gives fewer ids than a row has, white space
+    without end, or is one word without a border, a character repeated (`left` alone).
     """
-    most = max(LEAST_REACH, REACH_OF_A_TOKEN * min(config.max_tokens, grid.tokens[-1]))
+    most = reach(min(config.max_tokens, grid.tokens[-1]))
     if config.truncation != "left":
         return Reached(tf.strings.substr(texts, 0, most), None)
     size = tf.strings.length(texts)
