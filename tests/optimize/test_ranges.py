@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.oracles import ranges as oracle
 from tf_infer.errors import ConfigError
-from tf_infer.optimize.ranges import BINS, STEPS, Magnitudes, divergence, smoothing
+from tf_infer.optimize.ranges import BINS, PART, STEPS, Magnitudes, divergence, smoothing
 
 numbers = st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_size=30)
 
@@ -47,6 +47,26 @@ def test_the_divergence_is_that_of_the_oracle(seed: int, kept: int) -> None:
     counts = draw.poisson(3.0 * np.exp(-np.arange(500) / 80.0))
     wanted = oracle.divergence(counts.tolist(), kept, STEPS)
     assert divergence(counts, kept) == pytest.approx(wanted, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3), st.sampled_from([7, 300, PART + 1]))
+def test_every_count_is_that_of_numpys_histogram(seed: int, size: float, rows: int) -> None:
+    draw = np.random.default_rng(seed)
+    found = Magnitudes(2)
+    batches: list[np.ndarray] = []
+    for grown in (1.0, 0.3, 7.0):  # the top doubles for the last one
+        batches.append((draw.normal(size=(rows, 2)) * size * grown).astype(np.float32))
+        if batches[:-1]:  # numbers on the edges of bins, the last edge among them, and below them
+            edges = (draw.integers(0, BINS + 1, rows) * (found.top / BINS)).astype(np.float32)
+            batches[-1][:, 0] = np.where(draw.random(rows) < 0.5, edges, np.nextafter(
+                edges, np.float32(0.0)))
+        found.add(batches[-1])
+    every = np.abs(np.concatenate(batches))
+    assert found.largest == every.max()
+    np.testing.assert_array_equal(found.peaks, every.max(axis=0))
+    wanted = oracle.histogram(batches, BINS)
+    np.testing.assert_array_equal(found.counts, wanted)
 
 
 def test_entropy_cuts_off_what_seldom_comes_and_keeps_what_is_even() -> None:

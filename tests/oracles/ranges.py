@@ -13,6 +13,21 @@ def percentile_limit(values: np.ndarray, percent: float) -> float:
     return sizes[max(0, math.ceil(len(sizes) * percent / 100.0) - 1)]
 
 
+def histogram(batches: list[np.ndarray], bins: int) -> np.ndarray:
+    """Return counts from 0 to a top that begins as the largest magnitude of the first batch.
+
+    Two bins become one where a batch is above the top.
+    """
+    top, counts = float(np.abs(batches[0]).max()), np.zeros(bins, np.int64)
+    for batch in batches:
+        sizes = np.abs(batch.astype(np.float64))
+        while sizes.max() > top:
+            counts = np.append(counts[0::2] + counts[1::2], np.zeros(bins // 2, np.int64))
+            top *= 2.0
+        counts = counts + np.histogram(sizes, bins, (0.0, top))[0]
+    return counts
+
+
 def divergence(counts: list[int], kept: int, steps: int) -> float:
     """Return the divergence of counts from what `steps` of the first `kept` tell, in nats."""
     wanted = [float(count) for count in counts[:kept]]

@@ -33,15 +33,19 @@ def ranges_of(arrays: EncoderArrays, batches: Sequence[Mapping[str, Any]], how: 
     network = FastClassifier(arrays, EncoderForm(widths=(-(-len(arrays.positions) // 8) * 8,)))
     products = {named(layer.number, part): dense for layer in network.stack
                 for part, dense in layer.dense(layer.number, arrays).items()}
-    peaks = {name: np.zeros(len(dense.kernel)) for name, dense in products.items()}
     inner = {named(number, "inner"): Magnitudes(len(layer.inner.kernel))
              for number, layer in enumerate(arrays.layers)}
+    peaks = {name: np.zeros(len(dense.kernel)) for name, dense in products.items()
+             if name not in inner}
 
     def give(name: str, inputs: np.ndarray) -> None:
-        made = inputs @ products[name].kernel.T + bias_of(products[name])
-        peaks[name] = np.maximum(peaks[name], np.abs(made).max(axis=0, initial=0.0))
+        made = inputs @ products[name].kernel.T
+        made += bias_of(products[name])
         if name in inner:
             inner[name].add(made)
+        else:
+            largest = np.maximum(made.max(axis=0, initial=0.0), -made.min(axis=0, initial=0.0))
+            peaks[name] = np.maximum(peaks[name], largest)
 
     taken = observed(network, batches, {}, give)
     return tuple(
