@@ -17,6 +17,7 @@ import pytest
 from tests.tasks import small
 from tf_infer import config
 from tf_infer.cli import engine as cli_engine
+from tf_infer.cli.main import main
 from tf_infer.cli.proof import export_task, make_golden
 from tf_infer.config import ShapeGrid
 from tf_infer.engines import gpus
@@ -31,6 +32,8 @@ from tf_infer.manifest import (
     read_manifest,
     read_samples,
 )
+from tf_infer.optimize import litert_classifier
+from tf_infer.optimize import onnx as onnx_file
 from tf_infer.optimize.litert_classifier import EncoderSettings
 from tf_infer.optimize.onnx import OnnxSettings
 from tf_infer.server.config import ServerConfig
@@ -192,3 +195,37 @@ def test_a_decoder_has_no_onnx_engine() -> None:
         cli_engine.settings_of(arguments(), decoder)
     with pytest.raises(ConfigError, match="expected int8 or float32 with a decoder, got float16"):
         cli_engine.settings_of(arguments(*LITERT, *FLOAT16), decoder)
+
+
+def test_ranges_of_a_decoder_are_not_set() -> None:
+    decoder: Any = SimpleNamespace(config=small.DECODER)
+    with pytest.raises(ConfigError, match="--engine-ranges: expected found with a decoder, got"):
+        cli_engine.settings_of(arguments(*LITERT, *SET), decoder)
+
+
+@pytest.mark.parametrize("kind", ["litert", "onnx"])
+def test_texts_longer_than_a_row_set_ranges_as_far_as_a_row_reaches(
+        kind: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def write(*_of: Any, batches: Any, **_how: Any) -> None:
+        given.extend(batches)
+
+    for module in (litert_classifier, onnx_file):
+        monkeypatch.setattr(module, "write", write)
+    one = cli_engine.ENCODERS[kind]
+    one.write(task, tmp_path, one.settings("int8", "largest"), [b"x" * 500] * 20, str)
+    assert [batch["ids"].shape[0] for batch in given] == [16, 4]
+    assert np.asarray(given[0]["mask"]).sum(axis=1).max() == small.PACKING.max_tokens
+
+
+@pytest.mark.parametrize("kind", ["litert", "onnx"])
+def test_ranges_without_texts_are_refused_before_anything_is_done(
+        kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build.save(build.build(small.BAG), tmp_path / "model")
+    code = main(["export", str(tmp_path / "model"), "--base-dir", str(tmp_path / "saved"),
+                 "--engine", kind, *SET])
+    told = "".join(capsys.readouterr())
+    assert code != 0
+    assert "--engine-ranges: expected --calibrate FILE or --texts FILE beside it, got" in told
+    assert "golden" not in told

@@ -9,7 +9,8 @@ import pytest
 
 from tests.tasks import small
 from tf_infer.optimize import importance
-from tf_infer.optimize.texts import Text, encoded
+from tf_infer.optimize import texts as given
+from tf_infer.optimize.texts import Text, encoded, in_batches
 from tf_infer.tasks.build import build
 from tf_infer.verify.predictors import EagerPredictor
 
@@ -37,3 +38,15 @@ def test_a_task_of_one_text_reads_one() -> None:
     task = build(BAG)
     told = EagerPredictor(task.signatures())("encode", {"text": np.array(ONE, object)})
     np.testing.assert_array_equal(encoded(task, ONE)["ids"].numpy(), told["ids"])
+
+
+def test_the_first_texts_are_read_in_batches_and_long_ones_cut_as_those_of_a_request(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(given, "MAX_TEXTS", 18)
+    task = build(BAG)
+    long = [b"x" * size for size in range(500, 530)]
+    batches = list(in_batches(task, long))
+    assert [len(batch["ids"]) for batch in batches] == [16, 2]
+    told = EagerPredictor(task.signatures())("encode", {"text": np.array(long[16:18], object)})
+    np.testing.assert_array_equal(batches[1]["ids"].numpy(), told["ids"])
+    assert batches[1]["mask"].numpy().all(axis=1).any()

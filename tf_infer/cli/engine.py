@@ -47,9 +47,9 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine-ranges", choices=["found", "largest", "percentile", "entropy"],
                         default="found",
                         help="of a classifier's engine in int8: what 8 bits reach to is found for "
-                             "each text (default; of onnx on CPUs alone), or set once by what "
-                             "--texts come to, as TensorRT needs it; litert is faster with it, and "
-                             "rounds more")
+                             "each text (default; of onnx on CPUs alone), or set once by what the "
+                             "texts of --calibrate, else --texts, come to, as TensorRT needs it; "
+                             "litert is faster with it, and rounds more")
 
 
 class EncoderSettings(Protocol):
@@ -117,10 +117,10 @@ class _LiteRT:
 
     def write(self, task: Task, folder: Path, settings: Any, texts: Sequence[bytes],
               progress: Callable[[str], None]) -> EncoderEngineManifest:
-        from tf_infer.optimize.calibrate import batches_of
         from tf_infer.optimize.litert_classifier import write
+        from tf_infer.optimize.texts import in_batches
 
-        batches = [] if settings.ranges == "found" else list(batches_of(task, texts))
+        batches = [] if settings.ranges == "found" else list(in_batches(task, texts))
         return write(task.network, folder, settings, grid=task.config.grid, batches=batches,
                      progress=progress)
 
@@ -153,12 +153,12 @@ def settings_of(arguments: Any, task: Task) -> EngineSettings | EncoderChoice | 
     if arguments.engine is None:
         return None
     guesses = getattr(arguments, "engine_guesses", None)
+    ranges = getattr(arguments, "engine_ranges", "found")
     if isinstance(task.config, ClassifierConfig):
         if guesses is not None:
             raise ConfigError("--engine-guesses: expected it with a decoder (causal_lm), got a "
                               f"{task.config.kind}. Leave the option out.")
         kind = ENCODERS[arguments.engine]
-        ranges = getattr(arguments, "engine_ranges", "found")
         return EncoderChoice(kind, kind.settings(arguments.engine_precision, ranges))
     if not isinstance(task.config, CausalLMConfig):
         raise ConfigError("--engine: expected a decoder (causal_lm) or a classifier, got a "
@@ -168,6 +168,9 @@ def settings_of(arguments: Any, task: Task) -> EngineSettings | EncoderChoice | 
     if arguments.engine_precision == "float16":
         raise ConfigError("--engine-precision: expected int8 or float32 with a decoder, got "
                           "float16.")
+    if ranges != "found":
+        raise ConfigError(f"--engine-ranges: expected found with a decoder, got {ranges}. Leave "
+                          "the option out.")
     return EngineSettings(precision=arguments.engine_precision,
                           rows=row_sizes(task.config.grid.rows[-1]),
                           guesses=GUESSES if guesses is None else guesses)

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from tf_infer.optimize.onnx import OnnxSettings
     from tf_infer.tasks.base import Task
 
-BATCH = 32  # texts that set ranges, at once
-
 
 class OnnxKind:
     """An `EncoderKind` (cli/engine.py)."""
@@ -55,12 +53,11 @@ class OnnxKind:
               progress: Callable[[str], None]) -> EncoderEngineManifest:
         """Write model and description into a folder, which is made."""
         from tf_infer.optimize.onnx import write
-        from tf_infer.optimize.texts import encoded
+        from tf_infer.optimize.texts import in_batches
 
         batches = [] if settings.ranges == "found" else [
-            {name: tensor.numpy() for name, tensor in encoded(
-                task, texts[begin:begin + BATCH]).items()}
-            for begin in range(0, len(texts), BATCH)]
+            {name: tensor.numpy() for name, tensor in batch.items()}
+            for batch in in_batches(task, texts)]
         return write(task.network, folder, settings, grid=task.config.grid, batches=batches,
                      progress=progress)
 

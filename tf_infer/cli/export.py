@@ -48,8 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
                              "or the JSON file of a plan (docs/optimisation.md). It is proven "
                              "against the model as it is")
     parser.add_argument("--calibrate", type=Path, metavar="FILE",
-                        help="texts for a plan of a classifier that sets ranges, smooths, or looks "
-                             "for sensitive layers (default: --texts)")
+                        help="of a classifier: texts for a plan that sets ranges, smooths, or "
+                             "looks for sensitive layers, and for --engine-ranges (default: "
+                             "--texts)")
     add_engine(parser)
     parser.add_argument("--constraints", type=Path, metavar="FILE",
                         help="of a decoder: what texts must look like that name one of these; JSON,"
@@ -103,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = arguments.name or arguments.base_dir.resolve().name
     plan = read_plan(arguments.plan) if arguments.plan else None
     texts = read_texts(arguments.texts) if arguments.texts else ()
+    calibration = read_texts(arguments.calibrate) if arguments.calibrate else ()
     progress(f"reading {arguments.model_dir}")
     task = load(arguments.model_dir)
     if arguments.explain:
@@ -132,11 +134,14 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError("--constraints: expected a decoder, got a model of kind "
                               f"{task.config.kind!r}.")
         task = task.constrained(load_config(Mapping[str, ConstraintConfig], arguments.constraints))
+    engine = settings_of(arguments, task)
+    if engine is not None and arguments.engine_ranges != "found" and not (calibration or texts):
+        raise ConfigError("--engine-ranges: expected --calibrate FILE or --texts FILE beside it, "
+                          "got neither. Give texts like those that will be asked.")
     try:
         folder, report = export_task(
             task, arguments.base_dir, name=name, texts=texts, plan=plan,
-            calibration=read_texts(arguments.calibrate) if arguments.calibrate else (),
-            engine=settings_of(arguments, task),
+            calibration=calibration, engine=engine,
             tolerance=tolerance_of(arguments), xla=not arguments.no_xla,
             server=not arguments.no_server, version=arguments.version,
             max_rows=arguments.max_rows, progress=progress)

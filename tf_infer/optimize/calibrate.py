@@ -15,11 +15,9 @@ from tf_infer.networks.encoder_arrays import EncoderArrays
 from tf_infer.networks.fast_encoder import EncoderForm, FastClassifier, layer_names
 from tf_infer.optimize.plan import OptimizationPlan
 from tf_infer.optimize.ranges import Magnitudes, smoothing
-from tf_infer.optimize.texts import encoded
+from tf_infer.optimize.texts import BATCH_ROWS, in_batches
 from tf_infer.tasks.base import Task
 
-MAX_TEXTS = 512
-BATCH_ROWS = 16
 SMOOTHED = ("qkv", "out", "inner")  # what `outer` takes may have been rounded to 8 bits already
 
 
@@ -32,7 +30,7 @@ def calibrated(task: Task, arrays: EncoderArrays, form: EncoderForm, plan: Optim
         arrays: its weights.
         form: without them.
         plan: says whether inputs have set ranges, and how far they are smoothed.
-        texts: the first MAX_TEXTS that fit into the network are read.
+        texts: the first `MAX_TEXTS` that fit into the network are read.
 
     Raises:
         DataError: no text, none that fits into the network, or a product takes what is no number;
@@ -74,9 +72,7 @@ def batches_of(task: Task, texts: Sequence[bytes]) -> Iterator[dict[str, tf.Tens
     if not fitting:
         raise DataError(f"calibration: expected texts of at most {packing.max_tokens} tokens, got "
                         f"{len(texts)} of {counts.min()} to {counts.max()}. Give shorter ones.")
-    fitting = fitting[:MAX_TEXTS]
-    for start in range(0, len(fitting), BATCH_ROWS):
-        yield encoded(task, fitting[start:start + BATCH_ROWS])
+    yield from in_batches(task, fitting)
 
 
 def observed(network: FastClassifier, batches: Sequence[Mapping[str, tf.Tensor]],
@@ -102,7 +98,7 @@ def observed(network: FastClassifier, batches: Sequence[Mapping[str, tf.Tensor]]
         if not np.isfinite(values).all():
             raise DataError(f"calibration: expected numbers in what {name} takes, got NaN or "
                             f"infinity in texts {first_text} to {first_text + BATCH_ROWS - 1} of "
-                            "those that fit. Do the weights overflow?")
+                            "those that are read. Do the weights overflow?")
         see_also(name, values)
         counts = found.setdefault(name, Magnitudes(values.shape[1]))
         counts.add(values / divisors[name] if name in divisors else values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import tensorflow as tf
@@ -12,6 +12,8 @@ from tf_infer.tasks.base import Task
 
 # A text of a classifier, a pair of them where it takes pairs, or a document of a decoder.
 Text: TypeAlias = bytes | tuple[bytes, bytes]
+MAX_TEXTS = 512  # that set ranges
+BATCH_ROWS = 16
 
 
 def encoded(task: Task, texts: Sequence[Text]) -> dict[str, tf.Tensor]:
@@ -26,3 +28,10 @@ def encoded(task: Task, texts: Sequence[Text]) -> dict[str, tf.Tensor]:
     parts = zip(*(text if isinstance(text, tuple) else (text,) * len(names) for text in texts))
     dense = task.preprocess(**{name: tf.constant(part) for name, part in zip(names, parts)})
     return {name: dense[name] for name in ("ids", "mask", "segments")}
+
+
+def in_batches(task: Task, texts: Sequence[Text]) -> Iterator[dict[str, tf.Tensor]]:
+    """Return the first MAX_TEXTS as `encoded` gives them, BATCH_ROWS at a time."""
+    texts = texts[:MAX_TEXTS]
+    for start in range(0, len(texts), BATCH_ROWS):
+        yield encoded(task, texts[start:start + BATCH_ROWS])
