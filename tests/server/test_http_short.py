@@ -269,6 +269,18 @@ def test_an_answer_may_take_longer_than_a_connection_may_be_idle(tmp_path: Path)
         assert read_all(one) == b""  # it is idle now
 
 
+def held(rest: Rest, one: socket.socket) -> tuple[Any, http_short.Whole]:
+    """Return the HTTP server and a request that was sent on a connection, which nobody answers."""
+    told: list[http_short.Whole] = []
+    ready(rest, one)
+    http: Any = rest.server._rest._http  # type: ignore[union-attr]
+    http.short = lambda target: told.append
+    one.sendall(request(GOOD))
+    assert eventually(lambda: told)
+    whole, = told
+    return http, whole
+
+
 def test_while_a_caller_takes_no_answers_his_requests_wait_as_aiohttps_do(tmp_path: Path) -> None:
     told: list[http_short.Whole] = []
     with serving(tmp_path) as rest, rest.socket() as one:
@@ -307,15 +319,9 @@ def test_a_caller_who_ends_sending_is_answered_and_let_go(
 
 
 def test_who_is_gone_hears_nothing_and_his_request_holds_nothing(tmp_path: Path) -> None:
-    told: list[Any] = []
     with serving(tmp_path) as rest:
-        http = rest.server._rest._http  # type: ignore[union-attr]
         with rest.socket() as one:
-            ready(rest, one)
-            http.short = lambda target: told.append
-            one.sendall(request(GOOD))
-            assert eventually(lambda: told)
-            whole, = told
+            http, whole = held(rest, one)
             gone: list[bool] = []
             whole.gone = lambda: gone.append(True)
         assert eventually(lambda: gone)
@@ -348,14 +354,9 @@ def until_closed(rest: Rest) -> None:
 def test_an_answer_that_is_being_sent_when_a_server_stops_goes_out_whole(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "CLOSING_S", 60.0)
-    told: list[http_short.Whole] = []
     with serving(tmp_path) as rest, rest.socket() as one:
-        ready(rest, one)
-        http: Any = rest.server._rest._http  # type: ignore[union-attr]
-        http.short = lambda target: told.append
-        one.sendall(request(GOOD))
-        assert eventually(lambda: told)
-        http._loop.call_soon_threadsafe(told[0].answer, 200, b"", LARGE)
+        http, whole = held(rest, one)
+        http._loop.call_soon_threadsafe(whole.answer, 200, b"", LARGE)
         first = one.recv(1000)
         stopped = callers_stop(rest, drain_s=20)
         until_closed(rest)
@@ -367,19 +368,14 @@ def test_an_answer_that_is_being_sent_when_a_server_stops_goes_out_whole(
 def test_no_request_behind_the_last_answer_of_a_connection_is_run(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "CLOSING_S", 60.0)
-    told: list[http_short.Whole] = []
     with serving(tmp_path) as rest, rest.socket() as one:
-        ready(rest, one)
-        http: Any = rest.server._rest._http  # type: ignore[union-attr]
-        http.short = lambda target: told.append
-        one.sendall(request(GOOD))
-        assert eventually(lambda: told)
+        http, whole = held(rest, one)
         one.sendall(numbered(4, 6))
-        assert eventually(lambda: len(told[0]._connection._messages) == 2)
+        assert eventually(lambda: len(whole._connection._messages) == 2)
         stopped = callers_stop(rest, drain_s=20)
         until_closed(rest)
         ran = len(rest.model.runs)
-        http._loop.call_soon_threadsafe(told[0].answer, 200, b"", LARGE)
+        http._loop.call_soon_threadsafe(whole.answer, 200, b"", LARGE)
         first = one.recv(1000)
         assert not wait([stopped], timeout=0.3).done
         assert b"Connection: close" in first

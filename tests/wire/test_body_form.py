@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.wire.wirekit import damaged
 from tf_infer.wire import body_form, rest
 from tf_infer.wire import serving_pb2 as pb
 
@@ -123,20 +124,10 @@ def test_what_is_read_of_damaged_bytes_is_what_json_says_of_them(data: st.DataOb
     body = whole.replace(TEXT, b"a text of some length")
     form = form_of(body)
     assert form is not None
-    damaged = bytearray(body)
-    for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.integers(0, len(damaged) - 1))
-        how = data.draw(st.sampled_from(["set", "cut", "insert", "end"]))
-        byte = data.draw(st.sampled_from(b'"\\{}[]:,b64u\n \x00\x1f\x7f\x80\xc3\xff'))
-        if how == "set":
-            damaged[place] = byte
-        elif how == "insert":
-            damaged.insert(place, byte)
-        else:
-            del damaged[place:place + 1 if how == "cut" else None]
-        if not damaged:
-            return
-    array = form.array_in(bytes(damaged))
+    wrong = damaged(data, body, b'"\\{}[]:,b64u\n \x00\x1f\x7f\x80\xc3\xff')
+    if not wrong:
+        return
+    array = form.array_in(wrong)
     if array is not None:  # else JSON is asked
-        assert found_in(bytes(damaged)) == (
+        assert found_in(wrong) == (
             [form.name], array.shape, array.reshape(-1).tolist(), found_in(body).form)

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.wire.wirekit import damaged
 from tf_infer.wire import messages, request_form, tensors, varint
 from tf_infer.wire import serving_pb2 as pb
 
@@ -109,25 +110,15 @@ def test_requests_that_ask_for_something_else_are_not_of_the_form() -> None:
 def test_what_is_read_of_damaged_bytes_is_what_protobuf_reads_of_them(data: st.DataObject) -> None:
     request = text_request(b"x" * data.draw(st.sampled_from([5, 200])))
     form = form_of(request)
-    damaged = bytearray(request.SerializeToString())
-    for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.integers(0, len(damaged) - 1))
-        how = data.draw(st.sampled_from(["set", "cut", "insert", "end"]))
-        byte = data.draw(st.sampled_from([*range(20), 0x7F, 0x80, 0xFF]))
-        if how == "set":
-            damaged[place] = byte
-        elif how == "insert":
-            damaged.insert(place, byte)
-        else:
-            del damaged[place:place + 1 if how == "cut" else None]
-        if not damaged:
-            return
+    wrong = damaged(data, request.SerializeToString(), [*range(20), 0x7F, 0x80, 0xFF])
+    if not wrong:
+        return
     assert form is not None
-    found = form.array_in(bytes(damaged))
+    found = form.array_in(wrong)
     if found is None:
         return
     try:
-        read = pb.PredictRequest.FromString(bytes(damaged))
+        read = pb.PredictRequest.FromString(wrong)
     except DecodeError:
         pytest.fail("protobuf refuses it")
     assert tensors.to_array(read.inputs["text"]).tolist() == found.tolist()
