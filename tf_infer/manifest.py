@@ -165,6 +165,7 @@ class StepEngineManifest(EngineManifest):
             and 256 of int8.
         joined_pages: a step looks at the values of all its pages together: rows are cut by the
             positions of all of them; of one row all positions lie side by side.
+        one_piece: a step of one row sees all its positions side by side, of some heads each.
     """
 
     vocab_size: int
@@ -181,6 +182,7 @@ class StepEngineManifest(EngineManifest):
     guesses: int = 0
     block_places: int = 0
     joined_pages: bool = False
+    one_piece: bool = False
 
     def __post_init__(self) -> None:
         EngineManifest.__post_init__(self)  # super() does not know a class with slots
@@ -232,6 +234,16 @@ def row_blocks(rows: int, page: int, places: int) -> list[tuple[int, int]]:
     """
     size = min(rows, max(4, places // page))
     return [(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
+
+
+def head_blocks(heads: int, positions: int, places: int) -> list[tuple[int, int]]:
+    """Return which heads of one row an engine looks at together, as (begin, end).
+
+    Evenly, in as few blocks as have as many numbers as `places` positions of all heads. Both sides
+    must cut alike.
+    """
+    size = -(-heads // max(1, -(-positions // places)))
+    return [(begin, min(begin + size, heads)) for begin in range(0, heads, size)]
 
 
 def row_texts(tokens: int) -> int:

@@ -19,6 +19,7 @@ from tf_infer.engines import litert, litert_runtime
 from tf_infer.engines.contracts import Part, StepEngine
 from tf_infer.errors import BackendMissing, ConfigError, ExportError
 from tf_infer.manifest import ENGINE_FILE
+from tf_infer.networks.arrays import DecoderArrays
 from tf_infer.optimize import litert as optimize
 from tf_infer.optimize import litert_attention
 from tf_infer.optimize.litert_decoder import DecoderFile
@@ -147,11 +148,11 @@ def test_a_slot_is_alone_whatever_stands_in_the_others(llama: Case) -> None:
 
 
 @pytest.mark.parametrize("length", [3, 20, 33, 50, 70])
-@pytest.mark.parametrize("cache", ["float32", "int8"])
+@pytest.mark.parametrize("kind", ["llama float32", "llama int8", "gpt2 float32", "gpt2 int8"])
 def test_a_slots_logits_are_the_same_bits_beside_longer_neighbours(
-        llama: Case, rounded: litert.LiteRTEngine, cache: str, length: int) -> None:
+        llama: Case, engines: dict[str, litert.LiteRTEngine], kind: str, length: int) -> None:
     """A step of more rows and pages sums in the same order: sampled texts need that."""
-    engine = llama.engine if cache == "float32" else rounded
+    engine = engines[kind]
     lengths = np.array([length, 60, 98, 20], np.int32)
     for slot, held in enumerate(lengths):
         read_whole(engine, slot, llama.ids[slot, :held])
@@ -162,10 +163,11 @@ def test_a_slots_logits_are_the_same_bits_beside_longer_neighbours(
     np.testing.assert_array_equal(crowd, alone)
 
 
+@pytest.mark.parametrize("kind", ["llama int8", "gpt2 float32", "gpt2 int8"])
 def test_a_row_alone_has_the_bits_of_a_crowd_whatever_came_into_it_since(
-        llama: Case, rounded: litert.LiteRTEngine) -> None:
+        llama: Case, engines: dict[str, litert.LiteRTEngine], kind: str) -> None:
     """Of one row positions lie side by side, of several in pages."""
-    engine, random = rounded, np.random.default_rng(4)
+    engine, random = engines[kind], np.random.default_rng(4)
     lengths = np.zeros(4, np.int32)
     kept = {slot: engine.save(slot, 0) for slot in range(4)}
     for move in range(60):
@@ -191,18 +193,27 @@ def test_a_row_alone_has_the_bits_of_a_crowd_whatever_came_into_it_since(
         lengths[slot] = held[slot] + 1
 
 
+@pytest.mark.parametrize(("family", "block", "blocks"), [
+    ("llama", 200 * 16, {"step_8_3": ["keys_0_0_1", "values_0_0_1"]}),
+    ("gpt2", 200 * 32, {"step_8_3": ["keys_0_0_1", "values_0_0_1"]}),
+    ("gpt2", 40 * 32, {"step_1_2": ["keys_0_0_1", "values_0_0_1"], "step_1_3": ["keys_0_0_3"]})])
 def test_rows_that_are_looked_at_block_by_block_have_the_bits_of_a_row_alone(
-        llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of keys a block is what fits of one page, of values what fits of all."""
-    monkeypatch.setattr(litert_attention, "BLOCK", 200 * 16)
+        cases: dict[str, Case], family: str, block: int, blocks: dict[str, list[str]],
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of keys a block is what fits of one page, of values what fits of all; of one row some heads.
+    """
+    case = cases[family]
+    monkeypatch.setattr(litert_attention, "BLOCK", block)
     settings = optimize.EngineSettings(cache="int8", rows=(1, 8), chunks=(16,))
-    optimize.write(llama.network, tmp_path / "litert", settings, positions=small.POSITIONS)
-    engine = litert.load(tmp_path / "litert", threads=1, guesses=0)
-    assert {"keys_0_0_1", "values_0_0_1"} <= set(engine._model.inputs("step_8_3"))
+    optimize.write(case.network, tmp_path / "litert", settings, positions=small.POSITIONS)
+    engine = litert.load(tmp_path / "litert", threads=1)
+    assert engine.guesses == settings.guesses
+    for graph, names in blocks.items():
+        assert set(names) <= set(engine._model.inputs(graph))
     tokens = np.arange(8, dtype=np.int32)
     lengths = np.array([70, 3, 40, 98, 33, 64, 9, 80], np.int32)
     for slot, length in enumerate(lengths):
-        read_whole(engine, slot, llama.ids[slot % 4, :length])
+        read_whole(engine, slot, case.ids[slot % 4, :length])
     crowd = engine.step(tokens, lengths, range(8)).copy()
     for slot in range(8):
         np.testing.assert_array_equal(engine.step(tokens, lengths, [slot])[slot], crowd[slot])
@@ -210,33 +221,73 @@ def test_rows_that_are_looked_at_block_by_block_have_the_bits_of_a_row_alone(
 
 
 def test_a_step_of_one_row_has_as_many_operations_however_long_its_text(
-        rounded: litert.LiteRTEngine, rounded_file: Path) -> None:
-    counts = operations(rounded_file)
-    pages = len(rounded.manifest.pages)
-    assert len({counts[f"step_1_{count}"] for count in range(1, pages + 1)}) == 1
-    assert counts["step_2_1"] < counts["step_2_2"] < counts["step_2_3"]
+        engines: dict[str, litert.LiteRTEngine], rounded_file: Path) -> None:
+    for kind, file in (("llama int8", rounded_file),
+                       ("gpt2 int8", rounded_file.parents[1] / "gpt2" / "model.tflite")):
+        counts = operations(file)
+        pages = len(engines[kind].manifest.pages)
+        alone = [counts[f"step_1_{count}"] for count in range(1, pages + 1)]
+        assert max(alone) - min(alone) <= 2, "one page of one piece needs no sum of pieces"
+        assert alone[1] == alone[2]
+        assert counts["step_2_1"] < counts["step_2_2"] < counts["step_2_3"]
 
 
+def test_a_head_of_zeros_is_kept_as_zeros(
+        cases: dict[str, Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scale is 0, and its whole numbers are whatever a division by 0 makes."""
+    case, whole = cases["gpt2"], optimize.arrays_of
+
+    def pruned(network: Any, positions: int) -> DecoderArrays:
+        arrays = whole(network, positions)
+        for layer in arrays.layers:
+            for first in (arrays.heads, 2 * arrays.heads):  # of keys, of values
+                rows = slice(first * arrays.head_size, (first + 1) * arrays.head_size)
+                layer.qkv.kernel[rows] = 0.0
+                assert layer.qkv.bias is not None and layer.norm.shift is not None
+                layer.qkv.bias[rows] = 0.0
+        return arrays
+
+    monkeypatch.setattr(optimize, "arrays_of", pruned)
+    exact, kept = (small.engine(case.network, tmp_path / cache, cache=cache, guesses=3)
+                   for cache in ("float32", "int8"))
+    found = []
+    for engine in (exact, kept):
+        logits = [read_whole(engine, 1, case.ids[1, :50])]
+        logits += [engine.step(np.full(4, case.ids[1, place]), np.full(4, place), [1])[1].copy()
+                   for place in range(50, 70)]
+        np.testing.assert_array_equal(engine.extend(1, case.ids[1, 66:70], 66), logits[-4:])
+        found.append(np.stack(logits))
+    apart = np.sqrt(np.mean(np.square(found[1] - found[0])) / np.mean(np.square(found[0])))
+    assert apart < INT8_CACHE_RMS
+    for _, _, *scales in kept.save(1, 70).pages:
+        for array in scales:
+            assert not array[:, 0].any() and array[:, 1:].all()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_an_engine_from_before_pages_were_joined_gives_the_same_logits(
-        llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        cases: dict[str, Case], family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        ) -> None:
     class Before(DecoderFile):
         """All graphs see the cache page by page."""
 
         def __init__(self, *given: Any, **named: Any) -> None:
             super().__init__(*given, **named)
-            self.joined_pages = False
+            self.joined_pages = self.one_piece = False
 
     monkeypatch.setattr(optimize, "DecoderFile", Before)
-    engine = small.engine(llama.network, tmp_path / "litert")
+    case = cases[family]
+    engine = small.engine(case.network, tmp_path / "litert")
     path = tmp_path / "litert" / ENGINE_FILE
     described = json.loads(path.read_text("utf-8"))
-    assert described.pop("joined_pages") is False
+    assert [described.pop(name) for name in ("joined_pages", "one_piece")] == [False, False]
     path.write_text(json.dumps(described), "utf-8")
     engine = litert.load(tmp_path / "litert", threads=1)
-    read_whole(engine, 2, llama.ids[2, :70])
+    assert {"keys_0_0_0", "keys_0_2_0"} <= set(engine._model.inputs("step_1_3"))
+    read_whole(engine, 2, case.ids[2, :70])
     for active in ([2], [2, 3]):
-        logits = engine.step(llama.ids[:, 70], np.array([0, 0, 70, 0]), active)
-        np.testing.assert_allclose(logits[2], llama.wanted[2, 70], atol=FLOAT_ATOL)
+        logits = engine.step(case.ids[:, 70], np.array([0, 0, 70, 0]), active)
+        np.testing.assert_allclose(logits[2], case.wanted[2, 70], atol=FLOAT_ATOL)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -313,6 +364,14 @@ def test_an_int8_cache_holds_each_head_within_half_a_step_of_its_scale(
             assert numbers.dtype == np.int8 and (apart <= 0.501 * scales[0]).all()
             np.testing.assert_allclose(scales[0], np.abs(floats[0]).max(-1, keepdims=True) / 127,
                                        rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def engines(cases: dict[str, Case], rounded: litert.LiteRTEngine, rounded_file: Path
+            ) -> dict[str, litert.LiteRTEngine]:
+    return {"llama float32": cases["llama"].engine, "llama int8": rounded,
+            "gpt2 float32": cases["gpt2"].engine, "gpt2 int8": small.engine(
+                cases["gpt2"].network, rounded_file.parents[1] / "gpt2", cache="int8")}
 
 
 @pytest.mark.parametrize("sizes", [[96, 4], [16] * 6 + [4], [1] * 20 + [80], [3, 16, 7, 64, 10]])

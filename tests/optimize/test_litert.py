@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tf_infer.errors import ConfigError
-from tf_infer.manifest import StepEngineManifest, row_blocks
+from tf_infer.manifest import StepEngineManifest, head_blocks, row_blocks
 from tf_infer.optimize import litert_file
 from tf_infer.optimize.litert import (
     EngineSettings,
@@ -17,15 +17,16 @@ from tf_infer.optimize.litert import (
     page_sizes,
     read_pages,
 )
-from tf_infer.optimize.litert_attention import Precision, block_places
+from tf_infer.optimize.litert_attention import PIECE, Precision, block_places
 
 
 @pytest.mark.parametrize(("positions", "pages"), [
-    (1, (16,)), (32, (32,)), (33, (32, 16)), (128, (32, 32, 64)), (200, (32, 32, 64, 64, 16)),
+    (1, (16,)), (32, (32,)), (33, (32, 32)), (128, (32, 32, 64)), (200, (32, 32, 64, 64, 32)),
     (1024, (32, 32, 64, 64, 64, 128, 192, 256, 192))])
 def test_a_page_is_half_of_those_before_it(positions: int, pages: tuple[int, ...]) -> None:
     assert page_sizes(positions) == pages
-    assert 0 <= sum(pages) - positions < 16
+    assert 0 <= sum(pages) - positions < (PIECE if pages[1:] else 16)
+    assert pages == (16,) or not any(page % PIECE for page in pages)
 
 
 def test_a_quantised_row_is_within_half_a_step_of_its_numbers() -> None:
@@ -50,13 +51,23 @@ def test_a_step_looks_at_more_rows_together_the_fewer_heads_they_have(
     assert row_blocks(16, 32, block_places(kind, heads * 64)) == blocks
 
 
+@pytest.mark.parametrize(("heads", "positions", "blocks"), [
+    (12, 64, [(0, 12)]), (12, 256, [(0, 12)]), (12, 320, [(0, 6), (6, 12)]),
+    (12, 1024, [(0, 3), (3, 6), (6, 9), (9, 12)]), (5, 600, [(0, 2), (2, 4), (4, 5)]),
+    (2, 4096, [(0, 1), (1, 2)])])
+def test_a_step_of_one_row_looks_at_fewer_heads_together_the_longer_its_text(
+        heads: int, positions: int, blocks: list[tuple[int, int]]) -> None:
+    assert head_blocks(heads, positions, 256) == blocks
+
+
 def test_an_engine_from_before_block_places_has_its_rule() -> None:
     described: dict[str, Any] = {
         "kind": "litert", "precision": "int8", "vocab_size": 9, "positions": 32, "slots": 1,
         "rows": (1,), "chunks": (16,), "pages": (32,), "layers": 1, "groups": 1, "head_size": 64}
     assert [StepEngineManifest(**described, cache=cache).block_places
             for cache in ("int8", "float32")] == [256, 512]
-    assert not StepEngineManifest(**described).joined_pages
+    before = StepEngineManifest(**described)
+    assert not (before.joined_pages or before.one_piece)
 
 
 @pytest.mark.parametrize(("slots", "shapes"), [

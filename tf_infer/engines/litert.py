@@ -24,7 +24,7 @@ from tf_infer.engines.litert_runtime import ALIGNMENT, Call, Model, aligned
 from tf_infer.engines.reading import cuts, groups
 from tf_infer.engines.several import fill_mask, fill_places
 from tf_infer.errors import ConfigError
-from tf_infer.manifest import StepEngineManifest, row_blocks
+from tf_infer.manifest import StepEngineManifest, head_blocks, row_blocks
 
 MASKED = -1e30
 BOUND_READS = 8  # for each slot, reads that stay bound to its pages
@@ -72,14 +72,14 @@ class Saved:
 
 
 class _Sight(NamedTuple):
-    """An input of a graph that shows some rows of the cache; `place` among KINDS."""
+    """An input of a graph that shows some rows and heads of the cache; `place` among KINDS."""
 
     name: str
     place: int
     layer: int
     page: int
-    begin: int
-    end: int
+    rows: tuple[int, int]
+    heads: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class LiteRTEngine:
         self._kinds = KINDS[manifest.cache]
         self._pages = tuple(tuple(self._room(self.slots, page)) for page in manifest.pages)
         self._begins = np.cumsum((0, *manifest.pages))  # first position of each page, and the end
-        self._line = None if not manifest.joined_pages else Line(
+        self._line = None if not (manifest.joined_pages or manifest.one_piece) else Line(
             self._pages, tuple(self._room(1, int(self._begins[-1]))))
         self._places = np.arange(self._begins[-1], dtype=np.int32)
         self._row_of = np.arange(self.slots)  # row of each slot
@@ -376,9 +376,8 @@ class LiteRTEngine:
             mask = aligned((rows, 1, 1, int(self._begins[pages]) + 1))
             arrays = {"ids": ids, "positions": positions, "mask": mask,
                       "logits": self._logits[:rows], **self._named(new)}
-            pages_seen = self._pages if self._line is None or rows > 1 else (
-                self._line.arrays(pages),)
-            arrays |= self._cached(name, 0, rows, pages_seen)
+            line = None if self._line is None or rows > 1 else self._line.arrays(pages)
+            arrays |= self._cached(name, 0, rows, line)
             call = self._model.bind(name, arrays)
             self._steps[rows, pages] = _Step(call, ids, positions, mask, new)
         return self._steps[rows, pages]
@@ -459,28 +458,34 @@ class LiteRTEngine:
                 for layer in range(self.manifest.layers)}
 
     def _cached(self, graph: str, first: int, rows: int,
-                pages: Sequence[Sequence[np.ndarray]] = ()) -> dict[str, np.ndarray]:
-        """Return what a graph sees of the cache, of `rows` rows from `first` on, by input."""
+                line: tuple[np.ndarray, ...] | None = None) -> dict[str, np.ndarray]:
+        """Return what a graph sees of the cache, by input: `rows` rows from `first` on, in pages
+        or, of one row, in a `line`.
+        """
         if graph not in self._sights:
-            self._sights[graph] = tuple(self._seen(self._model.inputs(graph), rows))
-        return {name: (pages or self._pages)[page][place][layer, first + begin:first + end]
-                for name, place, layer, page, begin, end in self._sights[graph]}
+            self._sights[graph] = tuple(self._seen(self._model.inputs(graph), rows, line))
+        pages = self._pages if line is None else (line,)
+        return {name: pages[page][place][layer, first + begin:first + end, slice(*heads)]
+                for name, place, layer, page, (begin, end), heads in self._sights[graph]}
 
-    def _seen(self, inputs: Sequence[str], rows: int) -> Iterator[_Sight]:
+    def _seen(self, inputs: Sequence[str], rows: int, line: tuple[np.ndarray, ...] | None
+              ) -> Iterator[_Sight]:
         """Yield what of the inputs of a graph is of the cache: <kind>_<layer>_<page>[_<block>]."""
         found: list[tuple[str, int, list[int]]] = []
         for name in inputs:
             kind, *places = name.rsplit("_", name.count("_") - (1 if "scales" in name else 0))
             if kind in self._kinds:
                 found.append((name, self._kinds.index(kind), [int(place) for place in places]))
-        pages = self.manifest.pages
-        whole = sum(pages[:1 + max((numbers[1] for _, _, numbers in found), default=-1)])
+        manifest, most = self.manifest, self.manifest.block_places
+        whole = sum(manifest.pages[:1 + max((numbers[1] for _, _, numbers in found), default=-1)])
         for name, place, (layer, page, *block) in found:
-            joined = self.manifest.joined_pages and self._kinds[place] == "values"
-            together = whole if joined else pages[page]
-            begin, end = row_blocks(rows, together, self.manifest.block_places)[
-                block[0]] if block else (0, rows)
-            yield _Sight(name, place, layer, page, begin, end)
+            some, heads = (0, rows), (0, manifest.groups)
+            if block and line is None:
+                joined = manifest.joined_pages and self._kinds[place] == "values"
+                some = row_blocks(rows, whole if joined else manifest.pages[page], most)[block[0]]
+            elif block and line is not None and manifest.one_piece:
+                heads = head_blocks(manifest.groups, line[0].shape[3], most)[block[0]]
+            yield _Sight(name, place, layer, page, some, heads)
 
     # ------------------------------------------------------------------ the cache
 

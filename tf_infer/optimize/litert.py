@@ -11,11 +11,11 @@ from typing import Any
 from tf_infer.config import check
 from tf_infer.manifest import StepEngineManifest, write_engine
 from tf_infer.networks.arrays import arrays_of
-from tf_infer.optimize import litert_file
+from tf_infer.optimize import litert_attention, litert_file
 from tf_infer.optimize.litert_attention import Precision
 from tf_infer.optimize.litert_decoder import DecoderFile
 
-PAGE = 32  # positions of the first page
+PAGE = litert_attention.PIECE  # positions of the first page
 SUMMED = 64  # numbers that XNNPACK's softmax adds up at once; what is left over, otherwise
 GUESSES = 3
 MOST_GUESSES = 15  # with the token before them they reach over two pages at most
@@ -98,14 +98,16 @@ def page_sizes(positions: int) -> tuple[int, ...]:
     """Return pages that hold `positions` together, each about half of those before it.
 
     32, 32, 64, 64, 64, 128, 192, 256, ..., the last one cut: a text meets few more positions than
-    it has. Multiples of 16, so that every row of a page begins where the runtime wants it. All that
+    it has. Multiples of PAGE, or 16 where there is no other: every row of a page begins where the
+    runtime wants it, and values are added up by pieces of PAGE, whatever pages there are. All that
     stands before a page but the first two is a multiple of SUMMED: a softmax over more pages then
     adds up the same numbers in the same order, and who sits beside a text changes no bit of it.
     """
     pages: list[int] = []
     while sum(pages) < positions:
         size = PAGE if sum(pages) < SUMMED else max(SUMMED, sum(pages) // 2 // SUMMED * SUMMED)
-        pages.append(min(size, -(-(positions - sum(pages)) // 16) * 16))
+        unit = PAGE if pages else PAGE // 2
+        pages.append(min(size, -(-(positions - sum(pages)) // unit) * unit))
     return tuple(pages)
 
 
@@ -175,7 +177,7 @@ def write(network: Any, folder: Path, settings: EngineSettings, *, positions: in
         positions=positions, slots=settings.rows[-1], rows=settings.rows, chunks=settings.chunks,
         pages=pages, layers=len(arrays.layers), groups=arrays.groups, head_size=arrays.head_size,
         joined=joined, cache=cache, guesses=guesses, block_places=decoder.block_places,
-        joined_pages=decoder.joined_pages)
+        joined_pages=decoder.joined_pages, one_piece=decoder.one_piece)
     return write_engine(manifest, decoder.file.write(), folder)
 
 

@@ -6,12 +6,13 @@ read once for each token, and everything that copies or reorders it costs that o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from tf_infer.manifest import row_blocks
+from tf_infer.manifest import head_blocks, row_blocks
 from tf_infer.optimize.litert_file import Constant, GraphWriter, Tensor
 
 Precision: TypeAlias = Literal["int8", "float32"]
@@ -21,10 +22,7 @@ MASKED = -1e30  # as networks.attention
 # (256 ids at once: twice the scores).
 READ_BLOCK = 64
 BLOCK = 256 * 12 * 64  # numbers of keys that a step makes floats of before it multiplies
-
-
-# Least size of what is rounded: of nothing but zeros the scale is no zero.
-LEAST = 1e-30
+PIECE = 32  # positions whose values a step of one query adds up first; divides every page
 
 
 def block_places(kind: Precision, width: int) -> int:
@@ -40,11 +38,30 @@ class Kept(NamedTuple):
     """Keys or values [N, G, C, d] as they are kept.
 
     Of int8 a float of d numbers is a whole number times the scale of its place: [N, G, C, 1] in a
-    read and where a step has one query, else [N, G, 1, C].
+    read, in a step [N, G, 1, C].
     """
 
     numbers: Tensor
     scales: Tensor | None
+
+
+class Block(NamedTuple):
+    """Keys or values of some rows (axis 0), or of some heads of one row (axis 1).
+
+    Attributes:
+        numbers: theirs.
+        axis: what is cut.
+        place: (begin, end) of it.
+    """
+
+    numbers: Tensor
+    axis: int
+    place: tuple[int, int]
+
+    @property
+    def side(self) -> dict[int, tuple[int, int]]:
+        """What else of these rows or heads there is; for `GraphWriter.part`."""
+        return {self.axis: self.place}
 
 
 class Span(NamedTuple):
@@ -52,14 +69,19 @@ class Span(NamedTuple):
 
     Attributes:
         begin, end: of the places.
-        blocks: rows (begin, end) of the step, and their numbers.
-        scales: of all rows.
+        blocks: all rows of a step, or all heads of its only row.
+        scales: of all of them.
     """
 
     begin: int
     end: int
-    blocks: tuple[tuple[tuple[int, int], Tensor], ...]
+    blocks: tuple[Block, ...]
     scales: Tensor | None
+
+    @property
+    def places(self) -> int:
+        """How many there are."""
+        return self.end - self.begin
 
 
 class Cached(NamedTuple):
@@ -78,11 +100,11 @@ class Attention:
     """
 
     def __init__(self, writer: GraphWriter, rows: int, tokens: int, pages: Sequence[int],
-                 kind: Precision, block_places: int, *, joined: bool = False) -> None:
+                 kind: Precision, block_places: int) -> None:
         self.writer, self.kind, self.block_places = writer, kind, block_places
-        self.joined = joined
         self.rows, self.tokens, self.pages = rows, tokens, tuple(pages)
         self.held = rows  # rows of the cache
+        self.piece = math.gcd(PIECE, *self.pages)
         # 1 on the last id of each row that counts, 0 elsewhere.
         self.last = None if tokens == 1 else writer.input("last", [rows, 1, tokens])
         self.mask: Tensor | None = None
@@ -98,37 +120,28 @@ class Attention:
         Args:
             number: of the layer.
             query: [N, G, R, T, d], divided by the square root of d; in a read T may be 1: the
-                last id of each row that counts.
+                last id of each row that counts. Of a step [N, G, R, d].
             pair: [N, 2 G, T, d], keys of what is read, then values.
 
         Returns:
             [N T, G R d].
         """
-        writer, (rows, groups, shared, tokens, size) = self.writer, query.shape
-        alone = shared * self.tokens == 1
-        below = alone or self.tokens > 1
-        keys, values = self._keep(number, pair, below)
-        cached = self._cached(number, groups, size, below)
+        writer, (rows, groups, shared, *_, size) = self.writer, query.shape
+        keys, values = self._keep(number, pair)
+        cached = self._cached(number, groups, size, alone=shared * self.tokens == 1)
         if self.tokens > 1:
-            look = self._read if tokens > 1 else self._read_last
+            look = self._read if query.shape[3] > 1 else self._read_last
             return look(query, self._behind(cached.keys, keys),
                         self._behind(cached.values, values))
-        query = writer.reshape(query, [rows, groups, shared, size])
-        if alone:
-            keys, values = (kept._replace(numbers=self._floats(kept.numbers))
-                            for kept in (keys, values))
-            found = self._look_alone(query, self._with_own(cached, keys, values, alone=True), keys,
-                                     values)
-        else:
-            found = self._look(query, cached, keys, values)
+        found = self._look(query, cached, keys, values)
         return writer.reshape(found, [rows, groups * shared * size])
 
-    def _keep(self, layer: int, pair: Tensor, below: bool) -> tuple[Kept, Kept]:
+    def _keep(self, layer: int, pair: Tensor) -> tuple[Kept, Kept]:
         """Hand out what is to be kept of keys and values, and return it.
 
-        Of int8 the scales of places stand one below the other, or side by side.
+        A head of nothing but zeros has a scale of 0, and any whole numbers.
         """
-        writer, (rows, both, tokens, _) = self.writer, pair.shape
+        writer, (_, both, _, _) = self.writer, pair.shape
         sides = {"key": {1: (0, both // 2)}, "value": {1: (both // 2, both)}}
         kept = []
         if self.kind == "float32":
@@ -136,47 +149,46 @@ class Attention:
                 kept.append(Kept(writer.part(pair, side), None))
                 writer.output(f"{name}s_{layer}", kept[-1].numbers)
             return kept[0], kept[1]
-        constants = [writer.file.constant(np.array([number], np.float32))
-                     for number in (1.0 / 127.0, LEAST)]
-        scales = writer.multiply(writer.largest(writer.absolute(pair), 3), constants[0])
-        scales = writer.at_least(scales, constants[1])                       # [N, 2 G, T, 1]
+        share = writer.file.constant(np.array([1.0 / 127.0], np.float32))
+        scales = writer.multiply(writer.largest(writer.absolute(pair), 3), share)  # [N, 2 G, T, 1]
         numbers = writer.to_int8(writer.divide(pair, scales))
         for name, side in sides.items():
             part, scale = writer.part(numbers, side), writer.part(scales, side)
             writer.output(f"{name}s_{layer}", part)
             writer.output(f"{name}_scales_{layer}", scale)
-            kept.append(Kept(part, scale if below else writer.reshape(
-                scale, [rows, both // 2, 1, tokens])))
+            kept.append(Kept(part, scale))
         return kept[0], kept[1]
 
     # ------------------------------------------------------------------ the cache
 
-    def _with_own(self, cached: Cached, keys: Kept, values: Kept, *, alone: bool) -> Cached:
-        """Return what is seen of the cache beside what is read itself."""
-        del keys, values, alone
-        return cached
-
-    def _cached(self, layer: int, groups: int, size: int, below: bool) -> Cached:
-        """Make the inputs of one layer."""
-        keys, values = (tuple(self._span(f"{name}s_{layer}", f"{name}_scales_{layer}", page,
-                                         groups, size, below)
+    def _cached(self, layer: int, groups: int, size: int, *, alone: bool) -> Cached:
+        """Make the inputs of one layer, for one query of each row `alone` or for several."""
+        keys, values = (tuple(self._span(f"{name}_{layer}", page, groups, size, alone)
                               for page in range(len(self.pages))) for name in ("key", "value"))
         return Cached(keys, values)
 
-    def _span(self, name: str, scales: str, page: int, groups: int, size: int, below: bool
-              ) -> Span:
-        """Make the inputs of one page, some rows each."""
+    def _span(self, name: str, page: int, groups: int, size: int, alone: bool) -> Span:
+        """Make the inputs of one page, some rows or heads each: <kind>_<layer>_<page>_<block>."""
         writer, places = self.writer, self.pages[page]
+        kind, layer = name.split("_")
         begin = sum(self.pages[:page])
-        together = sum(self.pages) if self.joined and name.startswith("values") else places
+        if alone and self.rows == 1:
+            axis, cuts = 1, head_blocks(groups, places, self.block_places)
+        else:
+            together = places if alone or kind == "key" or self.tokens > 1 else sum(self.pages)
+            axis, cuts = 0, row_blocks(self.held, together, self.block_places)
         blocks = []
-        for number, (first, last) in enumerate(row_blocks(self.held, together, self.block_places)):
-            numbers = writer.input(f"{name}_{page}_{number}", [last - first, groups, places, size],
-                                   self.kind)
-            blocks.append(((first, last), numbers))
-        made = None if self.kind == "float32" else writer.input(f"{scales}_{page}", [
-            self.held, groups, *((places, 1) if below else (1, places))])
-        return Span(begin, begin + places, tuple(blocks), made)
+        pieces = alone and kind == "value"  # as `_page_pieces` wants them
+        for number, place in enumerate(cuts):
+            shape = [self.held, groups, *((places // self.piece, self.piece) if pieces else
+                                          (places,)), size]
+            shape[axis] = place[1] - place[0]
+            blocks.append(Block(writer.input(f"{kind}s_{layer}_{page}_{number}", shape, self.kind),
+                                axis, place))
+        scales = None if self.kind == "float32" else writer.input(
+            f"{kind}_scales_{layer}_{page}",
+            [self.held, groups, *((places, 1) if self.tokens > 1 else (1, places))])
+        return Span(begin, begin + places, tuple(blocks), scales)
 
     def _floats(self, numbers: Tensor) -> Tensor:
         return numbers if numbers.dtype == "float32" else self.writer.to_float(numbers)
@@ -190,80 +202,109 @@ class Attention:
         return (numbers if numbers.dtype == "float32"
                 else self.writer.as_it_is(self.writer.to_float(numbers)))
 
-    # ------------------------------------------------------------------ one query of each row
-
-    def _look_alone(self, query: Tensor, cached: Cached, keys: Kept, values: Kept) -> Tensor:
-        """Look from one query of each row at all pages and at itself, by products and sums.
-
-        A matrix product would first copy all keys into another order, for one query. Pages become
-        floats where they are needed: then these are still in the core's cache.
-        query, keys, values [N, G, 1, d] -> [N, G, 1, d].
-        """
-        writer, (rows, groups, _, _) = self.writer, query.shape
-        queries = {(0, rows): query}
-        scores = []
-        for span in cached.keys:
-            parts = []
-            for block, numbers in span.blocks:
-                if block not in queries:
-                    queries[block] = writer.part(query, {0: block})
-                parts.append(writer.sum(
-                    writer.multiply(self._floats(numbers), queries[block]), 3))
-            scores.append(self._scaled(writer.concat(parts, 0), span.scales))  # [N, G, C, 1]
-        scores.append(self._scaled(
-            writer.sum(writer.multiply(keys.numbers, query), 3), keys.scales))
-        joined = writer.concat(scores, 2)
-        places = joined.shape[2]
-        assert self.mask is not None
-        weights = writer.softmax(
-            writer.add(writer.reshape(joined, [rows, groups, 1, places]), self.mask))
-        weights = writer.reshape(weights, [rows, groups, places, 1])
-        found = writer.multiply(values.numbers, self._scaled(
-            writer.part(weights, {2: (places - 1, places)}), values.scales))
-        for span in cached.values:
-            here = self._scaled(writer.part(weights, {2: (span.begin, span.end)}), span.scales)
-            parts = [writer.sum(writer.multiply(
-                self._floats(numbers), writer.part(here, {0: block})), 2)
-                for block, numbers in span.blocks]                            # [n, G, 1, d]
-            found = writer.add(found, writer.concat(parts, 0))
-        return found
-
     def _scaled(self, tensor: Tensor, scales: Tensor | None) -> Tensor:
         return tensor if scales is None else self.writer.multiply(tensor, scales)
-
-    # ------------------------------------------------------------------ several queries of each
 
     def _look(self, query: Tensor, cached: Cached, keys: Kept, values: Kept) -> Tensor:
         """Look from one id of each row, of R queries, at all pages and behind them at itself.
 
-        Values of all pages are one product: many small operations cost more than to join pages as
-        they are kept. query [N, G, R, d], keys, values [N, G, 1, d] -> [N, G, R, d].
+        query [N, G, R, d], keys, values [N, G, 1, d] -> [N, G, R, d].
         """
-        writer = self.writer
         assert self.mask is not None
-        scores = [self._scaled(writer.concat([
-            writer.batch_matmul(writer.part(query, {0: block}), self._multiplied(numbers),
-                                transposed=True) for block, numbers in span.blocks], 0),
-            span.scales) for span in cached.keys]                             # [N, G, R, C]
-        scores.append(self._own_scores(query, keys))
-        weights = self._scaled(
-            writer.softmax(writer.add(writer.concat(scores, 3), self.mask)),
-            self._scales(cached.values, values, 3))                           # [N, G, R, C + 1]
-        parts = []
-        for number, (block, _) in enumerate(cached.values[0].blocks):
-            side = {0: block}
-            kept = writer.concat([*(span.blocks[number][1] for span in cached.values),
-                                  writer.part(values.numbers, side)], 2)
-            parts.append(writer.batch_matmul(writer.part(weights, side), self._multiplied(kept)))
+        alone = query.shape[2] == 1
+        scores = (self._sums if alone else self._products)(query, cached.keys)
+        own = self._scaled(self._own_scores(query, keys.numbers), keys.scales)
+        weights = self.writer.softmax(self.writer.add(                        # [N, G, R, C + 1]
+            self.writer.concat([*scores, own], 3), self.mask))
+        return (self._pieces if alone else self._joined)(weights, cached.values, values)
+
+    # ------------------------------------------------------------------ one query of each row
+
+    def _sums(self, query: Tensor, spans: Sequence[Span]) -> list[Tensor]:
+        """Return the scores of one query of each row over each page, by products and sums.
+
+        A matrix product would first copy all keys into another order, for one query.
+        query [N, G, 1, d] -> [N, G, 1, C] each.
+        """
+        writer, queries = self.writer, dict[tuple[int, int], Tensor]()
+
+        def scores(block: Block) -> Tensor:
+            if block.place not in queries:
+                queries[block.place] = writer.part(query, block.side)
+            return writer.sum(
+                writer.multiply(self._floats(block.numbers), queries[block.place]), 3)
+
+        return [self._scaled(writer.reshape(                                  # of [N, G, C, 1]
+            self._of_blocks(span, scores), [*query.shape[:3], span.places]), span.scales)
+            for span in spans]
+
+    def _pieces(self, weights: Tensor, spans: Sequence[Span], own: Kept) -> Tensor:
+        """Multiply values with the weights of their places, and add up: each piece, then all.
+
+        So the order of sums is the same in whatever pages a graph sees its places.
+        weights [N, G, 1, C + 1], own [N, G, 1, d] -> [N, G, 1, d].
+        """
+        writer, last = self.writer, sum(self.pages)
+        pieces = writer.concat([self._page_pieces(writer.part(
+            weights, {3: (span.begin, span.end)}), span) for span in spans], 2)
+        rows, groups, count, _, size = pieces.shape
+        found = writer.reshape(pieces, [rows, groups, count, size])
+        if count > 1:
+            found = writer.sum(found, 2)
+        here = self._scaled(writer.part(weights, {3: (last, last + 1)}), own.scales)
+        return writer.add(found, writer.multiply(self._floats(own.numbers), here))
+
+    def _page_pieces(self, weights: Tensor, span: Span) -> Tensor:
+        """Return the sums of pieces of a page: weights [N, G, 1, C] -> [N, G, C / piece, 1, d]."""
+        writer, cut = self.writer, (span.places // self.piece, self.piece)
+        weights = writer.reshape(self._scaled(weights, span.scales), [*weights.shape[:2], *cut, 1])
+
+        def sums(block: Block) -> Tensor:
+            rows, groups, *_, size = block.numbers.shape
+            numbers = writer.reshape(self._floats(block.numbers), [rows, groups, *cut, size])
+            return writer.sum(writer.multiply(numbers, writer.part(weights, block.side)), 3)
+
+        return self._of_blocks(span, sums)
+
+    def _of_blocks(self, span: Span, find: Callable[[Block], Tensor]) -> Tensor:
+        """Join what is found of each block. It becomes floats where it is needed: then these are
+        still in the core's cache.
+        """
+        return self.writer.concat([find(block) for block in span.blocks], span.blocks[0].axis)
+
+    # ------------------------------------------------------------------ several queries of each
+
+    def _products(self, query: Tensor, spans: Sequence[Span]) -> list[Tensor]:
+        """Return the scores of R queries of each row: [N, G, R, d] -> [N, G, R, C] of each page."""
+        writer = self.writer
+
+        def scores(block: Block) -> Tensor:
+            return writer.batch_matmul(writer.part(query, block.side),
+                                       self._multiplied(block.numbers), transposed=True)
+
+        return [self._scaled(self._of_blocks(span, scores), span.scales) for span in spans]
+
+    def _joined(self, weights: Tensor, spans: Sequence[Span], own: Kept) -> Tensor:
+        """Multiply values of all pages with the weights of their places, as one product.
+
+        Many small operations cost more than to join pages as they are kept.
+        weights [N, G, R, C + 1], own [N, G, 1, d] -> [N, G, R, d].
+        """
+        writer, parts = self.writer, []
+        weights = self._scaled(weights, self._scales(spans, own, 3))
+        for number, block in enumerate(spans[0].blocks):
+            kept = writer.concat([*(span.blocks[number].numbers for span in spans),
+                                  writer.part(own.numbers, block.side)], 2)
+            parts.append(writer.batch_matmul(writer.part(weights, block.side),
+                                             self._multiplied(kept)))
         return writer.concat(parts, 0)
 
-    def _own_scores(self, query: Tensor, keys: Kept) -> Tensor:
+    def _own_scores(self, query: Tensor, own: Tensor) -> Tensor:
         """Look at what is read itself: as one more column of a product it would cost more.
 
-        query [N, G, R, d], keys [N, G, 1, d] -> [N, G, R, 1].
+        query [N, G, R, d], own [N, G, 1, d] -> [N, G, R, 1].
         """
-        own = self.writer.multiply(query, self._floats(keys.numbers))
-        return self._scaled(self.writer.sum(own, 3), keys.scales)
+        return self.writer.sum(self.writer.multiply(query, self._floats(own)), 3)
 
     def _scales(self, spans: Sequence[Span], own: Kept, axis: int) -> Tensor | None:
         """Return the scales of all pages, then those of what is read, by the axis of places."""
@@ -310,7 +351,7 @@ class Attention:
         costs less in here than in what they make of it.
         """
         writer = self.writer
-        numbers = writer.concat([*(span.blocks[0][1] for span in spans), own.numbers], 2)
+        numbers = writer.concat([*(span.blocks[0].numbers for span in spans), own.numbers], 2)
         return self._scaled(self._floats(numbers), self._scales(spans, own, 2))
 
     def _ahead_of_last(self) -> Tensor:

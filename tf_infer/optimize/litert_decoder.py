@@ -63,6 +63,7 @@ class DecoderFile:
         self.cache: Precision = cache
         self.block_places = block_places(cache, arrays.groups * arrays.head_size)
         self.joined_pages = arrays.heads > arrays.groups
+        self.one_piece = not self.joined_pages
         self.file = ModelFile()
         self._scale = 1.0 / float(arrays.head_size) ** 0.5
         words_precision = vocabulary_precision or precision
@@ -125,10 +126,11 @@ class DecoderFile:
 
         Inputs: `ids`, `positions` [N]; `mask` [N, 1, 1, sum of pages + 1], 0 on live positions and
         at the end, MASKED elsewhere; `keys_i_j_k`, `values_i_j_k` [rows, G, C, d] of layer i,
-        page j, rows k (`manifest.row_blocks`).
+        page j, rows k (`manifest.row_blocks`). Of one row all pages are one; where heads share
+        none, k are heads of it (`manifest.head_blocks`).
         Outputs: `keys_i`, `values_i` [N, G, 1, d]; `logits` [N, V].
         """
-        if self.joined_pages and rows == 1:
+        if rows == 1 and (self.joined_pages or self.one_piece):
             pages = (sum(pages),)  # its places lie side by side (engines/line.py)
         graph = _Graph(self, self.file.graph(name), rows, 1, pages)
         graph.to_logits(graph.run())
@@ -170,8 +172,7 @@ class _Graph:
         self.positions = writer.input("positions", [count], "int32")
         self.attention = (
             Several(writer, rows, self.arrays.groups, pages, decoder.cache) if several
-            else Attention(writer, rows, tokens, pages, decoder.cache, decoder.block_places,
-                           joined=decoder.joined_pages and tokens == 1))
+            else Attention(writer, rows, tokens, pages, decoder.cache, decoder.block_places))
         self.last = self.attention.last
 
     def run(self) -> Tensor:
@@ -188,10 +189,14 @@ class _Graph:
         angles = self._angles()
         for index, layer in enumerate(decoder.layers):
             projected = self._dense(self._standard(hidden, layer.epsilon), layer.qkv)
-            query, pair = self._heads(projected, angles)
-            if self.last is not None and index == len(decoder.layers) - 1:
-                hidden, query = self._of_last(hidden), self._of_last(query)
-            attended = self.attention.layer(index, self._by_groups(query), pair)
+            if self.tokens == 1:
+                query, pair = self._heads_of_one(projected, angles)
+            else:
+                query, pair = self._heads(projected, angles)
+                if index == len(decoder.layers) - 1:
+                    hidden, query = self._of_last(hidden), self._of_last(query)
+                query = self._by_groups(query)
+            attended = self.attention.layer(index, query, pair)
             hidden = writer.add(hidden, self._dense(attended, layer.out))
             normed = self._standard(hidden, layer.inner_epsilon)
             inner = self._dense(normed, layer.inner)
@@ -219,19 +224,31 @@ class _Graph:
         writer.output("logits", writer.dense(normed, self.decoder.vocabulary, None))
 
     def _angles(self) -> tuple[Tensor, Tensor] | None:
-        """Return cosines and sines [N T, 1, d]; of a step [N, H + 2 G, d], values unturned."""
+        """Return cosines and sines [N T, 1, d]; of a step [N, H + 2 G, 1, d], values unturned."""
         writer, arrays, decoder = self.writer, self.arrays, self.decoder
         if decoder.cosines is None or decoder.sines is None:
             return None
-        shape = [self.positions.shape[0], 1, arrays.head_size]
+        shape = [self.positions.shape[0], *((1,) if self.tokens > 1 else (1, 1)), arrays.head_size]
         cosines, sines = (writer.reshape(writer.lookup(self.positions, table), shape)
                           for table in (decoder.cosines, decoder.sines))
         if self.tokens > 1:
             return cosines, sines
-        turned = np.ones((1, arrays.heads + 2 * arrays.groups, 1), np.float32)
+        turned = np.ones((1, arrays.heads + 2 * arrays.groups, 1, 1), np.float32)
         turned[:, -arrays.groups:] = 0.0
         some, others = writer.file.constant(turned), writer.file.constant(1.0 - turned)
         return writer.add(writer.multiply(cosines, some), others), writer.multiply(sines, some)
+
+    def _heads_of_one(self, projected: Tensor, angles: tuple[Tensor, Tensor] | None
+                      ) -> tuple[Tensor, Tensor]:
+        """[N, (H + 2 G) d] -> query [N, G, R, d], keys then values [N, 2 G, 1, d]."""
+        writer, heads, groups = self.writer, self.arrays.heads, self.arrays.groups
+        size = self.arrays.head_size
+        every = writer.reshape(projected, [self.rows, heads + 2 * groups, 1, size])
+        if angles is not None:
+            every = self._rotate(every, *angles)
+        query = writer.part(every, {1: (0, heads)})
+        pair = writer.part(every, {1: (heads, heads + 2 * groups)})
+        return writer.reshape(query, [self.rows, groups, heads // groups, size]), pair
 
     def _heads(self, projected: Tensor, angles: tuple[Tensor, Tensor] | None
                ) -> tuple[Tensor, Tensor]:
@@ -239,7 +256,10 @@ class _Graph:
         writer, heads, groups = self.writer, self.arrays.heads, self.arrays.groups
         size, count = self.arrays.head_size, self.rows * self.tokens
         border, end = heads + groups, heads + 2 * groups
-        if angles is not None and self.tokens > 1:
+        if angles is None:
+            every = writer.reshape(projected, [count, end, size])
+            query, pair = (writer.part(every, {1: side}) for side in ((0, heads), (heads, end)))
+        else:
             turned, values = (
                 writer.reshape(writer.part(projected, {1: (first * size, last * size)}),
                                [count, last - first, size])
@@ -247,11 +267,6 @@ class _Graph:
             turned = self._rotate(turned, *angles)
             query = writer.part(turned, {1: (0, heads)})
             pair = writer.concat([writer.part(turned, {1: (heads, border)}), values], 1)
-        else:
-            every = writer.reshape(projected, [count, end, size])
-            if angles is not None:
-                every = self._rotate(every, *angles)
-            query, pair = (writer.part(every, {1: side}) for side in ((0, heads), (heads, end)))
         pair = writer.transpose(
             writer.reshape(pair, [self.rows, self.tokens, 2 * groups, size]), [0, 2, 1, 3])
         return query, pair

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tf_infer.optimize.litert_attention import Attention, Cached, Kept, Precision, Span
+from tf_infer.optimize.litert_attention import Attention, Block, Cached, Kept, Precision, Span
 from tf_infer.optimize.litert_file import GraphWriter, Tensor
 
 PAGES = 2  # that K ids may belong to, the last ones that are seen
@@ -35,64 +35,57 @@ class Several(Attention):
                      for page in last}
         self._stay = {page: writer.input(f"stay_{page}", [1, 1, pages[page], 1]) for page in last}
 
-    def _with_own(self, cached: Cached, keys: Kept, values: Kept, *, alone: bool) -> Cached:
-        """Return the pages with what belongs into them of the ids that are read."""
-        seen_keys, seen_values = (
-            tuple(self._page(span, page, own, alone) for page, span in enumerate(spans))
-            for spans, own in ((cached.keys, keys), (cached.values, values)))
-        return Cached(seen_keys, seen_values)
-
     def _page(self, span: Span, page: int, own: Kept, alone: bool) -> Span:
-        writer, ((_, numbers),) = self.writer, span.blocks
+        """Return a page with what belongs into it of the ids that are read."""
+        writer, (block,) = self.writer, span.blocks
+        numbers, scales = block.numbers, span.scales
         numbers = self._floats(numbers) if alone else self._multiplied(numbers)
-        scales = span.scales
         if page in self._put:
             put, stay = self._put[page], self._stay[page]
+            groups, size = own.numbers.shape[1], own.numbers.shape[3]
+            numbers = writer.reshape(numbers, [1, groups, span.places, size])
             numbers = writer.add(writer.multiply(numbers, stay),
                                  writer.batch_matmul(put, self._column(own.numbers)))
             if scales is not None and own.scales is not None:
-                scales = writer.add(*self._scales_with(scales, own.scales, put, stay, alone))
-        return span._replace(blocks=(((0, self.rows), numbers),), scales=scales)
+                side = writer.transpose(own.scales, [2, 1, 3, 0])            # [1, G, 1, K]
+                scales = writer.add(                                         # [1, G, 1, C]
+                    writer.multiply(scales, writer.transpose(stay, [0, 1, 3, 2])),
+                    writer.batch_matmul(side, put, transposed=True))
+        return span._replace(blocks=(Block(numbers, 0, (0, self.rows)),), scales=scales)
 
     def _column(self, own: Tensor) -> Tensor:
-        """[K, G, 1, d or 1] -> [1, G, K, d or 1]."""
+        """[K, G, 1, d] -> [1, G, K, d]."""
         return self.writer.transpose(own, [2, 1, 0, 3])
 
-    def _scales_with(self, scales: Tensor, own: Tensor, put: Tensor, stay: Tensor, alone: bool,
-                     ) -> tuple[Tensor, Tensor]:
-        """Return what stays of a page's scales, and what is put there."""
-        writer = self.writer
-        if alone:                                                            # [1, G, C, 1]
-            return (writer.multiply(scales, stay), writer.batch_matmul(put, self._column(own)))
-        own = writer.transpose(own, [2, 1, 3, 0])                            # [1, G, 1, K]
-        return (writer.multiply(scales, writer.transpose(stay, [0, 1, 3, 2])),
-                writer.batch_matmul(own, put, transposed=True))              # [1, G, 1, C]
-
     def _look(self, query: Tensor, cached: Cached, keys: Kept, values: Kept) -> Tensor:
-        """Look from R queries of each id; [K, G, R, d], keys, values [K, G, 1, d] -> [K, G, R, d].
-        """
-        writer = self.writer
-        keys, values = (kept._replace(numbers=self._multiplied(kept.numbers))
+        """See `Attention`; each id looks at pages into which all ids were put."""
+        alone = query.shape[2] == 1
+        keys, values = (kept._replace(numbers=self._floats(kept.numbers))
                         for kept in (keys, values))
-        own = self._own_scores(query, keys)
-        cached = self._with_own(cached, keys, values, alone=False)
+        seen_keys, seen_values = (
+            tuple(self._page(span, page, own, alone) for page, span in enumerate(spans))
+            for spans, own in ((cached.keys, keys), (cached.values, values)))
+        return super()._look(query, Cached(seen_keys, seen_values), keys, values)
+
+    def _products(self, query: Tensor, spans: Sequence[Span]) -> list[Tensor]:
+        """See `Attention`: all ids are asked together."""
         asked = self._together(query)
-        scores = [self._scaled(writer.batch_matmul(asked, span.blocks[0][1], transposed=True),
-                               span.scales) for span in cached.keys]         # [1, G, K R, C]
-        assert self.mask is not None
-        seen = self._apart(writer.concat(scores, 3), query.shape[2])
-        weights = writer.softmax(writer.add(writer.concat([seen, own], 3), self.mask))
-        last = sum(self.pages)
-        parts = [self._scaled(writer.part(weights, {3: (span.begin, span.end)}), span.scales)
-                 for span in cached.values]
-        own = self._scaled(writer.part(weights, {3: (last, last + 1)}), values.scales)
-        # Behind all pages stand the ids, of which each sees itself: so own comes last in the sum.
+        scores = [self._scaled(self.writer.batch_matmul(
+            asked, span.blocks[0].numbers, transposed=True), span.scales) for span in spans]
+        return [self._apart(self.writer.concat(scores, 3), query.shape[2])]
+
+    def _joined(self, weights: Tensor, spans: Sequence[Span], own: Kept) -> Tensor:
+        """See `Attention`; behind all pages stand the ids, of which each sees itself."""
+        writer, last = self.writer, sum(self.pages)
         each = writer.file.constant(np.eye(self.rows, dtype=np.float32)[:, None, None, :])
-        parts.append(writer.multiply(own, each))                             # [K, G, R, K]
-        numbers = [*(span.blocks[0][1] for span in cached.values), self._column(values.numbers)]
+        parts = [self._scaled(writer.part(weights, {3: (span.begin, span.end)}), span.scales)
+                 for span in spans]
+        here = self._scaled(writer.part(weights, {3: (last, last + 1)}), own.scales)
+        parts.append(writer.multiply(here, each))                            # [K, G, R, K]
+        numbers = [*(span.blocks[0].numbers for span in spans), self._column(own.numbers)]
         mixed = writer.batch_matmul(self._together(writer.concat(parts, 3)),
                                     writer.concat(numbers, 2))
-        return self._apart(mixed, query.shape[2])
+        return self._apart(mixed, weights.shape[2])
 
     def _together(self, tensor: Tensor) -> Tensor:
         """[K, G, R, x] -> [1, G, K R, x]: one product with the pages, which are there once."""
