@@ -79,6 +79,8 @@ CONTESTANTS = (
               model=f"ours-{precision}") for precision in ("bfloat16", "int8")),
     Decoder(name="tf_infer portable int8, one thread", script="ours_decoder", form="saved_model-1",
             model="ours-int8"),
+    Decoder(name="tf_infer portable int8, one thread, no AMX", script="ours_decoder",
+            form="saved_model-vnni-1", model="ours-int8"),
     Decoder(name="llama.cpp q8_0", script="llama_decoder", form="flash", model="q8_0.gguf",
             venv="llama"),
     *(Decoder(name=f"OpenVINO {name} int8 {precision}", script="openvino_decoder",

@@ -1,13 +1,15 @@
 """Our own forms of a decoder, in process: "saved_model", "saved_model-1", "engine" or "sweep".
 
 saved_model: the signature `generate` of an exported version, texts in and texts out; with "-1" in
-    one thread, as the embedded server runs it where there are two CPUs.
+    one thread, as the embedded server runs it where there are two CPUs; with "-vnni-1", too, and
+    with oneDNN kept from AMX (`ONEDNN_MAX_CPU_ISA`), a unit that CPUs of one core may share.
 engine: a StepEngine and this file's greedy loop, ids in and ids out.
 sweep: no decoder at all: reads the weights of the engine once a token, and answers ids of 0.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import numpy as np
 
 
 def saved_model(settings: dict[str, Any]) -> common.Generate:
+    if "-vnni" in settings["form"]:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"  # read once, by the first product
     import tensorflow as tf
     import tensorflow_text  # noqa: F401  registers the ops of the tokenizer
 
