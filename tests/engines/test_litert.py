@@ -193,6 +193,18 @@ def test_a_row_alone_has_the_bits_of_a_crowd_whatever_came_into_it_since(
         lengths[slot] = held[slot] + 1
 
 
+@pytest.mark.parametrize("kind", ["llama int8", "gpt2 float32", "gpt2 int8"])
+def test_a_row_alone_that_goes_back_sees_what_it_reads_anew(
+        llama: Case, engines: dict[str, litert.LiteRTEngine], kind: str) -> None:
+    engine = engines[kind]
+    read_whole(engine, 0, llama.ids[0, :40])
+    for token, held in ((1, 40), (2, 41), (3, 42), (4, 41)):
+        engine.step(np.full(4, token, np.int32), np.full(4, held, np.int32), [0])
+    tokens, lengths = np.full(4, 5, np.int32), np.full(4, 42, np.int32)
+    alone = engine.step(tokens, lengths, [0])[0].copy()
+    np.testing.assert_array_equal(engine.step(tokens, lengths, [0, 1])[0], alone)
+
+
 @pytest.mark.parametrize(("family", "block", "blocks"), [
     ("llama", 200 * 16, {"step_8_3": ["keys_0_0_1", "values_0_0_1"]}),
     ("gpt2", 200 * 32, {"step_8_3": ["keys_0_0_1", "values_0_0_1"]}),

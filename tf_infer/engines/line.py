@@ -5,6 +5,7 @@ Pages of the cache hold the same; what they got since is copied before such a st
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,8 @@ class Line:
         self._pages = pages
         self._memory = memory
         self._begins = np.cumsum([0, *(page[0].shape[3] for page in pages)]).tolist()
-        self._seen = 0  # pages that its arrays were last asked to show
+        self._seen = 0  # pages that it was last asked to show
+        self._shown: tuple[np.ndarray, ...] = ()  # its arrays of these
         self._same = 0  # positions that are there as they are in the pages
 
     def arrays(self, pages: int) -> tuple[np.ndarray, ...]:
@@ -40,10 +42,10 @@ class Line:
     def follow(self, pages: int, length: int) -> None:
         """Hold the first `length` positions in the arrays of so many pages."""
         if pages != self._seen:
-            self._seen, self._same = pages, 0
-        for page, begin, end in zip(self._pages, self._begins, self._begins[1:]):
-            first, last = max(self._same, begin), min(length, end)
-            if first < last:
-                for array, kept in zip(self.arrays(pages), page):
-                    array[:, 0, :, first:last] = kept[:, 0, :, first - begin:last - begin]
-        self._same = max(self._same, length)
+            self._seen, self._shown, self._same = pages, self.arrays(pages), 0
+        while self._same < length:
+            place = bisect.bisect_right(self._begins, self._same) - 1
+            begin, last = self._begins[place], min(length, self._begins[place + 1])
+            for array, kept in zip(self._shown, self._pages[place]):
+                array[:, 0, :, self._same:last] = kept[:, 0, :, self._same - begin:last - begin]
+            self._same = last

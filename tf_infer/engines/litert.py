@@ -8,6 +8,7 @@ they read, is written where it belongs by NumPy.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -139,6 +140,7 @@ class LiteRTEngine:
         self._kinds = KINDS[manifest.cache]
         self._pages = tuple(tuple(self._room(self.slots, page)) for page in manifest.pages)
         self._begins = np.cumsum((0, *manifest.pages))  # first position of each page, and the end
+        self._borders: list[int] = self._begins.tolist()
         self._line = None if not (manifest.joined_pages or manifest.one_piece) else Line(
             self._pages, tuple(self._room(1, int(self._begins[-1]))))
         self._places = np.arange(self._begins[-1], dtype=np.int32)
@@ -239,13 +241,13 @@ class LiteRTEngine:
         if not len(slots) or held.min() < 0 or held.max() >= self.positions:
             raise ConfigError(f"lengths: expected at least one active slot, each of 0 to "
                               f"{self.positions - 1} positions, got {held.tolist()}.")
+        if len(slots) == 1 and self.manifest.rows[0] == 1:
+            return self._step_alone(int(slots[0]), int(tokens[slots[0]]), int(held[0]))
         size = next(size for size in self.manifest.rows if size >= len(slots))
         self._bring_together(slots, size)
         rows = self._row_of[slots]
         pages = max(self._pages_for(int(held.max())), 1)
         step = self._stepping(size, pages)
-        if self._line is not None and size == 1:
-            self._line.follow(pages, int(held[0]))
         step.ids[rows], step.positions[rows] = tokens[slots], held
         width = step.mask.shape[-1] - 1
         step.mask[rows, 0, 0, :width] = np.where(
@@ -256,6 +258,31 @@ class LiteRTEngine:
         if np.array_equal(rows, slots):
             return self._logits[:self.slots]
         self._out[slots] = self._logits[rows]
+        return self._out
+
+    def _step_alone(self, slot: int, token: int, held: int) -> np.ndarray:
+        """Read one more token of one slot, as `step` does, in few operations of NumPy.
+
+        The weights have just passed through the core's cache, so each of them is slow.
+        """
+        if self._row_of[slot]:
+            self._bring_together(np.array([slot]), 1)
+        pages = max(self._pages_for(held), 1)
+        step = self._stepping(1, pages)
+        if self._line is not None:
+            self._line.follow(pages, held)
+        step.ids[0], step.positions[0] = token, held
+        mask = step.mask.reshape(-1)
+        mask[:held], mask[held:-1] = 0.0, MASKED
+        step.call()
+        self._filled[0] = max(int(self._filled[0]), held + 1)
+        self._changed(0, held)
+        page = bisect.bisect_right(self._borders, held) - 1
+        for array, new in zip(self._pages[page], step.new):
+            array[:, 0, :, held - self._borders[page]] = new[:, 0, :, 0]
+        if slot == 0:
+            return self._logits[:self.slots]
+        self._out[slot] = self._logits[0]
         return self._out
 
     def extend(self, slot: int, ids: np.ndarray, start: int) -> np.ndarray:
@@ -358,7 +385,7 @@ class LiteRTEngine:
 
     def _pages_for(self, length: int) -> int:
         """Return how many pages hold `length` positions."""
-        return int(np.searchsorted(self._begins, length))
+        return bisect.bisect_left(self._borders, length)
 
     def _read_pages(self, tokens: int, start: int) -> int:
         """Return over how many pages so many ids are read behind `start` positions.
