@@ -253,8 +253,9 @@ class LiteRTEngine:
         step.mask[rows, 0, 0, :width] = np.where(
             self._places[None, :width] < held[:, None], np.float32(0.0), np.float32(MASKED))
         step.call()
-        self._filled[rows] = np.maximum(self._filled[rows], held + 1)
-        self._keep_tokens(rows, held, step)
+        # Row by row: index arrays take NumPy a quarter to a half longer.
+        for row, place in zip(rows.tolist(), held.tolist()):
+            self._keep_token(row, place, step.new)
         if np.array_equal(rows, slots):
             return self._logits[:self.slots]
         self._out[slots] = self._logits[rows]
@@ -275,11 +276,7 @@ class LiteRTEngine:
         mask = step.mask.reshape(-1)
         mask[:held], mask[held:-1] = 0.0, MASKED
         step.call()
-        self._filled[0] = max(int(self._filled[0]), held + 1)
-        self._changed(0, held)
-        page = bisect.bisect_right(self._borders, held) - 1
-        for array, new in zip(self._pages[page], step.new):
-            array[:, 0, :, held - self._borders[page]] = new[:, 0, :, 0]
+        self._keep_token(0, held, step.new)
         if slot == 0:
             return self._logits[:self.slots]
         self._out[slot] = self._logits[0]
@@ -516,17 +513,14 @@ class LiteRTEngine:
 
     # ------------------------------------------------------------------ the cache
 
-    def _keep_tokens(self, rows: np.ndarray, held: np.ndarray, step: _Step) -> None:
-        """Write what a step handed out behind the `held` positions of each of its rows."""
-        for row, place in zip(rows.tolist(), held.tolist()):
-            self._changed(row, place)
-        for page, begin in enumerate(self._begins[:-1]):
-            here = (held >= begin) & (held < self._begins[page + 1])
-            if here.any():
-                some, places = rows[here], held[here] - begin
-                for array, new in zip(self._pages[page], step.new):
-                    # Two index arrays with a slice between: [rows, layers, G, d] on both sides.
-                    array[:, some, :, places] = new[:, some, :, 0]
+    def _keep_token(self, row: int, held: int, new: Sequence[np.ndarray]) -> None:
+        """Write what a step handed out of a row behind the `held` positions that it has."""
+        self._changed(row, held)
+        self._filled[row] = max(int(self._filled[row]), held + 1)
+        page = bisect.bisect_right(self._borders, held) - 1
+        place = held - self._borders[page]
+        for array, read in zip(self._pages[page], new):
+            array[:, row, :, place] = read[:, row, :, 0]
 
     def _keep_chunk(self, row: int, part: Part, read: Sequence[np.ndarray]) -> None:
         """Write what a read handed out, [layers, G, T, d] each, into the pages that it reaches."""
