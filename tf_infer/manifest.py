@@ -239,7 +239,7 @@ def row_blocks(rows: int, page: int, places: int) -> list[tuple[int, int]]:
 def head_blocks(heads: int, positions: int, places: int) -> list[tuple[int, int]]:
     """Return which heads of one row an engine looks at together, as (begin, end).
 
-    Evenly, in as few blocks as have as many numbers as `places` positions of all heads. Both sides
+    Evenly, in as many blocks as `positions` have `places`, rounded up; but whole heads. Both sides
     must cut alike.
     """
     size = -(-heads // max(1, -(-positions // places)))

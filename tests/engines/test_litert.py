@@ -15,10 +15,12 @@ import pytest
 from tensorflow.lite.python import schema_py_generated as schema
 
 from tests.engines import small
+from tf_infer.config import SmallTransformerConfig
 from tf_infer.engines import litert, litert_runtime
 from tf_infer.engines.contracts import Part, StepEngine
 from tf_infer.errors import BackendMissing, ConfigError, ExportError
 from tf_infer.manifest import ENGINE_FILE
+from tf_infer.networks import build
 from tf_infer.networks.arrays import DecoderArrays
 from tf_infer.optimize import litert as optimize
 from tf_infer.optimize import litert_attention
@@ -587,6 +589,15 @@ def test_the_loops_of_other_threads_go_on_while_it_computes(llama: Case) -> None
         going.set()
         thread.join()
     assert during > calls / 4
+
+
+def test_an_int8_cache_of_odd_heads_is_refused(tmp_path: Path) -> None:
+    """Of 3 heads of 35 numbers and 32 positions the second row would begin between two borders."""
+    odd = SmallTransformerConfig(width=105, layers=1, heads=3, hidden=64, max_positions=32)
+    with pytest.raises(ConfigError, match=r"EngineSettings\.cache: .* float32 for heads of 35"):
+        optimize.write(build.decoder(odd, vocab_size=9, seed=1), tmp_path / "litert",
+                       optimize.EngineSettings(cache="int8", rows=(1, 2)), positions=32)
+    assert not (tmp_path / "litert").exists()
 
 
 def test_a_changed_model_file_is_refused(llama: Case, tmp_path: Path) -> None:

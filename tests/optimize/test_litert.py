@@ -39,7 +39,8 @@ def test_a_quantised_row_is_within_half_a_step_of_its_numbers() -> None:
 
 
 def test_only_large_heads_are_kept_as_int8_and_only_beside_int8_weights() -> None:
-    assert [cache_of("int8", size) for size in (8, 31, 32, 64)] == ["float32"] * 2 + ["int8"] * 2
+    assert [cache_of("int8", size) for size in (8, 31, 35, 32, 64)] == [
+        *["float32"] * 3, *["int8"] * 2]
     assert cache_of("float32", 64) == "float32"
 
 

@@ -2,7 +2,8 @@
 
 The cache of a slot lies in pages. A step sees the first pages only, as many as its longest row
 fills, and the first rows only, as many as are active: both are views of one memory, so nothing is
-copied when a text grows or another begins. What the graphs hand out, keys and values of the ids
+copied when a text grows or another begins; a row that is alone is looked at in a copy of its first
+pages (line.py). What the graphs hand out, keys and values of the ids
 they read, is written where it belongs by NumPy.
 """
 

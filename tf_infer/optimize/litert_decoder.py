@@ -127,7 +127,8 @@ class DecoderFile:
         Inputs: `ids`, `positions` [N]; `mask` [N, 1, 1, sum of pages + 1], 0 on live positions and
         at the end, MASKED elsewhere; `keys_i_j_k`, `values_i_j_k` [rows, G, C, d] of layer i,
         page j, rows k (`manifest.row_blocks`). Of one row all pages are one; where heads share
-        none, k are heads of it (`manifest.head_blocks`).
+        none, k are heads of it (`manifest.head_blocks`), and values lie in pieces, which are the
+        same numbers: [rows, G, C / piece, piece, d].
         Outputs: `keys_i`, `values_i` [N, G, 1, d]; `logits` [N, V].
         """
         if rows == 1 and (self.joined_pages or self.one_piece):
