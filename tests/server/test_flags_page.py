@@ -104,4 +104,5 @@ def test_the_environment_that_the_program_looks_at_stands_there(
         backend.load_tensorflow()
         surroundings("2.21.0", (), gpus=0)
     assert asked == {"TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"}
-    assert told == asked | {"TF_ONEDNN_USE_SYSTEM_ALLOCATOR"}  # TensorFlow's own
+    # TensorFlow's and oneDNN's own.
+    assert told == asked | {"TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "ONEDNN_MAX_CPU_ISA"}
