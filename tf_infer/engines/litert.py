@@ -10,6 +10,7 @@ they read, is written where it belongs by NumPy.
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -140,10 +141,10 @@ class LiteRTEngine:
         self._model = Model(path, threads=threads)
         self._kinds = KINDS[manifest.cache]
         self._pages = tuple(tuple(self._room(self.slots, page)) for page in manifest.pages)
-        self._begins = np.cumsum((0, *manifest.pages))  # first position of each page, and the end
-        self._borders: list[int] = self._begins.tolist()
+        # First position of each page, and the end.
+        self._begins = (0, *itertools.accumulate(manifest.pages))
         self._line = None if not (manifest.joined_pages or manifest.one_piece) else Line(
-            self._pages, tuple(self._room(1, int(self._begins[-1]))))
+            self._pages, tuple(self._room(1, self._begins[-1])))
         self._places = np.arange(self._begins[-1], dtype=np.int32)
         self._row_of = np.arange(self.slots)  # row of each slot
         self._filled = np.zeros(self.slots, np.int32)  # positions of each row ever written to
@@ -232,7 +233,6 @@ class LiteRTEngine:
         read.call()
         for place, part in enumerate(parts):
             row = int(self._row_of[part.slot])
-            self._filled[row] = max(self._filled[row], part.start + len(part.ids))
             self._keep_chunk(row, part, [new[:, place] for new in read.new])
 
     def step(self, tokens: np.ndarray, lengths: np.ndarray, active: Sequence[int]) -> np.ndarray:
@@ -297,9 +297,8 @@ class LiteRTEngine:
         several.ids[:count] = ids
         several.positions[:] = np.minimum(start + np.arange(len(several.ids)), self.positions - 1)
         fill_mask(several.mask, start, MASKED)
-        fill_places(several.put, several.stay, start, self._begins.tolist())
+        fill_places(several.put, several.stay, start, self._begins)
         several.call()
-        self._filled[row] = max(self._filled[row], start + count)
         self._keep_chunk(row, Part(slot, ids, start),
                          [new[:, :, :, 0].swapaxes(1, 2) for new in several.new])
         return self._logits[:count]
@@ -320,7 +319,7 @@ class LiteRTEngine:
                                                 shape).clip(-127, 127))
         self._changed(row, 0)
         same = True
-        for begin in self._begins[:-1].tolist():
+        for begin in self._begins[:-1]:
             count = min(1 + self.guesses, self.positions - begin)
             start = min(max(begin - 1, 1), self.positions - count)  # over a border, if there is one
             ids = random.integers(0, self.vocab_size, count).astype(np.int32)
@@ -353,8 +352,7 @@ class LiteRTEngine:
         """Make a slot begin with what was saved; see `StepEngine`."""
         row = self._row_of[slot]
         length = sum(page[0].shape[2] for page in saved.pages)
-        self._filled[row] = max(self._filled[row], length)
-        self._changed(int(row), 0)
+        self._written(int(row), 0, length)
         for page, kept in zip(self._pages, saved.pages):
             for array, values in zip(page, kept):
                 array[:, row, :, :values.shape[2]] = values
@@ -383,7 +381,7 @@ class LiteRTEngine:
 
     def _pages_for(self, length: int) -> int:
         """Return how many pages hold `length` positions."""
-        return bisect.bisect_left(self._borders, length)
+        return bisect.bisect_left(self._begins, length)
 
     def _read_pages(self, tokens: int, start: int) -> int:
         """Return over how many pages so many ids are read behind `start` positions.
@@ -398,7 +396,7 @@ class LiteRTEngine:
             name = f"step_{rows}_{pages}"
             new = self._new_arrays(rows, 1)
             ids, positions = aligned((rows,), np.int32), aligned((rows,), np.int32)
-            mask = aligned((rows, 1, 1, int(self._begins[pages]) + 1))
+            mask = aligned((rows, 1, 1, self._begins[pages] + 1))
             arrays = {"ids": ids, "positions": positions, "mask": mask,
                       "logits": self._logits[:rows], **self._named(new)}
             line = None if self._line is None or rows > 1 else self._line.arrays(pages)
@@ -413,7 +411,7 @@ class LiteRTEngine:
             name = f"extend_{rows}_{pages}"
             new = self._new_arrays(rows, 1)
             ids, positions = aligned((rows,), np.int32), aligned((rows,), np.int32)
-            mask = aligned((rows, 1, 1, int(self._begins[pages]) + 1))
+            mask = aligned((rows, 1, 1, self._begins[pages] + 1))
             sizes = {page: self.manifest.pages[page] for page in range(pages)
                      if f"put_{page}" in self._model.inputs(name)}
             put = {page: aligned((1, groups, size, rows)) for page, size in sizes.items()}
@@ -437,7 +435,7 @@ class LiteRTEngine:
             name = _read_name(tokens, pages)
             arrays: dict[str, np.ndarray] = {}
             if pages:
-                arrays = {"mask": aligned((1, 1, 1, int(self._begins[pages]))),
+                arrays = {"mask": aligned((1, 1, 1, self._begins[pages])),
                           **self._cached(name, row, 1)}
             self._reads[row, tokens, pages] = self._reader(name, 1, tokens, arrays)
         return self._reads[row, tokens, pages]
@@ -516,23 +514,27 @@ class LiteRTEngine:
 
     def _keep_token(self, row: int, held: int, new: Sequence[np.ndarray]) -> None:
         """Write what a step handed out of a row behind the `held` positions that it has."""
-        self._changed(row, held)
-        self._filled[row] = max(int(self._filled[row]), held + 1)
-        page = bisect.bisect_right(self._borders, held) - 1
-        place = held - self._borders[page]
+        self._written(row, held, held + 1)
+        page = bisect.bisect_right(self._begins, held) - 1
+        place = held - self._begins[page]
         for array, read in zip(self._pages[page], new):
             array[:, row, :, place] = read[:, row, :, 0]
 
     def _keep_chunk(self, row: int, part: Part, read: Sequence[np.ndarray]) -> None:
         """Write what a read handed out, [layers, G, T, d] each, into the pages that it reaches."""
         start, stop = part.start, part.start + len(part.ids)
-        self._changed(row, start)
+        self._written(row, start, stop)
         for page, begin in enumerate(self._begins[:-1]):
-            first, end = max(start, int(begin)), min(stop, int(self._begins[page + 1]))
+            first, end = max(start, begin), min(stop, self._begins[page + 1])
             if first < end:
                 for array, new in zip(self._pages[page], read):
                     array[:, row, :, first - begin:end - begin] = new[
                         :, :, first - start:end - start]
+
+    def _written(self, row: int, begin: int, end: int) -> None:
+        """Know that positions `begin` to `end` of a row were written to."""
+        self._filled[row] = max(int(self._filled[row]), end)
+        self._changed(row, begin)
 
     def _changed(self, row: int, begin: int) -> None:
         """Know that something came into a row from position `begin` on."""

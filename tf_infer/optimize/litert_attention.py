@@ -163,14 +163,14 @@ class Attention:
 
     def _cached(self, layer: int, groups: int, size: int, *, alone: bool) -> Cached:
         """Make the inputs of one layer, for one query of each row `alone` or for several."""
-        keys, values = (tuple(self._span(f"{name}_{layer}", page, groups, size, alone)
+        keys, values = (tuple(self._span(name, layer, page, groups, size, alone)
                               for page in range(len(self.pages))) for name in ("key", "value"))
         return Cached(keys, values)
 
-    def _span(self, name: str, page: int, groups: int, size: int, alone: bool) -> Span:
+    def _span(self, kind: str, layer: int, page: int, groups: int, size: int, alone: bool
+              ) -> Span:
         """Make the inputs of one page, some rows or heads each: <kind>_<layer>_<page>_<block>."""
         writer, places = self.writer, self.pages[page]
-        kind, layer = name.split("_")
         begin = sum(self.pages[:page])
         if alone and self.rows == 1:
             axis, cuts = 1, head_blocks(groups, places, self.block_places)
