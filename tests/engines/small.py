@@ -16,7 +16,7 @@ from tf_infer.engines.reading import cuts
 from tf_infer.networks import build
 from tf_infer.optimize.litert import EngineSettings, write
 
-VOCABULARY, POSITIONS = 100, 100  # three pages: 32, 32, 64
+VOCABULARY, POSITIONS = 100, 100  # pages of 64, 32 and 32, of the Llama 64 and 64
 ROWS, CHUNKS = (1, 2, 4), (4, 16, 96)  # a read of 96 is looked at in two blocks
 SIZES = {"vocabulary_size": VOCABULARY, "num_layers": 2, "hidden_dim": 32, "intermediate_dim": 64}
 FAMILIES: dict[str, Any] = {

@@ -208,7 +208,7 @@ def test_a_row_alone_that_goes_back_sees_what_it_reads_anew(
 
 
 @pytest.mark.parametrize(("family", "block", "blocks"), [
-    ("llama", 200 * 16, {"step_8_3": ["keys_0_0_1", "values_0_0_1"]}),
+    ("llama", 200 * 16, {"step_8_2": ["keys_0_0_1", "values_0_0_1"]}),
     ("gpt2", 200 * 32, {"step_8_3": ["keys_0_0_1", "values_0_0_1"]}),
     ("gpt2", 40 * 32, {"step_1_2": ["keys_0_0_1", "values_0_0_1"], "step_1_3": ["keys_0_0_3"]})])
 def test_rows_that_are_looked_at_block_by_block_have_the_bits_of_a_row_alone(
@@ -241,9 +241,9 @@ def test_a_step_of_one_row_has_as_many_operations_however_long_its_text(
         counts = operations(file)
         pages = len(engines[kind].manifest.pages)
         alone = [counts[f"step_1_{count}"] for count in range(1, pages + 1)]
-        assert max(alone) - min(alone) <= 2, "one page of one piece needs no sum of pieces"
-        assert alone[1] == alone[2]
-        assert counts["step_2_1"] < counts["step_2_2"] < counts["step_2_3"]
+        assert max(alone) - min(alone) <= 3, "the mask of 96 positions is made one of 128, once"
+        several = [counts[f"step_2_{count}"] for count in range(1, pages + 1)]
+        assert all(fewer + 3 < more for fewer, more in itertools.pairwise(several))
 
 
 def test_a_head_of_zeros_is_kept_as_zeros(
@@ -297,7 +297,7 @@ def test_an_engine_from_before_pages_were_joined_gives_the_same_logits(
     assert [described.pop(name) for name in ("joined_pages", "one_piece")] == [False, False]
     path.write_text(json.dumps(described), "utf-8")
     engine = litert.load(tmp_path / "litert", threads=1)
-    assert {"keys_0_0_0", "keys_0_2_0"} <= set(engine._model.inputs("step_1_3"))
+    assert {"keys_0_0_0", "keys_0_1_0"} <= set(engine._model.inputs("step_1_2"))
     read_whole(engine, 2, case.ids[2, :70])
     for active in ([2], [2, 3]):
         logits = engine.step(case.ids[:, 70], np.array([0, 0, 70, 0]), active)
@@ -310,7 +310,7 @@ def test_a_step_is_the_same_bits_over_however_many_pages(family: str, tmp_path: 
     positions = 400
     engine = small.engine(small.network(family, positions), tmp_path / "litert")
     pages = list(itertools.accumulate(engine.manifest.pages))
-    assert len(pages) > 6 and pages[-1] >= positions
+    assert len(pages) > 5 and pages[-1] >= positions
     random = np.random.default_rng(2)
     for length in [*range(20, 380, 12), *(page - 1 for page in pages[:-1])]:
         ids = random.integers(0, small.VOCABULARY, length + 1)
@@ -485,11 +485,11 @@ def test_there_is_a_graph_for_every_read_that_a_slot_has_room_for_and_no_other(l
                      if name.startswith("read") and "x" not in name}
 
 
-def test_a_read_has_as_many_operations_behind_two_pages_as_behind_three(
+def test_a_read_has_as_many_operations_behind_one_page_as_behind_two(
         rounded: litert.LiteRTEngine, rounded_file: Path) -> None:
     counts = operations(rounded_file)
     for tokens in rounded.manifest.chunks[:2]:
-        assert counts[f"read_{tokens}_2"] == counts[f"read_{tokens}_3"]
+        assert counts[f"read_{tokens}_1"] == counts[f"read_{tokens}_2"]
 
 
 def test_in_a_read_the_last_layer_is_found_for_the_last_id_alone(rounded_file: Path) -> None:
@@ -510,17 +510,18 @@ def test_in_a_read_the_last_layer_is_found_for_the_last_id_alone(rounded_file: P
 
 
 def test_an_engine_whose_reads_look_over_any_number_of_pages_gives_the_same_logits(
-        llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        cases: dict[str, Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As those that were exported before there were so few."""
+    case = cases["gpt2"]
     monkeypatch.setattr(optimize, "read_pages", lambda most, *_: range(most + 1))
-    engine = small.engine(llama.network, tmp_path / "litert")
-    assert "read_16_1" in engine._model.signatures
-    assert "read_16_1" not in llama.engine._model.signatures
-    for length in (20, 40, 80):
+    engine = small.engine(case.network, tmp_path / "litert")
+    assert "read_16_2" in engine._model.signatures
+    assert "read_16_2" not in case.engine._model.signatures
+    for length in (20, 70, 80):
         found = []
-        for one in (engine, llama.engine):
-            one.read(1, llama.ids[1, :length], 0)
-            found.append(one.read(1, llama.ids[1, length:length + 9], length).copy())
+        for one in (engine, case.engine):
+            one.read(1, case.ids[1, :length], 0)
+            found.append(one.read(1, case.ids[1, length:length + 9], length).copy())
         np.testing.assert_allclose(found[0], found[1], atol=FLOAT_ATOL)
     engine.close()
 

@@ -17,16 +17,19 @@ from tf_infer.optimize.litert import (
     page_sizes,
     read_pages,
 )
-from tf_infer.optimize.litert_attention import PIECE, Precision, block_places
+from tf_infer.optimize.litert_attention import PIECE, SUMMED, block_places
 
 
 @pytest.mark.parametrize(("positions", "pages"), [
-    (1, (16,)), (32, (32,)), (33, (32, 32)), (128, (32, 32, 64)), (200, (32, 32, 64, 64, 32)),
-    (1024, (32, 32, 64, 64, 64, 128, 192, 256, 192))])
+    (1, (16,)), (32, (32,)), (33, (48,)), (64, (64,)), (65, (64, 32)), (128, (64, 32, 32)),
+    (200, (64, 32, 32, 64, 32)), (1024, (64, 32, 32, 64, 64, 128, 192, 256, 192))])
 def test_a_page_is_half_of_those_before_it(positions: int, pages: tuple[int, ...]) -> None:
-    assert page_sizes(positions) == pages
+    assert page_sizes(positions, fine=True) == pages
     assert 0 <= sum(pages) - positions < (PIECE if pages[1:] else 16)
-    assert pages == (16,) or not any(page % PIECE for page in pages)
+    assert not pages[1:] or not any(page % PIECE for page in pages)
+    coarse = page_sizes(positions, fine=False)
+    assert coarse == ((64, 64, *pages[3:]) if pages[2:] else pages)
+    assert not any(page % SUMMED for page in coarse[:-1])
 
 
 def test_a_quantised_row_is_within_half_a_step_of_its_numbers() -> None:
@@ -44,12 +47,11 @@ def test_only_large_heads_are_kept_as_int8_and_only_beside_int8_weights() -> Non
     assert cache_of("float32", 64) == "float32"
 
 
-@pytest.mark.parametrize(("kind", "heads", "blocks"), [
-    ("int8", 12, [(0, 8), (8, 16)]), ("float32", 12, [(0, 16)]), ("int8", 3, [(0, 16)]),
-    ("float32", 192, [(0, 4), (4, 8), (8, 12), (12, 16)])])
+@pytest.mark.parametrize(("heads", "blocks"), [
+    (12, [(0, 8), (8, 16)]), (3, [(0, 16)]), (192, [(0, 4), (4, 8), (8, 12), (12, 16)])])
 def test_a_step_looks_at_more_rows_together_the_fewer_heads_they_have(
-        kind: Precision, heads: int, blocks: list[tuple[int, int]]) -> None:
-    assert row_blocks(16, 32, block_places(kind, heads * 64)) == blocks
+        heads: int, blocks: list[tuple[int, int]]) -> None:
+    assert row_blocks(16, 64, block_places(heads * 64)) == blocks
 
 
 @pytest.mark.parametrize(("heads", "positions", "blocks"), [
@@ -79,11 +81,11 @@ def test_joined_reads_have_no_more_rows_than_slots_and_no_more_ids_than_the_long
 
 
 @pytest.mark.parametrize(("most", "positions", "counts"), [
-    (0, 320, (0,)), (1, 16, (0, 1)), (2, 64, (0, 2)), (1, 320, (0, 3)), (4, 320, (0, 3, 5)),
+    (0, 320, (0,)), (1, 16, (0, 1)), (1, 64, (0, 1)), (1, 320, (0, 3)), (4, 320, (0, 3, 5)),
     (6, 320, (0, 3, 5, 6)), (9, 1024, (0, 3, 5, 6, 7, 8, 9))])
 def test_reads_look_over_few_numbers_of_pages_and_over_as_many_as_they_may_have_to(
         most: int, positions: int, counts: tuple[int, ...]) -> None:
-    assert read_pages(most, page_sizes(positions), 256) == counts
+    assert read_pages(most, page_sizes(positions, fine=True), 256) == counts
 
 
 @pytest.mark.parametrize("wrong", [{"rows": (8, 1)}, {"rows": ()}, {"chunks": (1, 16)},

@@ -12,11 +12,10 @@ from tf_infer.config import check
 from tf_infer.manifest import StepEngineManifest, write_engine
 from tf_infer.networks.arrays import arrays_of
 from tf_infer.optimize import litert_attention, litert_file
-from tf_infer.optimize.litert_attention import Precision
+from tf_infer.optimize.litert_attention import SUMMED, Precision
 from tf_infer.optimize.litert_decoder import DecoderFile
 
-PAGE = litert_attention.PIECE  # positions of the first page
-SUMMED = 64  # numbers that XNNPACK's softmax adds up at once; what is left over, otherwise
+PAGE = litert_attention.PIECE  # positions of the smallest page
 GUESSES = 3
 MOST_GUESSES = 15  # with the token before them they reach over two pages at most
 ROUNDED_HEAD = 32  # numbers of a head from which on it is kept as int8
@@ -96,20 +95,21 @@ def joined_shapes(slots: int, chunks: Sequence[int]) -> tuple[tuple[int, int], .
                  if count * tokens <= chunks[-1])
 
 
-def page_sizes(positions: int) -> tuple[int, ...]:
+def page_sizes(positions: int, *, fine: bool) -> tuple[int, ...]:
     """Return pages that hold `positions` together, each about half of those before it.
 
-    32, 32, 64, 64, 64, 128, 192, 256, ..., the last one cut: a text meets few more positions than
-    it has. Multiples of PAGE, or 16 where there is no other: every row of a page begins where the
-    runtime wants it, and values are added up by pieces of PAGE, whatever pages there are. All that
-    stands before a page but the first two is a multiple of SUMMED: a softmax over more pages then
-    adds up the same numbers in the same order, and who sits beside a text changes no bit of it.
+    64, 64, 64, 64, 128, 192, 256, ..., the last one cut: a text meets few more positions than it
+    has. `fine`, the second is two: there softmax sees SUMMED places at once in any case, else a
+    text would have other bits over more pages, beside a longer one. Multiples of PAGE, or of half
+    of it where there is no other: every row of a page begins where the runtime wants it, and values
+    are added up by pieces of PAGE, whatever pages there are.
     """
     pages: list[int] = []
-    while sum(pages) < positions:
-        size = PAGE if sum(pages) < SUMMED else max(SUMMED, sum(pages) // 2 // SUMMED * SUMMED)
+    while (held := sum(pages)) < positions:
+        size = PAGE if fine and SUMMED <= held < 2 * SUMMED else max(
+            SUMMED, held // 2 // SUMMED * SUMMED)
         unit = PAGE if pages else PAGE // 2
-        pages.append(min(size, -(-(positions - sum(pages)) // unit) * unit))
+        pages.append(min(size, -(-(positions - held) // unit) * unit))
     return tuple(pages)
 
 
@@ -162,7 +162,7 @@ def write(network: Any, folder: Path, settings: EngineSettings, *, positions: in
     check(cache == "float32" or arrays.head_size % 2 == 0, "EngineSettings.cache",
           f"float32 for heads of {arrays.head_size} numbers", cache)
     decoder = DecoderFile(arrays, settings.precision, cache=cache)
-    pages = page_sizes(positions)
+    pages = page_sizes(positions, fine=decoder.one_piece)
     for rows in settings.rows:
         for count in range(1, len(pages) + 1):
             decoder.add_step(f"step_{rows}_{count}", rows, pages[:count])

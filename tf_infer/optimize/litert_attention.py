@@ -21,17 +21,18 @@ MASKED = -1e30  # as networks.attention
 # Ids of a long read are looked at so many at a time, so that little is computed of what lies ahead
 # (256 ids at once: twice the scores).
 READ_BLOCK = 64
-BLOCK = 256 * 12 * 64  # numbers of keys that a step makes floats of before it multiplies
+BLOCK = 512 * 12 * 64  # numbers of keys or values that a step multiplies before it adds them up
 PIECE = 32  # positions whose values a step of one query adds up first; divides every page
+SUMMED = 64  # numbers that XNNPACK's softmax adds up at once; what is left over, otherwise
 
 
-def block_places(kind: Precision, width: int) -> int:
+def block_places(width: int) -> int:
     """Return of how many positions a step looks at keys or values [width] together.
 
     So many that what it makes of them stays in a core's cache (a quarter less time than all at
-    once, at 32 rows of 12 heads of 64); int8 becomes floats first.
+    once, at 32 rows of 12 heads of 64).
     """
-    return (BLOCK if kind == "int8" else 2 * BLOCK) // width
+    return BLOCK // width
 
 
 class Kept(NamedTuple):
@@ -105,9 +106,12 @@ class Attention:
         self.rows, self.tokens, self.pages = rows, tokens, tuple(pages)
         self.held = rows  # rows of the cache
         self.piece = math.gcd(PIECE, *self.pages)
+        # Places of a softmax of one query of each row, in front of what is read itself.
+        self.wide = -(-sum(self.pages) // SUMMED) * SUMMED
         # 1 on the last id of each row that counts, 0 elsewhere.
         self.last = None if tokens == 1 else writer.input("last", [rows, 1, tokens])
         self.mask: Tensor | None = None
+        self._wide: Tensor | None = None
         self._masks: dict[tuple[int, int], Tensor | Constant] = {}
         if tokens == 1:
             self.mask = writer.input("mask", [rows, 1, 1, sum(pages) + 1])
@@ -211,16 +215,18 @@ class Attention:
         query [N, G, R, d], keys, values [N, G, 1, d] -> [N, G, R, d].
         """
         assert self.mask is not None
-        alone = query.shape[2] == 1
+        writer, alone = self.writer, query.shape[2] == 1
         scores = (self._sums if alone else self._products)(query, cached.keys)
         own = self._scaled(self._own_scores(query, keys.numbers), keys.scales)
-        weights = self.writer.softmax(self.writer.add(                        # [N, G, R, C + 1]
-            self.writer.concat([*scores, own], 3), self.mask))
+        if alone:
+            scores += self._nothing(own.shape[:3])
+        weights = writer.softmax(writer.add(                                  # [N, G, R, ... + 1]
+            writer.concat([*scores, own], 3), self._wide_mask() if alone else self.mask))
         return (self._pieces if alone else self._joined)(weights, cached.values, values)
 
     # ------------------------------------------------------------------ one query of each row
 
-    def _sums(self, query: Tensor, spans: Sequence[Span]) -> list[Tensor]:
+    def _sums(self, query: Tensor, spans: Sequence[Span]) -> list[Tensor | Constant]:
         """Return the scores of one query of each row over each page, by products and sums.
 
         A matrix product would first copy all keys into another order, for one query.
@@ -238,13 +244,33 @@ class Attention:
             self._of_blocks(span, scores), [*query.shape[:3], span.places]), span.scales)
             for span in spans]
 
+    def _nothing(self, shape: Sequence[int]) -> list[Tensor | Constant]:
+        """Return what stands between the pages and what is read itself, [*shape, wide - C].
+
+        So a softmax adds up the same numbers in the same order, whatever pages a graph sees.
+        """
+        places = self.wide - sum(self.pages)
+        return [self.writer.file.constant(np.zeros((*shape, places), np.float32))] * (places > 0)
+
+    def _wide_mask(self) -> Tensor:
+        """Return the mask, with MASKED where `_nothing` stands: once for all layers."""
+        assert self.mask is not None
+        writer, last = self.writer, sum(self.pages)
+        if self._wide is None:
+            shape = (*self.mask.shape[:3], self.wide - last)
+            self._wide = self.mask if self.wide == last else writer.concat([
+                writer.part(self.mask, {3: (0, last)}),
+                writer.file.constant(np.full(shape, MASKED, np.float32)),
+                writer.part(self.mask, {3: (last, last + 1)})], 3)
+        return self._wide
+
     def _pieces(self, weights: Tensor, spans: Sequence[Span], own: Kept) -> Tensor:
         """Multiply values with the weights of their places, and add up: each piece, then all.
 
         So the order of sums is the same in whatever pages a graph sees its places.
-        weights [N, G, 1, C + 1], own [N, G, 1, d] -> [N, G, 1, d].
+        weights [N, G, 1, wide + 1], own [N, G, 1, d] -> [N, G, 1, d].
         """
-        writer, last = self.writer, sum(self.pages)
+        writer, last = self.writer, self.wide
         pieces = writer.concat([self._page_pieces(writer.part(
             weights, {3: (span.begin, span.end)}), span) for span in spans], 2)
         rows, groups, count, _, size = pieces.shape
@@ -274,7 +300,7 @@ class Attention:
 
     # ------------------------------------------------------------------ several queries of each
 
-    def _products(self, query: Tensor, spans: Sequence[Span]) -> list[Tensor]:
+    def _products(self, query: Tensor, spans: Sequence[Span]) -> list[Tensor | Constant]:
         """Return the scores of R queries of each row: [N, G, R, d] -> [N, G, R, C] of each page."""
         writer = self.writer
 

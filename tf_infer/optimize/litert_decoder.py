@@ -61,7 +61,7 @@ class DecoderFile:
         self.arrays = arrays
         self.precision = precision
         self.cache: Precision = cache
-        self.block_places = block_places(cache, arrays.groups * arrays.head_size)
+        self.block_places = block_places(arrays.groups * arrays.head_size)
         self.joined_pages = arrays.heads > arrays.groups
         self.one_piece = not self.joined_pages
         self.file = ModelFile()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tf_infer.optimize.litert_attention import Attention, Block, Cached, Kept, Precision, Span
-from tf_infer.optimize.litert_file import GraphWriter, Tensor
+from tf_infer.optimize.litert_file import Constant, GraphWriter, Tensor
 
 PAGES = 2  # that K ids may belong to, the last ones that are seen
 
@@ -67,7 +67,7 @@ class Several(Attention):
             for spans, own in ((cached.keys, keys), (cached.values, values)))
         return super()._look(query, Cached(seen_keys, seen_values), keys, values)
 
-    def _products(self, query: Tensor, spans: Sequence[Span]) -> list[Tensor]:
+    def _products(self, query: Tensor, spans: Sequence[Span]) -> list[Tensor | Constant]:
         """See `Attention`: all ids are asked together."""
         asked = self._together(query)
         scores = [self._scaled(self.writer.batch_matmul(
