@@ -146,8 +146,8 @@ class LiteRTEngine:
         self._line = None if not (manifest.joined_pages or manifest.one_piece) else Line(
             self._pages, tuple(self._room(1, self._begins[-1])))
         self._places = np.arange(self._begins[-1], dtype=np.int32)
-        self._row_of = np.arange(self.slots)  # row of each slot
-        self._filled = np.zeros(self.slots, np.int32)  # positions of each row ever written to
+        self._row_of = list(range(self.slots))  # row of each slot
+        self._filled = [0] * self.slots  # positions of each row ever written to
         self._logits = aligned((max(self.slots, 1 + self.guesses), self.vocab_size))
         self._out = np.zeros((self.slots, self.vocab_size), np.float32)
         self._steps: dict[tuple[int, int], _Step] = {}
@@ -176,7 +176,7 @@ class LiteRTEngine:
                 f"ids: expected 1 to {self.chunk} of them, with start >= 0 and start + ids <= "
                 f"{self.positions}, got {len(ids)} at {start}.")
         size = next(size for size in self.manifest.chunks if size >= len(ids))
-        self._read(self._reading(int(self._row_of[slot]), size, self._read_pages(size, start)),
+        self._read(self._reading(self._row_of[slot], size, self._read_pages(size, start)),
                    [Part(slot, ids, start)])
         logits: np.ndarray = self._logits[0]
         return logits
@@ -232,43 +232,38 @@ class LiteRTEngine:
                                       MASKED)
         read.call()
         for place, part in enumerate(parts):
-            row = int(self._row_of[part.slot])
+            row = self._row_of[part.slot]
             self._keep_chunk(row, part, [new[:, place] for new in read.new])
 
     def step(self, tokens: np.ndarray, lengths: np.ndarray, active: Sequence[int]) -> np.ndarray:
         """Read one more token of each active slot; see `StepEngine`."""
-        slots = np.asarray(active)
-        held = lengths[slots]
-        if not len(slots) or held.min() < 0 or held.max() >= self.positions:
+        # The weights have just passed through the core's cache, so each operation of NumPy is slow.
+        slots, every = list(active), lengths.tolist()
+        held = [every[slot] for slot in slots]
+        if not slots or min(held) < 0 or max(held) >= self.positions:
             raise ConfigError(f"lengths: expected at least one active slot, each of 0 to "
-                              f"{self.positions - 1} positions, got {held.tolist()}.")
+                              f"{self.positions - 1} positions, got {held}.")
         if len(slots) == 1 and self.manifest.rows[0] == 1:
-            return self._step_alone(int(slots[0]), int(tokens[slots[0]]), int(held[0]))
+            return self._step_alone(slots[0], int(tokens[slots[0]]), held[0])
         size = next(size for size in self.manifest.rows if size >= len(slots))
         self._bring_together(slots, size)
-        rows = self._row_of[slots]
-        pages = max(self._pages_for(int(held.max())), 1)
-        step = self._stepping(size, pages)
+        rows = [self._row_of[slot] for slot in slots]
+        step = self._stepping(size, max(self._pages_for(max(held)), 1))
         step.ids[rows], step.positions[rows] = tokens[slots], held
-        width = step.mask.shape[-1] - 1
-        step.mask[rows, 0, 0, :width] = np.where(
-            self._places[None, :width] < held[:, None], np.float32(0.0), np.float32(MASKED))
+        for row, place in zip(rows, held):
+            mask = step.mask[row, 0, 0]
+            mask[:place], mask[place:-1] = 0.0, MASKED
         step.call()
-        # Row by row: index arrays take NumPy a quarter to a half longer.
-        for row, place in zip(rows.tolist(), held.tolist()):
+        for row, place in zip(rows, held):
             self._keep_token(row, place, step.new)
-        if np.array_equal(rows, slots):
+        if rows == slots:
             return self._logits[:self.slots]
         self._out[slots] = self._logits[rows]
         return self._out
 
     def _step_alone(self, slot: int, token: int, held: int) -> np.ndarray:
-        """Read one more token of one slot, as `step` does, in few operations of NumPy.
-
-        The weights have just passed through the core's cache, so each of them is slow.
-        """
-        if self._row_of[slot]:
-            self._bring_together(np.array([slot]), 1)
+        """Read one more token of one slot, as `step` does, in fewer operations of NumPy."""
+        self._bring_together([slot], 1)
         pages = max(self._pages_for(held), 1)
         step = self._stepping(1, pages)
         if self._line is not None:
@@ -290,8 +285,8 @@ class LiteRTEngine:
             raise ConfigError(
                 f"ids: expected 1 to {1 + self.guesses} of them, with start >= 0 and start + ids "
                 f"<= {self.positions}, got {count} at {start}.")
-        self._bring_together(np.array([slot]), 1)
-        row = int(self._row_of[slot])
+        self._bring_together([slot], 1)
+        row = self._row_of[slot]
         several = self._extending(max(self._pages_for(start + count - 1), 1))
         several.ids.fill(0)  # those behind the last one that counts are computed and thrown away
         several.ids[:count] = ids
@@ -310,7 +305,7 @@ class LiteRTEngine:
         tried over all pages; what the first slot held is gone.
         """
         random = np.random.default_rng(0)
-        row = int(self._row_of[0])
+        row = self._row_of[0]
         for kind, array in ((kind, array) for page in self._pages
                             for kind, array in zip(self._kinds, page)):
             shape = array[:, row].shape
@@ -352,7 +347,7 @@ class LiteRTEngine:
         """Make a slot begin with what was saved; see `StepEngine`."""
         row = self._row_of[slot]
         length = sum(page[0].shape[2] for page in saved.pages)
-        self._written(int(row), 0, length)
+        self._written(row, 0, length)
         for page, kept in zip(self._pages, saved.pages):
             for array, values in zip(page, kept):
                 array[:, row, :, :values.shape[2]] = values
@@ -533,7 +528,7 @@ class LiteRTEngine:
 
     def _written(self, row: int, begin: int, end: int) -> None:
         """Know that positions `begin` to `end` of a row were written to."""
-        self._filled[row] = max(int(self._filled[row]), end)
+        self._filled[row] = max(self._filled[row], end)
         self._changed(row, begin)
 
     def _changed(self, row: int, begin: int) -> None:
@@ -541,24 +536,25 @@ class LiteRTEngine:
         if self._line is not None and row == 0:
             self._line.changed(begin)
 
-    def _bring_together(self, slots: np.ndarray, size: int) -> None:
+    def _bring_together(self, slots: Sequence[int], size: int) -> None:
         """Make the rows of `slots` lie among the first `size`."""
-        outside = [slot for slot in slots if self._row_of[slot] >= size]
+        row_of, filled = self._row_of, self._filled
+        outside = [slot for slot in slots if row_of[slot] >= size]
         if not outside:
             return
-        wanted = set(slots.tolist())
-        free = [slot for slot in range(self.slots)
-                if self._row_of[slot] < size and slot not in wanted]
+        free = [slot for slot in range(self.slots) if row_of[slot] < size and slot not in slots]
         for slot, other in zip(outside, free):
-            rows = self._row_of[[slot, other]]
-            filled = int(self._filled[rows].max())
+            rows = [row_of[slot], row_of[other]]
+            swapped = rows[::-1]
+            most = max(filled[row] for row in rows)
             for page, begin in zip(self._pages, self._begins):
                 for array in page:
-                    live = array[:, :, :, :max(filled - begin, 0)]
-                    live[:, rows] = live[:, rows[::-1]]
-            self._filled[rows] = self._filled[rows[::-1]]
-            self._changed(int(rows.min()), 0)
-            self._row_of[[slot, other]] = rows[::-1]
+                    live = array[:, :, :, :max(most - begin, 0)]
+                    live[:, rows] = live[:, swapped]
+            for row in rows:
+                self._changed(row, 0)
+            filled[rows[0]], filled[rows[1]] = filled[rows[1]], filled[rows[0]]
+            row_of[slot], row_of[other] = swapped
 
 
 def _read_name(tokens: int, pages: int) -> str:
