@@ -31,6 +31,7 @@ from tf_infer.manifest import (  # noqa: E402
 )
 from tf_infer.server import loading, servable  # noqa: E402
 from tf_infer.server.config import ModelConfig, ServerConfig  # noqa: E402
+from tf_infer.server.quick_graph import CALLERS_THREAD  # noqa: E402
 from tf_infer.server.servable import load_version  # noqa: E402
 from tf_infer.server.versions import ModelRef  # noqa: E402
 
@@ -205,8 +206,8 @@ def test_of_a_version_that_was_loaded_gently_the_first_runs_are_the_pools(
     save(tmp_path / "1", "none")
     monkeypatch.setattr(servable.cpus, "usable", lambda **_: 2)
     make, own_thread = servable._run_options, []
-    monkeypatch.setattr(servable, "_run_options", lambda milliseconds, here=False: (
-        own_thread.append(here), make(milliseconds, here=here))[1])
+    monkeypatch.setattr(servable, "_run_options", lambda milliseconds, pool=0: (
+        own_thread.append(pool == CALLERS_THREAD), make(milliseconds, pool))[1])
     for gently, asked in ((True, [False, False, True]), (False, [True, True, True])):
         loaded, _ = load_version(tmp_path / "1", ServerConfig(models=(), warmup_iterations=3),
                                  gently=gently)

@@ -22,6 +22,7 @@ from tf_infer.server.contracts import Run  # noqa: E402
 from tf_infer.server.cpus import Behind  # noqa: E402
 from tf_infer.server.metrics import Metrics  # noqa: E402
 from tf_infer.server.own_thread import slowest, sure  # noqa: E402
+from tf_infer.server.quick_graph import CALLERS_THREAD  # noqa: E402
 from tf_infer.server.quick_runs import FAR_S  # noqa: E402
 from tf_infer.server.servable import SavedModelServable  # noqa: E402
 
@@ -56,9 +57,9 @@ def here(monkeypatch: pytest.MonkeyPatch, one: SavedModelServable, *, rows: int 
     seen: list[bool] = []
     make = servable._run_options
 
-    def options(milliseconds: int, *, here: bool = False, **more: Any) -> bytes:
-        seen.append(here)
-        return make(milliseconds, here=here, **more)
+    def options(milliseconds: int, pool: int = 0, **more: Any) -> Any:
+        seen.append(pool == CALLERS_THREAD)
+        return make(milliseconds, pool, **more)
 
     with monkeypatch.context() as patched:
         patched.setattr(servable, "_run_options", options)

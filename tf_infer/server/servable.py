@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ from tf_infer.server.denormals import flushed
 from tf_infer.server.encoder_engines import engine_of, replay_atol, within
 from tf_infer.server.engine_servable import EngineServable
 from tf_infer.server.halves import Halves, divisible, order_of, worth_it
+from tf_infer.server.lanes import EVERY, Lanes
 from tf_infer.server.lite_servable import load_lite
 from tf_infer.server.loading import (
     PREPARED,
@@ -62,7 +63,9 @@ from tf_infer.server.quick_runs import MAKING_S, QuickRuns, kind_of
 from tf_infer.server.scheduler import TIMED_OUT
 from tf_infer.server.session_config import (
     FEW_CPUS,
+    LANES,
     for_version,
+    has_lanes,
     session_config,
     without_optimiser,
 )
@@ -119,13 +122,15 @@ class SavedModelServable:
         self._ends: dict[str, _Ends] = {}
         self._slowest_s: dict[str, float] = {}  # by signature, of runs within the grid
         self._few_cpus = cpus.usable() <= FEW_CPUS
+        settings = settings or session_config(ServerConfig(models=()))
+        self._lanes = LANES if has_lanes(settings) else Lanes(0)
         self.halves = Halves()
         self.manifest: ModelManifest | None = None
         self._behind = cpus.Behind(asked) if gently else None
         try:
             self._session = (functools.partial(GentleSession, self._behind) if self._behind
                              else tf.compat.v1.Session)(
-                graph=tf.Graph(), config=settings or session_config(ServerConfig(models=())))
+                graph=tf.Graph(), config=settings)
         except BaseException:
             self.loaded()
             raise
@@ -211,9 +216,9 @@ class SavedModelServable:
         own = self._behind is None and (
             short or (bounded and sure(self._slowest_s.get(signature), timeout_s)))
         here = own or self._behind is not None
-        options = _run_options(milliseconds, here=here) if milliseconds or here else None
         own_s = time.thread_time() if own else 0.0
-        with self.halves.entered() as alone:
+        with self.halves.entered() as alone, self._pool(here) as pool:
+            options = _run_options(milliseconds, pool) if milliseconds or pool != EVERY else None
             cut = self._in_halves(signature, inputs, outputs, options, whole=whole) if (
                 alone and bounded and here) else None
             found, other_s = cut or (
@@ -228,6 +233,10 @@ class SavedModelServable:
             if self._quick.quick(kind, None) and (timeout_s is None or timeout_s > MAKING_S):
                 self._calls.make(signature, self.signatures[signature], inputs, outputs)
         return found
+
+    def _pool(self, here: bool) -> AbstractContextManager[int]:
+        """Have the number of the pool of a run while it lasts."""
+        return nullcontext(CALLERS_THREAD) if here else self._lanes.one()
 
     def _in_halves(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str],
                    options: _Options | None, *, whole: bool) -> tuple[Arrays, float] | None:
@@ -275,8 +284,9 @@ class SavedModelServable:
         milliseconds = 0 if timeout_s is None else _milliseconds(timeout_s)
         steps = pywrap_tf_session.TF_NewBuffer()
         try:
-            arrays = self._run(signature, inputs, outputs, _run_options(milliseconds, traced=True),
-                               steps, whole=whole)
+            with self._pool(here=False) as pool:
+                options = _run_options(milliseconds, pool, traced=True)
+                arrays = self._run(signature, inputs, outputs, options, steps, whole=whole)
             return arrays, stage_times(_steps(pywrap_tf_session.TF_GetBuffer(steps)))
         finally:
             pywrap_tf_session.TF_DeleteBuffer(steps)
@@ -365,13 +375,12 @@ def _milliseconds(timeout_s: float) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _run_options(milliseconds: int, *, traced: bool = False, here: bool = False) -> _Options:
-    """Return RunOptions; 0 milliseconds are no limit, and `here` is the own thread."""
-    options = tf.compat.v1.RunOptions(
-        timeout_in_ms=milliseconds, inter_op_thread_pool=CALLERS_THREAD if here else 0)
+def _run_options(milliseconds: int, pool: int = EVERY, *, traced: bool = False) -> _Options:
+    """Return RunOptions; 0 milliseconds are no limit, and a pool may be CALLERS_THREAD."""
+    options = tf.compat.v1.RunOptions(timeout_in_ms=milliseconds, inter_op_thread_pool=pool)
     if traced:
         options.trace_level = tf.compat.v1.RunOptions.SOFTWARE_TRACE
-    return _Options(options.SerializeToString(), here)
+    return _Options(options.SerializeToString(), pool == CALLERS_THREAD)
 
 
 def _steps(run_metadata: bytes) -> Iterator[Step]:

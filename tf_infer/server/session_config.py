@@ -14,12 +14,15 @@ from tf_infer.config import CausalLMConfig
 from tf_infer.manifest import EXTRA_FOLDER, MANIFEST_FILE, ModelManifest
 from tf_infer.server import cpus
 from tf_infer.server.config import ModelConfig, ServerConfig
+from tf_infer.server.lanes import Lanes
 from tf_infer.server.platform_config import ADAPTER, adapter_in
 from tf_infer.server.protos import read_text_proto
 from tf_infer.wire import serving_pb2
 
 FEW_CPUS = 2  # there two runs with a thread each did 1.3 times one with two: docs/runtime.md
 MIN_INTER_OP_THREADS = 8  # a run without a limit holds one of them: docs/runtime.md
+LANES = Lanes(FEW_CPUS)
+POOL = "tf_infer"  # begins the names of pools
 
 
 def session_config(config: ServerConfig) -> Any:
@@ -54,11 +57,39 @@ def for_version(settings: Any, manifest: ModelManifest | None) -> Any:
     TensorFlow's graph optimiser looks at all signatures of a SavedModel whenever one of them first
     runs. A decoder of ours has many, and those of its functions that gain by it ask for it
     themselves (docs/runtime.md). Whoever configures the optimiser has their way.
+
+    A decoder of ours has lanes where operations have one thread and CPUs are few. Whoever
+    configures pools has their way.
     """
     if (manifest is None or not isinstance(manifest.task, CausalLMConfig)
-            or manifest.compiled != "none" or settings.graph_options.HasField("rewrite_options")):
+            or manifest.compiled != "none"):
         return settings
-    return without_optimiser(settings)
+    if not settings.graph_options.HasField("rewrite_options"):
+        settings = without_optimiser(settings)
+    if (settings.intra_op_parallelism_threads == 1 and cpus.usable() <= FEW_CPUS
+            and not settings.session_inter_op_thread_pool):
+        settings = _with_lanes(settings)
+    return settings
+
+
+def has_lanes(settings: Any) -> bool:
+    """Whether runs of a session with these settings can have a lane."""
+    return any(pool.global_name == _lane(1) for pool in settings.session_inter_op_thread_pool)
+
+
+def _with_lanes(settings: Any) -> Any:
+    """Return settings with a pool for each lane behind the one for all other runs."""
+    found = config_pb2.ConfigProto()
+    found.CopyFrom(settings)
+    threads = settings.inter_op_parallelism_threads
+    found.session_inter_op_thread_pool.add(num_threads=threads, global_name=f"{POOL}_{threads}")
+    for number in range(1, LANES.count + 1):
+        found.session_inter_op_thread_pool.add(num_threads=1, global_name=_lane(number))
+    return found
+
+
+def _lane(number: int) -> str:
+    return f"{POOL}_lane_{number}"
 
 
 def without_optimiser(settings: Any) -> Any:

@@ -1,0 +1,39 @@
+"""Lanes: TensorFlow pools of one thread each, of which a run of a decoder takes one. Pure.
+
+In a pool of several threads a step of a decoder changes from thread to thread some forty times, and
+each of them has to wake up first (docs/runtime.md). A lane is no different but for that: a run ends
+at its deadline. The pools belong to the process, and so do the lanes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EVERY = 0  # number of the pool of all other runs
+
+
+class Lanes:
+    """Numbers of pools, each of which one run has at a time.
+
+    Args:
+        count: of lanes; they are numbered from 1 on.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._free = list(range(count, 0, -1))
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def one(self) -> Iterator[int]:
+        """Have a lane for the time of a run; `EVERY` where all are taken."""
+        with self._lock:
+            number = self._free.pop() if self._free else EVERY
+        try:
+            yield number
+        finally:
+            if number != EVERY:
+                with self._lock:
+                    self._free.append(number)
