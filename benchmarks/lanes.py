@@ -24,9 +24,9 @@ import numpy as np
 from benchmarks import decoders
 from benchmarks.client import machine
 from benchmarks.models import CACHE
-from tf_infer.server.lanes import Lanes
+from tf_infer.server.lanes import MOST_ROWS, Lanes
 
-FORM, ROWS, WAYS = "served-int8", (1, 8), ("pool", "lane")
+FORM, ROWS, WAYS = "served-int8", (1, MOST_ROWS), ("pool", "lane")
 
 
 def main() -> None:

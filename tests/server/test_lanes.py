@@ -18,11 +18,12 @@ from tf_infer.errors import Code, ServingError  # noqa: E402
 from tf_infer.manifest import ModelManifest  # noqa: E402
 from tf_infer.server import servable, session_config  # noqa: E402
 from tf_infer.server.config import ServerConfig  # noqa: E402
-from tf_infer.server.lanes import EVERY, Lanes  # noqa: E402
+from tf_infer.server.lanes import EVERY, MOST_ROWS, Lanes  # noqa: E402
 from tf_infer.server.servable import SavedModelServable  # noqa: E402
 from tf_infer.server.session_config import LANES, for_version, has_lanes  # noqa: E402
 
 FOREVER = 10**9  # turns
+FEW = {"x": np.zeros(MOST_ROWS), "rows": np.array(99)}
 
 
 def manifest(task: Any = None) -> ModelManifest:
@@ -37,15 +38,20 @@ def settings(monkeypatch: pytest.MonkeyPatch, *, cpus: int = 2, **asked: Any) ->
 
 def test_a_lane_is_had_by_one_run_at_a_time() -> None:
     lanes = Lanes(2)
-    with lanes.one() as first:
-        with lanes.one() as second, lanes.one() as third, lanes.one() as fourth:
+    with lanes.one(FEW) as first:
+        with lanes.one(FEW) as second, lanes.one(FEW) as third, lanes.one(FEW) as fourth:
             assert (sorted([first, second]), third, fourth) == ([1, 2], EVERY, EVERY)
-        with lanes.one() as again:
+        with lanes.one(FEW) as again:
             assert again == second
-    with pytest.raises(ValueError, match="wrong"), lanes.one():
+    with pytest.raises(ValueError, match="wrong"), lanes.one(FEW):
         raise ValueError("wrong")
-    with lanes.one() as one, lanes.one() as other:
+    with lanes.one(FEW) as one, lanes.one(FEW) as other:
         assert sorted([one, other]) == [1, 2]
+
+
+def test_a_run_of_many_rows_has_none() -> None:
+    with Lanes(1).one({**FEW, "y": np.zeros([MOST_ROWS + 1, 2])}) as pool:
+        assert pool == EVERY
 
 
 def test_only_a_decoder_of_ours_on_few_cpus_has_lanes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,20 @@
 
 In a pool of several threads a step of a decoder changes from thread to thread some forty times, and
 each of them has to wake up first (docs/runtime.md). A lane is no different but for that: a run ends
-at its deadline. The pools belong to the process, and so do the lanes.
+at its deadline. A run of many rows gains more by a second thread, here and there, than it loses by
+waking it. The pools belong to the process, and so do the lanes.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
+
 EVERY = 0  # number of the pool of all other runs
+MOST_ROWS = 4  # of a run that has a lane
 
 
 class Lanes:
@@ -27,10 +31,11 @@ class Lanes:
         self._lock = threading.Lock()
 
     @contextmanager
-    def one(self) -> Iterator[int]:
-        """Have a lane for the time of a run; `EVERY` where all are taken."""
+    def one(self, inputs: Mapping[str, np.ndarray]) -> Iterator[int]:
+        """Have a lane for the time of a run; `EVERY` where all are taken, or of many rows."""
+        few = all(len(array) <= MOST_ROWS for array in inputs.values() if array.ndim)
         with self._lock:
-            number = self._free.pop() if self._free else EVERY
+            number = self._free.pop() if self._free and few else EVERY
         try:
             yield number
         finally:

@@ -217,7 +217,7 @@ class SavedModelServable:
             short or (bounded and sure(self._slowest_s.get(signature), timeout_s)))
         here = own or self._behind is not None
         own_s = time.thread_time() if own else 0.0
-        with self.halves.entered() as alone, self._pool(here) as pool:
+        with self.halves.entered() as alone, self._pool(inputs, here=here) as pool:
             options = _run_options(milliseconds, pool) if milliseconds or pool != EVERY else None
             cut = self._in_halves(signature, inputs, outputs, options, whole=whole) if (
                 alone and bounded and here) else None
@@ -234,9 +234,10 @@ class SavedModelServable:
                 self._calls.make(signature, self.signatures[signature], inputs, outputs)
         return found
 
-    def _pool(self, here: bool) -> AbstractContextManager[int]:
+    def _pool(self, inputs: Mapping[str, np.ndarray], *, here: bool = False
+              ) -> AbstractContextManager[int]:
         """Have the number of the pool of a run while it lasts."""
-        return nullcontext(CALLERS_THREAD) if here else self._lanes.one()
+        return nullcontext(CALLERS_THREAD) if here else self._lanes.one(inputs)
 
     def _in_halves(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str],
                    options: _Options | None, *, whole: bool) -> tuple[Arrays, float] | None:
@@ -284,7 +285,7 @@ class SavedModelServable:
         milliseconds = 0 if timeout_s is None else _milliseconds(timeout_s)
         steps = pywrap_tf_session.TF_NewBuffer()
         try:
-            with self._pool(here=False) as pool:
+            with self._pool(inputs) as pool:
                 options = _run_options(milliseconds, pool, traced=True)
                 arrays = self._run(signature, inputs, outputs, options, steps, whole=whole)
             return arrays, stage_times(_steps(pywrap_tf_session.TF_GetBuffer(steps)))
