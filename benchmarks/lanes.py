@@ -47,6 +47,10 @@ def main() -> None:
         folder / decoders.MODEL / "1",
         ServerConfig(models=(), intra_op_threads=1, golden_replay=False, warmup=False))
 
+    if not loaded._lanes.count:  # type: ignore[attr-defined]
+        raise SystemExit("Run it on a machine of one or two CPUs, or under `taskset -c 0,1`: where "
+                         "there are more the server gives no lanes.")
+
     def measure(texts: list[bytes], way: str) -> dict[str, float]:
         loaded._lanes = LANES if way == "lane" else Lanes(0)  # type: ignore[attr-defined]
         began, used = time.perf_counter(), time.process_time()

@@ -21,12 +21,12 @@ from tf_infer.optimize.litert_attention import PIECE, SUMMED, block_places
 
 
 @pytest.mark.parametrize(("positions", "pages"), [
-    (1, (16,)), (32, (32,)), (33, (48,)), (64, (64,)), (65, (64, 32)), (128, (64, 32, 32)),
+    (1, (16,)), (17, (32,)), (33, (64,)), (64, (64,)), (65, (64, 32)), (128, (64, 32, 32)),
     (200, (64, 32, 32, 64, 32)), (1024, (64, 32, 32, 64, 64, 128, 192, 256, 192))])
 def test_a_page_is_half_of_those_before_it(positions: int, pages: tuple[int, ...]) -> None:
     assert page_sizes(positions, fine=True) == pages
-    assert 0 <= sum(pages) - positions < (PIECE if pages[1:] else 16)
-    assert not pages[1:] or not any(page % PIECE for page in pages)
+    assert 0 <= sum(pages) - positions < PIECE
+    assert pages == (16,) or not any(page % PIECE for page in pages)
     coarse = page_sizes(positions, fine=False)
     assert coarse == ((64, 64, *pages[3:]) if pages[2:] else pages)
     assert not any(page % SUMMED for page in coarse[:-1])

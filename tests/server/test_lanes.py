@@ -66,9 +66,14 @@ def test_only_a_decoder_of_ours_on_few_cpus_has_lanes(monkeypatch: pytest.Monkey
     assert not has_lanes(for_version(settings(monkeypatch, intra_op_threads=2), manifest()))
     assert not has_lanes(for_version(settings(monkeypatch, cpus=3, intra_op_threads=1),
                                      manifest()))
-    own = settings(monkeypatch, intra_op_threads=1)
-    own.session_inter_op_thread_pool.add(num_threads=4)
-    assert not has_lanes(for_version(own, manifest()))
+    for name in ("session_inter_op_thread_pool", "use_per_session_threads",
+                 "inter_op_parallelism_threads"):
+        own = settings(monkeypatch, intra_op_threads=1)
+        if name == "session_inter_op_thread_pool":
+            own.session_inter_op_thread_pool.add(num_threads=4)
+        else:
+            setattr(own, name, True if name.startswith("use") else -1)
+        assert not has_lanes(for_version(own, manifest())), name
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +123,7 @@ def test_runs_have_lanes_and_more_at_once_the_pool(
 
     def long() -> None:
         try:
-            run(loaded, FOREVER, 1.0)
+            run(loaded, FOREVER, 5.0)
         except ServingError as error:
             ended.append(error.code)
 

@@ -15,7 +15,7 @@ from tf_infer.optimize import litert_attention, litert_file
 from tf_infer.optimize.litert_attention import SUMMED, Precision
 from tf_infer.optimize.litert_decoder import DecoderFile
 
-PAGE = litert_attention.PIECE  # positions of the smallest page
+PAGE = litert_attention.PIECE  # positions of the smallest page, but for a lone one of half as many
 GUESSES = 3
 MOST_GUESSES = 15  # with the token before them they reach over two pages at most
 ROUNDED_HEAD = 32  # numbers of a head from which on it is kept as int8
@@ -100,15 +100,15 @@ def page_sizes(positions: int, *, fine: bool) -> tuple[int, ...]:
 
     64, 64, 64, 64, 128, 192, 256, ..., the last one cut: a text meets few more positions than it
     has. `fine`, the second is two: there softmax sees SUMMED places at once in any case, else a
-    text would have other bits over more pages, beside a longer one. Multiples of PAGE, or of half
-    of it where there is no other: every row of a page begins where the runtime wants it, and values
-    are added up by pieces of PAGE, whatever pages there are.
+    text would have other bits over more pages, beside a longer one. Multiples of PAGE, but for a
+    lone page of half of it: every row of a page begins where the runtime wants it, and values are
+    added up by pieces of PAGE, whatever pages there are.
     """
     pages: list[int] = []
     while (held := sum(pages)) < positions:
         size = PAGE if fine and SUMMED <= held < 2 * SUMMED else max(
             SUMMED, held // 2 // SUMMED * SUMMED)
-        unit = PAGE if pages else PAGE // 2
+        unit = PAGE if positions > PAGE // 2 else PAGE // 2
         pages.append(min(size, -(-(positions - held) // unit) * unit))
     return tuple(pages)
 

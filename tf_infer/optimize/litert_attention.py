@@ -22,7 +22,7 @@ MASKED = -1e30  # as networks.attention
 # (256 ids at once: twice the scores).
 READ_BLOCK = 64
 BLOCK = 512 * 12 * 64  # numbers of keys or values that a step multiplies before it adds them up
-PIECE = 32  # positions whose values a step of one query adds up first; divides every page
+PIECE = 32  # positions whose values a step of one query adds up first; a lone page may be half
 SUMMED = 64  # numbers that XNNPACK's softmax adds up at once; what is left over, otherwise
 
 
@@ -111,7 +111,7 @@ class Attention:
         # 1 on the last id of each row that counts, 0 elsewhere.
         self.last = None if tokens == 1 else writer.input("last", [rows, 1, tokens])
         self.mask: Tensor | None = None
-        self._wide: Tensor | None = None
+        self._widened: Tensor | None = None
         self._masks: dict[tuple[int, int], Tensor | Constant] = {}
         if tokens == 1:
             self.mask = writer.input("mask", [rows, 1, 1, sum(pages) + 1])
@@ -250,19 +250,21 @@ class Attention:
         So a softmax adds up the same numbers in the same order, whatever pages a graph sees.
         """
         places = self.wide - sum(self.pages)
-        return [self.writer.file.constant(np.zeros((*shape, places), np.float32))] * (places > 0)
+        if not places:
+            return []
+        return [self.writer.file.constant(np.zeros((*shape, places), np.float32))]
 
     def _wide_mask(self) -> Tensor:
         """Return the mask, with MASKED where `_nothing` stands: once for all layers."""
         assert self.mask is not None
         writer, last = self.writer, sum(self.pages)
-        if self._wide is None:
+        if self._widened is None:
             shape = (*self.mask.shape[:3], self.wide - last)
-            self._wide = self.mask if self.wide == last else writer.concat([
+            self._widened = self.mask if self.wide == last else writer.concat([
                 writer.part(self.mask, {3: (0, last)}),
                 writer.file.constant(np.full(shape, MASKED, np.float32)),
                 writer.part(self.mask, {3: (last, last + 1)})], 3)
-        return self._wide
+        return self._widened
 
     def _pieces(self, weights: Tensor, spans: Sequence[Span], own: Kept) -> Tensor:
         """Multiply values with the weights of their places, and add up: each piece, then all.

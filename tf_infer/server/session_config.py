@@ -22,7 +22,7 @@ from tf_infer.wire import serving_pb2
 FEW_CPUS = 2  # there two runs with a thread each did 1.3 times one with two: docs/runtime.md
 MIN_INTER_OP_THREADS = 8  # a run without a limit holds one of them: docs/runtime.md
 LANES = Lanes(FEW_CPUS)
-POOL = "tf_infer"  # begins the names of pools
+LANE = "tf_infer_lane"  # begins the names of their pools
 
 
 def session_config(config: ServerConfig) -> Any:
@@ -58,16 +58,18 @@ def for_version(settings: Any, manifest: ModelManifest | None) -> Any:
     runs. A decoder of ours has many, and those of its functions that gain by it ask for it
     themselves (docs/runtime.md). Whoever configures the optimiser has their way.
 
-    A decoder of ours has lanes where operations have one thread and CPUs are few. Whoever
-    configures pools has their way.
+    A plain decoder of ours has lanes, too, where operations have one thread and CPUs are few.
+    Whoever configures pools has their way.
     """
     if (manifest is None or not isinstance(manifest.task, CausalLMConfig)
             or manifest.compiled != "none"):
         return settings
     if not settings.graph_options.HasField("rewrite_options"):
         settings = without_optimiser(settings)
-    if (settings.intra_op_parallelism_threads == 1 and cpus.usable() <= FEW_CPUS
-            and not settings.session_inter_op_thread_pool):
+    # Less than one thread is TensorFlow's word for the thread of whoever asks.
+    pools = (settings.session_inter_op_thread_pool or settings.use_per_session_threads
+             or settings.inter_op_parallelism_threads < 1)
+    if settings.intra_op_parallelism_threads == 1 and cpus.usable() <= FEW_CPUS and not pools:
         settings = _with_lanes(settings)
     return settings
 
@@ -82,14 +84,14 @@ def _with_lanes(settings: Any) -> Any:
     found = config_pb2.ConfigProto()
     found.CopyFrom(settings)
     threads = settings.inter_op_parallelism_threads
-    found.session_inter_op_thread_pool.add(num_threads=threads, global_name=f"{POOL}_{threads}")
+    found.session_inter_op_thread_pool.add(num_threads=threads, global_name=f"tf_infer_{threads}")
     for number in range(1, LANES.count + 1):
         found.session_inter_op_thread_pool.add(num_threads=1, global_name=_lane(number))
     return found
 
 
 def _lane(number: int) -> str:
-    return f"{POOL}_lane_{number}"
+    return f"{LANE}_{number}"
 
 
 def without_optimiser(settings: Any) -> Any:
