@@ -1,6 +1,6 @@
 """Lanes: TensorFlow pools of one thread each, of which a run of a decoder takes one. Pure.
 
-In a pool of several threads a step of a decoder changes from thread to thread some forty times, and
+In a pool of several threads a step of a decoder changes from thread to thread again and again, and
 each of them has to wake up first (docs/runtime.md). A lane is no different but for that: a run ends
 at its deadline. A run of many rows gains more by a second thread, here and there, than it loses by
 waking it. The pools belong to the process, and so do the lanes.

@@ -22,7 +22,6 @@ from tf_infer.wire import serving_pb2
 FEW_CPUS = 2  # there two runs with a thread each did 1.3 times one with two: docs/runtime.md
 MIN_INTER_OP_THREADS = 8  # a run without a limit holds one of them: docs/runtime.md
 LANES = Lanes(FEW_CPUS)
-LANE = "tf_infer_lane"  # begins the names of their pools
 
 
 def session_config(config: ServerConfig) -> Any:
@@ -91,7 +90,7 @@ def _with_lanes(settings: Any) -> Any:
 
 
 def _lane(number: int) -> str:
-    return f"{LANE}_{number}"
+    return f"tf_infer_lane_{number}"
 
 
 def without_optimiser(settings: Any) -> Any:
